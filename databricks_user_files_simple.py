@@ -1,0 +1,1530 @@
+#!/usr/bin/env python3
+"""Inventory of what every user of a Databricks workspace stores in DBFS and in the Workspace.
+
+Walks dbfs:/Users/<user> and /Users/<user> of each user, adds both up and writes one CSV row per user. Every finished
+user is saved to a checkpoint, and --resume goes on from there. As a command: see --help. From Python or a notebook:
+scan_users(usernames, load_databricks_config()) yields a UserResult for each user.
+"""
+from __future__ import annotations
+
+import argparse
+import configparser
+import csv
+import heapq
+import io
+import ipaddress
+import json
+import logging
+import math
+import os
+import queue
+import random
+import re
+import shlex
+import signal
+import sys
+import tempfile
+import threading
+import time
+import unicodedata
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timedelta, timezone
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+import urllib3
+
+log = logging.getLogger("databricks_user_files")
+
+# --- Constants ------------------------------------------------------------------------------------------------------
+
+FILE_SYSTEMS = ("dbfs", "workspace")
+WORKSPACE_DIRECTORIES = ("DIRECTORY", "REPO")  # object_types that are descended into; every other is a file
+WORKSPACE_OBJECT_SIZE = 10_000  # bytes; an estimate, because workspace/list gives no size for notebooks
+LARGEST_DIRECTORIES = 5  # kept per user and file system
+CONNECT_SECONDS, READ_SECONDS = 10, 90  # DBFS itself gives up on a large directory after about 60 s
+LONGEST_BODY = 64 * 1024**2  # bytes
+LARGE_BODY = 1024**2  # bytes; decoded one at a time, because the decoded form takes about ten times as much memory
+LONGEST_RETRY_AFTER = 120.0  # seconds
+RETRIES = {  # kind of error: attempts in all, seconds before the second (doubled from there on)
+    "rate limit": (5, 4.0), "server": (5, 2.0), "connection": (5, 2.0), "malformed": (5, 2.0), "too slow": (2, 2.0),
+}
+FIRST_RATE = 20.0  # requests/s after the first 429 (50 ms apart), unless more was just being achieved
+LOWEST_RATE, UNPACED_RATE = 1.0, 1000.0  # requests/s; from the latter on there is no delay
+OUTAGE_FAILURES = 10  # in a row, of one API
+LONGEST_OUTAGE = 15 * 60.0  # seconds
+FIRST_PROBE, LAST_PROBE = 2.0, 60.0  # seconds between two probes of an API that is away
+DEFAULT_THREADS, MOST_THREADS = 16, 1000
+OPEN_USERS = 500  # scanned at the same time at most: bounds the memory, and what a crash can lose
+CHECKPOINT_FILE = ".checkpoint_progress.json"
+SYNC_SECONDS = 1.0
+BIGGEST_USERS = 10  # in the closing summary
+STATUSES = ("success", "empty", "partial", "error")
+NOT_READABLE = "not found, or not readable with this token"
+CSV_COLUMNS = ("username", "file_count", "total_size", "total_size_gb", "status", "file_source", "error")
+USER_COLUMNS = ("username", "user_name", "email")  # of a users file, in any letter case
+
+# --- Records and errors ---------------------------------------------------------------------------------------------
+
+
+class InventoryError(Exception):
+    """The run cannot go on (usage, configuration, login, outage): the message is for people, the exit code is 2."""
+
+
+class MalformedAnswer(ValueError):
+    """A 200 whose body is not what was asked for."""
+
+
+class DatabricksError(Exception):
+    """A request that failed. `kind` decides about retries; `status` is None where no HTTP answer came."""
+
+    def __init__(self, kind: str, message: str, path: str, status: int | None = None, error_code: str = "",
+                 retry_after: float = 0.0, unreachable: bool = False):
+        head = " ".join(str(part) for part in (status, error_code) if part)
+        super().__init__(f"{head}: {message}" if head else message)
+        self.kind, self.message, self.path, self.status, self.error_code = kind, message, path, status, error_code
+        self.retry_after, self.unreachable = retry_after, unreachable  # seconds; whether no connection came about
+
+
+@dataclass(frozen=True)
+class DatabricksConfig:
+    """A workspace (`host`, e.g. https://adb-1.azuredatabricks.net), a login for it, and where that login comes from."""
+
+    host: str
+    token: str = field(repr=False)
+    source: str = "given by the caller"
+
+
+@dataclass
+class FileSystemTotals:
+    """What one user has in one file system; `directories` counts those that were listed.
+
+    `types` counts the entries by object_type. `largest` has the directories with most in them: path, files and bytes
+    of what lies directly in each. `failures` has path and error of every directory that could not be listed: what is
+    in and below it is missing from the counts.
+    """
+
+    files: int = 0
+    bytes: int = 0
+    directories: int = 0
+    types: dict[str, int] = field(default_factory=dict)
+    largest: list[dict[str, Any]] = field(default_factory=list)
+    failures: list[dict[str, str]] = field(default_factory=list)
+
+    def add(self, other: FileSystemTotals) -> None:
+        self.files += other.files
+        self.bytes += other.bytes
+        self.directories += other.directories
+        for object_type, count in other.types.items():
+            self.types[object_type] = self.types.get(object_type, 0) + count
+        if other.largest:
+            ranked = sorted(self.largest + other.largest, key=lambda at: (-at["bytes"], -at["files"], at["path"]))
+            self.largest = ranked[:LARGEST_DIRECTORIES]
+        self.failures += other.failures
+
+    def check(self) -> FileSystemTotals:
+        """Itself, for a record read from a file. Raises ValueError, TypeError or KeyError if a value is impossible."""
+        counts = [self.files, self.bytes, self.directories, *self.types.values()]
+        counts += [at[key] for at in self.largest for key in ("files", "bytes")]
+        texts = [*(at["path"] for at in self.largest + self.failures), *(at["error"] for at in self.failures)]
+        if not all(type(count) is int and 0 <= count < 2**63 for count in counts):
+            raise ValueError("not a count")
+        if not all(type(text) is str for text in texts):
+            raise ValueError("not a text")
+        return self
+
+
+@dataclass(frozen=True)
+class UserResult:
+    """One user's inventory; a file system that was not scanned is None. `scanned_at` is UTC, ISO 8601.
+
+    `file_count` and `total_size` (bytes) are of the directories that could be listed: see `status`.
+    """
+
+    username: str
+    scanned_at: str
+    dbfs: FileSystemTotals | None = None
+    workspace: FileSystemTotals | None = None
+
+    @property
+    def scanned(self) -> dict[str, FileSystemTotals]:
+        return {name: getattr(self, name) for name in FILE_SYSTEMS if getattr(self, name) is not None}
+
+    @property
+    def file_count(self) -> int:
+        return sum(totals.files for totals in self.scanned.values())
+
+    @property
+    def total_size(self) -> int:
+        return sum(totals.bytes for totals in self.scanned.values())
+
+    @property
+    def status(self) -> str:
+        if any(totals.failures for totals in self.scanned.values()):
+            return "partial" if any(totals.directories for totals in self.scanned.values()) else "error"
+        return "success" if self.file_count else "empty"
+
+    @property
+    def file_source(self) -> str:
+        found = [name for name, totals in self.scanned.items() if totals.files]
+        return "both" if len(found) == 2 else found[0] if found else "none"
+
+    @property
+    def error(self) -> str:
+        """The first failure by file system and path, and how many more there are."""
+        failures = sorted((name, at["path"], at["error"]) for name, totals in self.scanned.items()
+                          for at in totals.failures)
+        more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
+        return "{}:{}: {}".format(*failures[0]) + more if failures else ""
+
+    def row(self) -> dict[str, Any]:
+        """The columns of the inventory CSV."""
+        return {
+            "username": self.username, "file_count": self.file_count, "total_size": self.total_size,
+            "total_size_gb": f"{self.total_size / 1024**3:.4f}", "status": self.status,
+            "file_source": self.file_source, "error": self.error,
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        head = {"username": self.username, "scanned_at": self.scanned_at, "status": self.status}
+        return head | {name: asdict(totals) for name, totals in self.scanned.items()}
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> UserResult:
+        """The reverse of as_dict(). Raises ValueError, TypeError, KeyError or AttributeError for anything else."""
+        name, scanned_at = record["username"], record["scanned_at"]
+        if not (isinstance(name, str) and isinstance(scanned_at, str) and record["status"] in STATUSES):
+            raise ValueError("not a result")
+        scanned = {name: FileSystemTotals(**record[name]).check() for name in FILE_SYSTEMS if name in record}
+        return cls(name, scanned_at, **scanned)
+
+
+# --- Configuration --------------------------------------------------------------------------------------------------
+
+
+def load_databricks_config(profile: str | None = None, workspace_url: str | None = None,
+                           token: str | None = None) -> DatabricksConfig:
+    """Finds the workspace and a login for it: what is given here, else the CLI profile, else the environment.
+
+    Reads DATABRICKS_CONFIG_FILE (else ~/.databrickscfg), DATABRICKS_CONFIG_PROFILE, DATABRICKS_WORKSPACE_URL (else
+    DATABRICKS_HOST) and DATABRICKS_TOKEN. A token goes only to the host it was configured with, or that is given
+    beside it. Raises InventoryError. Where profiles are kept: config.py of databricks-sdk.
+    """
+    host = None if workspace_url is None else normalize_host(workspace_url)
+    if token is not None:
+        if host is None:
+            raise InventoryError("--token goes to no host but the one that is given with it: add --workspace-url")
+        return DatabricksConfig(host, check_token(token), "command line")
+    config = config_from_profile(profile, host) or config_from_environment(host)
+    if config is None:
+        raise InventoryError(f"no login found {f'for {host} ' if host else ''}in {profile_file()} or the environment: "
+                             "run `databricks configure`, or set DATABRICKS_HOST and DATABRICKS_TOKEN")
+    return config
+
+
+def profile_file() -> Path:
+    return Path(os.environ.get("DATABRICKS_CONFIG_FILE") or "~/.databrickscfg").expanduser()
+
+
+def read_profiles() -> tuple[dict[str, dict[str, str]], str | None]:
+    """The profiles in the profile file by name, and the one it names as default. Raises InventoryError."""
+    parser = configparser.ConfigParser(interpolation=None, default_section="\0")  # [DEFAULT] is not inherited
+    try:
+        parser.read_string(profile_file().read_text(encoding="utf-8-sig"))
+    except (configparser.Error, UnicodeDecodeError) as error:  # their messages would show the line, and so the token
+        line = getattr(error, "lineno", None) or next((number for number, _ in getattr(error, "errors", [])), None)
+        raise InventoryError(f"{profile_file()}{f', line {line}' if line else ''}: not a profile file (INI); mend it, or "
+                             "name another in DATABRICKS_CONFIG_FILE") from None
+    except OSError as error:
+        raise InventoryError(f"{profile_file()} cannot be read: {error.strerror}") from error
+    profiles = {name: dict(parser.items(name)) for name in parser.sections()}
+    return profiles, profiles.pop("__settings__", {}).get("default_profile")
+
+
+def config_from_profile(profile: str | None, host: str | None) -> DatabricksConfig | None:
+    """The login of the named or default profile; None if there is no default, or it is of another host than `host`."""
+    named = profile if profile is not None else os.environ.get("DATABRICKS_CONFIG_PROFILE") or None
+    if not profile_file().exists():
+        if named is not None:
+            log.warning("profile %s is not used, because there is no %s: the environment serves", named, profile_file())
+        return None
+    profiles, default = read_profiles()
+    # A new file of the CLI begins with an empty [DEFAULT].
+    name = named if named is not None else default or ("DEFAULT" if profiles.get("DEFAULT") else None)
+    if name is None:
+        return None
+    if name not in profiles:
+        raise InventoryError(f"no profile {name!r} in {profile_file()}; it has: {', '.join(profiles) or 'none'}")
+    values, source = profiles[name], f"profile {name} in {profile_file()}"
+    if not values.get("host"):
+        raise InventoryError(f"{source} has no host")
+    configured = normalize_host(values["host"])
+    if host not in (None, configured):
+        if named is None:
+            return None
+        raise InventoryError(f"{source} is for {configured}, and its token is not sent to {host}")
+    if not values.get("token"):
+        raise InventoryError(f"{source} has no token; `databricks configure --profile {name}` asks for one")
+    return DatabricksConfig(configured, check_token(values["token"]), source)
+
+
+def config_from_environment(host: str | None) -> DatabricksConfig | None:
+    token = os.environ.get("DATABRICKS_TOKEN")
+    configured = os.environ.get("DATABRICKS_WORKSPACE_URL") or os.environ.get("DATABRICKS_HOST")
+    target = normalize_host(configured) if configured else host
+    if not token or target is None or host not in (None, target):
+        return None
+    return DatabricksConfig(target, check_token(token), "environment")
+
+
+def normalize_host(text: str) -> str:
+    """Scheme, host and port of what people paste: 'adb-1.net/?o=1' becomes 'https://adb-1.net'."""
+    try:
+        parts = urlsplit(text.strip() if "://" in text else f"https://{text.strip()}")
+        name, port = parts.hostname or "", parts.port
+        address = ipaddress.ip_address(name) if ":" in name or re.fullmatch(r"[\d.]+", name) else None
+    except ValueError:
+        parts = name = address = None  # type: ignore[assignment]
+    if not name or parts.scheme not in ("http", "https") or not (address or re.fullmatch(r"[\w-]+(\.[\w-]+)*\.?", name)):
+        raise InventoryError(f"not a workspace URL: {text!r}; it looks like https://adb-123.4.azuredatabricks.net")
+    if parts.scheme == "http" and not (name == "localhost" or address and address.is_loopback):
+        raise InventoryError(f"{text!r} would send the token unencrypted: use https://{name}")
+    return f"{parts.scheme}://{f'[{name}]' if ':' in name else name}{f':{port}' if port else ''}"
+
+
+def check_token(token: str) -> str:
+    if not re.fullmatch(r"[\x21-\x7e]+", token):
+        raise InventoryError("the token is empty, or has characters that no token has (spaces, line breaks)")
+    return token
+
+
+# --- REST client ----------------------------------------------------------------------------------------------------
+
+
+def retry_wait(error: DatabricksError, attempts: int, jitter: float) -> float | None:
+    """Seconds to wait after `attempts` that failed, None if there is no further one; jitter is from 0 to 1."""
+    most, first = RETRIES.get(error.kind, (1, 0.0))
+    if attempts >= most:
+        return None
+    return max(error.retry_after, first * 2 ** max(attempts - 1, 0) * (1 + jitter) / 2)
+
+
+def next_rate(rate: float | None, limited: bool, achieved: float) -> float | None:
+    """The pacer's rule, in requests/s (None: no delay): 15% less after a 429, a little more after a success."""
+    if rate is None:
+        return max(FIRST_RATE, achieved) if limited else None
+    if limited:
+        return max(LOWEST_RATE, rate * 0.85)
+    return rate + 0.05 if rate + 0.05 < UNPACED_RATE else None
+
+
+class Pacer:
+    """When requests to one API may go: spaced while it limits them, one probe at a time while it is away.
+
+    Asked by one thread only. Times are the clock's, in seconds.
+    """
+
+    def __init__(self) -> None:
+        self.rate: float | None = None
+        self.next_at = 0.0
+        self.changed_at = self.succeeded_at = -math.inf
+        self.recent: deque[float] = deque()  # successes of the last second
+        self.failures = 0  # in a row
+        self.failing_since = self.probe_wait = 0.0
+        self.away = False
+
+    def sent(self, now: float) -> None:
+        if self.away:
+            self.next_at = math.inf  # until the probe is answered
+        elif self.rate is not None:
+            self.next_at = max(self.next_at, now - 0.05) + 1 / self.rate  # makes up for a late wake-up, by 50 ms at most
+
+    def answered(self, now: float, success: bool = False) -> None:
+        """Takes note of an answer that is none of RETRIES."""
+        if self.away:
+            self.away, self.next_at = False, now
+        self.failures = 0
+        if success:
+            self.succeeded_at = now
+            self.recent.append(now)
+            while self.recent[0] < now - 1:
+                self.recent.popleft()
+            self.rate = next_rate(self.rate, False, len(self.recent))
+
+    def failed(self, error: DatabricksError, sent_at: float, now: float, probe: bool = False) -> None:
+        """Takes note of a failure. Raises InventoryError when the API has been away for LONGEST_OUTAGE."""
+        if error.kind == "rate limit" and not self.away:
+            if sent_at <= self.changed_at:  # it left before the last change, which was the answer to it
+                return
+            self.rate = next_rate(self.rate, True, len(self.recent))
+            self.changed_at, self.next_at = now, now + 1 / (self.rate or UNPACED_RATE)
+        self.failing_since = self.failing_since if self.failures else now
+        self.failures += 1
+        if self.away and now - self.failing_since > LONGEST_OUTAGE:
+            raise InventoryError(f"no success for {LONGEST_OUTAGE / 60:.0f} minutes; the last failure: {error}")
+        if self.away and probe:
+            self.probe_wait = min(self.probe_wait * 2, LAST_PROBE)
+        elif not self.away and self.failures >= OUTAGE_FAILURES:
+            log.warning("%d failures in a row, the last: %s. Waiting until the service is back", self.failures, error)
+            self.away, self.probe_wait = True, FIRST_PROBE
+        else:
+            return
+        self.next_at = now + max(self.probe_wait, error.retry_after)
+
+
+class BearerAuth(requests.auth.AuthBase):
+    """The login as an auth object: a header that is set on the session would be replaced from ~/.netrc."""
+
+    def __init__(self, config: DatabricksConfig):
+        self.config = config
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Bearer {self.config.token}"
+        return request
+
+
+class DatabricksClient:
+    """The one place that makes requests. attempt() tries once, get() tries again and waits in between."""
+
+    def __init__(self, config: DatabricksConfig, threads: int = 1, clock: Callable[[], float] = time.monotonic,
+                 sleep: Callable[[float], None] = time.sleep, jitter: Callable[[], float] = random.random):
+        self.config, self.clock, self.sleep, self.jitter = config, clock, sleep, jitter
+        self.statistics: Counter[str] = Counter()  # requests, retries, rate_limited (429), files
+        self.pacers: dict[str, Pacer] = {}  # by API
+        self.reached = False
+        self.decoding = threading.Lock()
+        self.session = requests.Session()
+        self.session.mount(config.host, requests.adapters.HTTPAdapter(pool_connections=1, pool_maxsize=threads))
+        self.session.auth = BearerAuth(config)
+        self.session.headers.update({"Accept": "application/json", "User-Agent": "databricks-user-files"})
+        # Proxies and CA bundle: read from the environment once, not at every request.
+        settings = self.session.merge_environment_settings(config.host, {}, True, None, None)
+        self.session.proxies, self.session.verify = settings["proxies"], settings["verify"]
+        self.session.trust_env = False
+
+    def attempt(self, api_path: str, params: dict[str, Any], parse: Callable[[Any], Any]) -> Any:
+        """One GET; returns parse(the decoded body). Raises DatabricksError, also where parse raises MalformedAnswer."""
+        path = str(params.get("path", api_path))
+        try:
+            with self.session.get(self.config.host + api_path, params=params, stream=True, allow_redirects=False,
+                                  timeout=(CONNECT_SECONDS, READ_SECONDS)) as response:
+                self.reached = True
+                body = self.read_body(response)
+            if response.status_code != 200:
+                raise self.answer_error(response, body, path)
+            return parse(self.decode(body))
+        except MalformedAnswer as error:
+            raise DatabricksError("malformed", str(error), path) from error
+        except UnicodeError as error:  # half a surrogate pair: there is no way to ask for this name
+            raise DatabricksError("refused", "the name is not valid Unicode", path) from error
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+            raise self.connection_error(error, path) from error
+
+    def get(self, api: str, api_path: str, params: dict[str, Any], parse: Callable[[Any], Any]) -> Any:
+        """attempt(), with RETRIES. A host that cannot be reached at all is not tried again."""
+        pacer, attempts = self.pacers.setdefault(api, Pacer()), 0
+        while True:
+            self.sleep(max(0.0, pacer.next_at - self.clock()))
+            sent_at = self.clock()
+            pacer.sent(sent_at)
+            self.statistics["requests"] += 1
+            try:
+                answer = self.attempt(api_path, params, parse)
+                pacer.answered(self.clock(), success=True)
+                return answer
+            except DatabricksError as error:
+                attempts += 1
+                wait = retry_wait(error, attempts, self.jitter())
+                if wait is None or error.unreachable and not self.reached:
+                    raise
+                if error.kind == "rate limit":
+                    pacer.failed(error, sent_at, self.clock())
+                self.statistics.update(retries=1, rate_limited=error.kind == "rate limit")
+                log.debug("%s: %s; again in %.1f s", api_path, error, wait)
+                self.sleep(wait)
+
+    def read_body(self, response: requests.Response) -> bytes:
+        """The whole body, within LONGEST_BODY and READ_SECONDS."""
+        # read1 returns what has come; read waits for a full block, and with a server that drips for ever.
+        read = getattr(response.raw, "read1", response.raw.read)
+        until, parts, length = self.clock() + READ_SECONDS, [], 0
+        while chunk := read(65536, decode_content=True):
+            parts.append(chunk)
+            length += len(chunk)
+            if length > LONGEST_BODY:
+                raise MalformedAnswer(f"the answer is longer than {LONGEST_BODY // 1024**2} MB")
+            if self.clock() > until:
+                raise requests.ReadTimeout
+        announced = response.headers.get("Content-Length", "")
+        if announced.isdigit() and int(announced) != length and "Content-Encoding" not in response.headers:
+            raise MalformedAnswer("the answer was cut short")
+        return b"".join(parts)
+
+    def decode(self, body: bytes) -> Any:
+        try:
+            if len(body) < LARGE_BODY:
+                return json.loads(body)
+            with self.decoding:
+                return json.loads(body)
+        except (ValueError, RecursionError) as error:
+            what = "an HTML page" if b"<html" in body[:2000].lower() else "not JSON"
+            raise MalformedAnswer(f"the answer is {what}: is this the workspace's URL, is there a proxy?") from error
+
+    def answer_error(self, response: requests.Response, body: bytes, path: str) -> DatabricksError:
+        error_code, message = parse_error_body(body)
+        message = message.replace(self.config.token, "***") or response.reason or "no message"
+        kind = classify_error(response.status_code, error_code, message.replace(path, ""))
+        if kind == "too slow":
+            message = f"{path} is too large to be listed over REST; dbutils.fs on a cluster can list it"
+        if 300 <= response.status_code < 400:
+            message = f"redirected to {response.headers.get('Location', '?')[:100]}: is this the workspace's URL?"
+        retry_after = 0.0
+        if response.status_code in (429, 503):
+            with suppress(urllib3.exceptions.InvalidHeader, TypeError, ValueError, OverflowError):
+                asked = urllib3.Retry().parse_retry_after(response.headers.get("Retry-After", ""))
+                retry_after = min(asked, LONGEST_RETRY_AFTER)
+        return DatabricksError(kind, message, path, response.status_code, error_code, retry_after)
+
+    def connection_error(self, error: BaseException, path: str) -> DatabricksError:
+        """For an exception of requests, whose own text is a page long: its first cause in a few words."""
+        chain = [error]
+        while cause := chain[-1].__cause__ or chain[-1].__context__:
+            chain.append(cause)
+        reasons = [link.strerror for link in chain if isinstance(link, OSError) and link.strerror]
+        message = str(reasons[-1]).replace(self.config.token, "***") if reasons else "the connection broke off"
+        if isinstance(error, requests.ConnectTimeout):
+            message = f"no connection within {CONNECT_SECONDS} s"
+        elif isinstance(error, (requests.Timeout, urllib3.exceptions.TimeoutError)):
+            message = f"no answer within {READ_SECONDS} s"
+        no_connection = (requests.ConnectTimeout, requests.exceptions.SSLError, requests.exceptions.ProxyError,
+                         urllib3.exceptions.NewConnectionError)
+        unreachable = any(isinstance(link, no_connection) for link in chain)
+        return DatabricksError("connection", message, path, unreachable=unreachable)
+
+
+def classify_error(status: int, error_code: str, message: str) -> str:
+    """The kind of an error answer: a key of RETRIES, or a kind that is not retried."""
+    text = f"{error_code} {message}"
+    if status == 429 or status == 500 and "REQUEST_LIMIT_EXCEEDED" in text:
+        return "rate limit"
+    if status >= 500 and "taking too long to process your request" in text:
+        return "too slow"
+    if status in (500, 502, 503, 504):
+        return "server"
+    invalid_token = re.search(r"\b(invalid|expired)\b[\w ]*\btoken\b|\btoken\b[\w ]*\b(invalid|expired)\b", text, re.I)
+    if status == 401 or status == 403 and invalid_token and error_code != "PERMISSION_DENIED":
+        return "login"
+    if status == 404 and error_code == "RESOURCE_DOES_NOT_EXIST":
+        return "not found"
+    if status != 404 and re.search("DBFS root is disabled|DBFS_DISABLED|DBFS root and DBFS mounts is disallowed", text):
+        return "dbfs disabled"
+    return "refused"
+
+
+def parse_error_body(body: bytes) -> tuple[str, str]:
+    """error_code and message, a line each, of a JSON, SCIM, API 1.2, HTML or text body (errors of databricks-sdk)."""
+    text = body[:100_000].decode("utf-8", "replace")
+    with suppress(ValueError, RecursionError):
+        record = json.loads(text)
+        if isinstance(record, dict):
+            error_code = record.get("error_code") or record.get("scimType") or ""
+            text = record.get("message") or record.get("detail") or record.get("error") or ""
+            return one_line(str(error_code), 60), one_line(str(text), 300)
+    title = re.search(r"<(title|pre)[^>]*>(.*?)</\1>", text, re.I | re.S)
+    return "", one_line(title[2] if title else text, 300)
+
+
+def one_line(text: str, longest: int) -> str:
+    text = " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text).split())
+    return text if len(text) <= longest else f"{text[:longest - 3]}..."
+
+
+def parse_record(body: Any) -> dict[str, Any]:
+    if not isinstance(body, dict):
+        raise MalformedAnswer("the answer is not a JSON object")
+    return body
+
+
+def caller_is_admin(client: DatabricksClient) -> bool | None:
+    """Whether scim/v2/Me has the caller in the group `admins`; None where it does not tell groups.
+
+    Raises InventoryError where the workspace does not answer, or refuses the login.
+    """
+    try:
+        groups = client.get("scim", "/api/2.0/preview/scim/v2/Me", {}, parse_record).get("groups")
+    except DatabricksError as error:
+        if error.kind == "login" or error.kind in RETRIES:
+            raise run_error(error, client.config) from error
+        return None
+    if not isinstance(groups, list):
+        return None
+    return any(isinstance(group, dict) and group.get("display") == "admins" for group in groups)
+
+
+def run_error(error: DatabricksError, config: DatabricksConfig) -> InventoryError:
+    """What to tell people about an error that ends the run."""
+    if error.kind == "login":
+        return InventoryError(f"{config.host} does not accept the token of {config.source} ({error}): renew it")
+    if error.unreachable:
+        return InventoryError(f"{config.host} cannot be reached ({error}): check the URL, the network and the proxy")
+    return InventoryError(f"{config.host} gave no proper answer: {error}")
+
+
+# --- Listings -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Listing:
+    """What lies directly in one directory, and the paths of the directories among it."""
+
+    totals: FileSystemTotals
+    children: list[str]
+
+
+def parse_listing(file_system: str, path: str, body: Any) -> Listing:
+    """What the answer to a listing of `path` says. Raises MalformedAnswer if it is not such a listing.
+
+    Fields: "DBFS API: list" and "Workspace API: list" of the REST reference.
+    """
+    key, parse_entry = ("files", parse_dbfs_entry) if file_system == "dbfs" else ("objects", parse_workspace_entry)
+    entries = [] if body == {} else body.get(key) if isinstance(body, dict) else None
+    if not isinstance(entries, list):
+        raise MalformedAnswer("the answer is not a listing")
+    prefix, paths, children = path.rstrip("/") + "/", set(), []
+    totals = FileSystemTotals(directories=1)
+    for entry in entries:
+        entry_path = entry.get("path") if isinstance(entry, dict) else None
+        if not isinstance(entry_path, str):
+            raise MalformedAnswer("the listing has an entry without a path")
+        object_type, is_directory, size = parse_entry(entry)
+        inside = entry_path.startswith(prefix) and is_name(entry_path[len(prefix):])
+        if not inside and (entry_path != path or is_directory or len(entries) > 1):  # a listed file returns itself
+            raise MalformedAnswer(f"the listing has an entry that does not lie in it: {one_line(entry_path, 200)}")
+        paths.add(entry_path)
+        totals.types[object_type] = totals.types.get(object_type, 0) + 1
+        totals.bytes += size
+        if is_directory:
+            children.append(entry_path)
+    if len(paths) < len(entries):
+        raise MalformedAnswer("the listing has an entry twice")
+    totals.files = len(entries) - len(children)
+    if totals.files:
+        totals.largest = [{"path": path, "files": totals.files, "bytes": totals.bytes}]
+    return Listing(totals, children)
+
+
+def parse_dbfs_entry(entry: dict[str, Any]) -> tuple[str, bool, int]:
+    """Object type, whether it is a directory, and bytes."""
+    is_directory, size = entry.get("is_dir", False), entry.get("file_size")
+    if is_directory is True:
+        return "DIRECTORY", True, 0
+    if is_directory is not False or type(size) is not int or not 0 <= size < 2**63:
+        raise MalformedAnswer("the listing has a file without a size")
+    return "FILE", False, size
+
+
+def parse_workspace_entry(entry: dict[str, Any]) -> tuple[str, bool, int]:
+    object_type = entry.get("object_type") or "UNKNOWN"
+    if not isinstance(object_type, str):
+        raise MalformedAnswer("the listing has an object_type that is no text")
+    is_directory = object_type in WORKSPACE_DIRECTORIES
+    return object_type, is_directory, 0 if is_directory else WORKSPACE_OBJECT_SIZE
+
+
+def is_name(name: str) -> bool:
+    return "/" not in name and name not in ("", ".", "..")
+
+
+# --- Engine ---------------------------------------------------------------------------------------------------------
+
+HOMES = -1  # the `user` of the listings of /Users, which show homes in other letter case
+PROBE = -2  # the `user` of the listings of /, which show whether an API is back
+
+
+@dataclass
+class Directory:
+    """A frontier entry: a directory still to be listed for the user of that number. Times are the clock's."""
+
+    user: int
+    file_system: str
+    path: str
+    home: bool = False
+    attempts: int = 0
+    not_before: float = 0.0
+    failed_at: float | None = None
+    error: str = ""
+    last_round: bool = False
+
+
+class Frontier:
+    """What is still to be listed: earlier users first, of one user the newest first; failed ones await their time."""
+
+    def __init__(self) -> None:
+        self.ready: dict[str, list[tuple[int, int, Directory]]] = {name: [] for name in FILE_SYSTEMS}
+        self.waiting: list[tuple[float, int, Directory]] = []
+        self.pushed = 0
+
+    def push(self, directory: Directory) -> None:
+        self.pushed += 1
+        if directory.not_before:
+            heapq.heappush(self.waiting, (directory.not_before, self.pushed, directory))
+        else:
+            heapq.heappush(self.ready[directory.file_system], (directory.user, -self.pushed, directory))
+
+    def pop(self, file_systems: list[str], now: float) -> Directory | None:
+        while self.waiting and self.waiting[0][0] <= now:
+            directory = heapq.heappop(self.waiting)[2]
+            directory.not_before = 0.0
+            self.push(directory)
+        heaps = [self.ready[name] for name in file_systems if self.ready[name]]
+        return heapq.heappop(min(heaps, key=lambda heap: heap[0][:2]))[2] if heaps else None
+
+    def take_all(self) -> list[Directory]:
+        entries = [entry[2] for heap in (*self.ready.values(), self.waiting) for entry in heap]
+        for heap in (*self.ready.values(), self.waiting):
+            heap.clear()
+        return entries
+
+
+class Engine:
+    """Lists the frontier with up to `threads` requests in flight; one thread gathers the answers and has all state.
+
+    `accounts` is told of every listing (listed) and of every directory given up (failed), and puts new users into the
+    frontier (open_user). After the deadline nothing is started: what is not reached stays in the frontier.
+    """
+
+    def __init__(self, client: DatabricksClient, frontier: Frontier, accounts: Accounts, threads: int,
+                 deadline: float = math.inf):
+        self.client, self.frontier, self.accounts = client, frontier, accounts
+        self.threads, self.deadline = threads, deadline
+        self.pacers = {name: client.pacers.setdefault(name, Pacer()) for name in FILE_SYSTEMS}
+        self.work: queue.SimpleQueue[tuple[Directory, float] | None] = queue.SimpleQueue()
+        self.answers: queue.SimpleQueue[tuple[Directory, float, Listing | Exception]] = queue.SimpleQueue()
+        self.in_flight = self.started = 0
+
+    def run(self) -> Iterator[None]:
+        """Until nothing is left, or the deadline; yields after every answer, and once a second without one."""
+        try:
+            while True:
+                now = self.hand_out()
+                wait = max(min(self.wake_at() - now, 1.0), 0.0)
+                if self.in_flight:
+                    with suppress(queue.Empty):
+                        self.take(*self.answers.get(timeout=wait))
+                elif self.wake_at() == math.inf or now >= self.deadline:
+                    return
+                else:
+                    self.client.sleep(wait)
+                yield
+        finally:
+            for _ in range(self.started):
+                self.work.put(None)
+
+    def hand_out(self) -> float:
+        """Starts all that may start; returns the time."""
+        now = self.client.clock()
+        while self.in_flight < self.threads and now < self.deadline and (directory := self.next_directory(now)):
+            self.pacers[directory.file_system].sent(now)
+            self.client.statistics["requests"] += 1
+            self.work.put((directory, now))
+            self.in_flight += 1
+            if self.in_flight > self.started:  # daemons: an interrupted run waits for none of them
+                threading.Thread(target=self.list_directories, daemon=True).start()
+                self.started += 1
+            now = self.client.clock()
+        return now
+
+    def next_directory(self, now: float) -> Directory | None:
+        free = [name for name, pacer in self.pacers.items() if pacer.next_at <= now]
+        for name in free:
+            if self.pacers[name].away:
+                return Directory(PROBE, name, "/")
+        while free:
+            directory = self.frontier.pop(free, now)
+            if directory is not None or not self.accounts.open_user():
+                return directory
+        return None
+
+    def wake_at(self) -> float:
+        """When something may start that may not now, if no answer comes before."""
+        if self.in_flight >= self.threads:
+            return math.inf
+        times = [self.frontier.waiting[0][0]] if self.frontier.waiting else []
+        times += [pacer.next_at for name, pacer in self.pacers.items()
+                  if pacer.away or self.frontier.ready[name] or self.accounts.can_open()]
+        return min(times, default=math.inf)
+
+    def list_directories(self) -> None:
+        """What each thread does."""
+        while task := self.work.get():
+            directory, sent_at = task
+            parse = partial(parse_listing, directory.file_system, directory.path)
+            try:
+                answer = self.client.attempt(f"/api/2.0/{directory.file_system}/list", {"path": directory.path}, parse)
+            except Exception as error:  # raised again by the gathering thread, if it is a bug
+                answer = error
+            self.answers.put((directory, sent_at, answer))
+
+    def take(self, directory: Directory, sent_at: float, answer: Listing | Exception) -> None:
+        self.in_flight -= 1
+        now, pacer = self.client.clock(), self.pacers[directory.file_system]
+        if isinstance(answer, Listing):
+            pacer.answered(now, success=True)
+            log.debug("%s:%s: %s", directory.file_system, directory.path, answer.totals.types)
+            if directory.user >= 0:
+                self.client.statistics["files"] += answer.totals.files
+                for child in answer.children:
+                    self.frontier.push(Directory(directory.user, directory.file_system, child))
+            self.accounts.listed(directory, answer)
+        elif not isinstance(answer, DatabricksError):
+            raise answer
+        elif answer.kind == "login":
+            raise run_error(answer, self.client.config) from answer
+        elif answer.kind in RETRIES:
+            self.retry(directory, answer, sent_at, now)
+        else:
+            pacer.answered(now)
+            self.accounts.failed(directory, answer)
+
+    def retry(self, directory: Directory, error: DatabricksError, sent_at: float, now: float) -> None:
+        """Puts the listing back to wait, or gives it up."""
+        pacer, statistics = self.pacers[directory.file_system], self.client.statistics
+        was_away, since = pacer.away, directory.failed_at or sent_at
+        pacer.failed(error, sent_at, now, probe=directory.user == PROBE)
+        statistics["rate_limited"] += error.kind == "rate limit"
+        if directory.user == PROBE:
+            return
+        directory.failed_at, directory.error = now, str(error)
+        if not was_away and not (error.kind == "rate limit" and pacer.succeeded_at > since):
+            directory.attempts += 1
+        wait = retry_wait(error, directory.attempts, self.client.jitter())
+        if wait is None:
+            self.accounts.failed(directory, error)
+        else:
+            statistics["retries"] += 1
+            log.debug("%s:%s: %s; again in %.1f s", directory.file_system, directory.path, error, wait)
+            directory.not_before = now + wait
+            self.frontier.push(directory)
+
+
+@dataclass
+class OpenUser:
+    username: str
+    totals: dict[str, FileSystemTotals]
+    pending: int  # directories in the frontier, in flight, or waiting for the listing of /Users
+    failed_once: list[Directory] = field(default_factory=list)
+
+
+class Accounts:
+    """Opens users, adds up what is listed for each, and closes those of whom nothing is left to list."""
+
+    def __init__(self, usernames: list[str], file_systems: tuple[str, ...], frontier: Frontier, admin: bool | None):
+        self.usernames, self.file_systems, self.frontier, self.admin = usernames, file_systems, frontier, admin
+        self.asked = {f"/Users/{username}" for username in usernames}
+        self.opened = 0
+        self.open: dict[int, OpenUser] = {}
+        self.finished: deque[UserResult] = deque()
+        self.dbfs_listed = False
+        self.homes: dict[str, dict[str, list[str]] | str] = {}  # what /Users has by folded path, or its error
+        self.without_home: dict[str, list[Directory]] = {}  # waiting for the listing of /Users
+
+    def can_open(self) -> bool:
+        return self.opened < len(self.usernames) and len(self.open) < OPEN_USERS
+
+    def open_user(self) -> bool:
+        if not self.can_open():
+            return False
+        username, totals = self.usernames[self.opened], {name: FileSystemTotals() for name in self.file_systems}
+        self.open[self.opened] = OpenUser(username, totals, len(totals))
+        for file_system in totals:
+            self.frontier.push(Directory(self.opened, file_system, f"/Users/{username}", home=True))
+        self.opened += 1
+        return True
+
+    def listed(self, directory: Directory, listing: Listing) -> None:
+        if directory.user == HOMES:
+            homes: dict[str, list[str]] = {}
+            for path in listing.children:
+                homes.setdefault(path.casefold(), []).append(path)
+            self.resolve_homes(directory.file_system, homes)
+        elif directory.user >= 0:
+            self.dbfs_listed |= directory.file_system == "dbfs"
+            totals = self.open[directory.user].totals.get(directory.file_system)
+            if totals:  # not so for DBFS once it is skipped
+                totals.add(listing.totals)
+            self.settle(directory, len(listing.children) - 1)
+
+    def failed(self, directory: Directory, error: DatabricksError) -> None:
+        if directory.user == HOMES:
+            self.resolve_homes(directory.file_system, {} if error.kind == "not found" else str(error))
+        elif directory.user == PROBE:
+            return
+        elif error.kind == "not found" and directory.home:
+            self.look_for_home(directory)
+        elif error.kind == "not found":
+            log.debug("%s:%s vanished during the scan", directory.file_system, directory.path)
+            self.settle(directory)
+        elif error.kind == "dbfs disabled" and not self.dbfs_listed:
+            self.skip_dbfs(error)
+            self.settle(directory)
+        elif error.kind in RETRIES and not directory.last_round:
+            directory.last_round, directory.attempts, directory.failed_at = True, 0, None
+            self.open[directory.user].failed_once.append(directory)
+            self.settle(directory)
+        else:
+            self.give_up(directory, str(error))
+
+    def give_up(self, directory: Directory, error: str) -> None:
+        log.debug("%s:%s given up: %s", directory.file_system, directory.path, error)
+        totals = self.open[directory.user].totals.get(directory.file_system)
+        if totals:
+            totals.failures.append({"path": directory.path, "error": error})
+        self.settle(directory)
+
+    def settle(self, directory: Directory, change: int = -1) -> None:
+        """One directory less for its user, or some more. After the last one those that failed go again, once."""
+        user = self.open[directory.user]
+        user.pending += change
+        if user.pending == 0 and user.failed_once:
+            user.pending = len(user.failed_once)
+            for again in user.failed_once:
+                self.frontier.push(again)
+            user.failed_once = []
+        elif user.pending == 0:
+            scanned_at = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+            self.finished.append(UserResult(user.username, scanned_at, **user.totals))
+            del self.open[directory.user]
+
+    def look_for_home(self, directory: Directory) -> None:
+        file_system = directory.file_system
+        if file_system in self.homes:
+            return self.resolve_home(directory)
+        if file_system not in self.without_home:
+            self.frontier.push(Directory(HOMES, file_system, "/Users"))
+        self.without_home.setdefault(file_system, []).append(directory)
+
+    def resolve_homes(self, file_system: str, homes: dict[str, list[str]] | str) -> None:
+        self.homes[file_system] = homes
+        for directory in self.without_home.pop(file_system, []):
+            self.resolve_home(directory)
+
+    def resolve_home(self, directory: Directory) -> None:
+        """A home that was not found: it is there in other letter case, or there is none, or nobody can tell."""
+        homes, file_system = self.homes[directory.file_system], directory.file_system
+        if isinstance(homes, str):
+            return self.give_up(directory, f"not found, and in other letter case unknown, because of /Users: {homes}")
+        same = homes.get(directory.path.casefold(), [])
+        others = [path for path in same if path not in self.asked]
+        if directory.path in same or not others and file_system == "workspace" and self.admin is False:
+            self.give_up(directory, NOT_READABLE)
+        elif len(others) > 1:
+            self.give_up(directory, f"several homes differ from it in letter case alone: {', '.join(others)}")
+        elif others:
+            log.debug("%s:%s: scanned as %s", file_system, directory.path, others[0])
+            self.frontier.push(Directory(directory.user, file_system, others[0]))
+        else:
+            self.settle(directory)
+
+    def skip_dbfs(self, error: DatabricksError) -> None:
+        if self.file_systems == ("dbfs",):
+            raise InventoryError(f"there is no DBFS to scan in this workspace: {error}")
+        if "dbfs" in self.file_systems:
+            log.warning("DBFS is left out for all users: %s", error)
+        self.file_systems = ("workspace",)
+        for user in self.open.values():
+            user.totals.pop("dbfs", None)
+
+
+def check_username(username: str) -> str:
+    """Itself, if it stays one path component below /Users. Raises ValueError."""
+    if not is_name(username) or any(sign == "\\" or unicodedata.category(sign) in ("Cc", "Cs") for sign in username):
+        raise ValueError(f"not a user name: {username!r}")
+    return username
+
+
+def scan_users(usernames: Iterable[str], config: DatabricksConfig, threads: int = DEFAULT_THREADS,
+               file_systems: tuple[str, ...] = FILE_SYSTEMS, client: DatabricksClient | None = None,
+               on_tick: Callable[[], None] = lambda: None) -> Iterator[UserResult]:
+    """Scans users from this process; yields each result when it is complete, nearly in order.
+
+    `on_tick` is called at least once a second. Directories that could not be listed are in the results. Raises
+    ValueError for a name that is none, InventoryError if the login is refused or the workspace stays away.
+    """
+    names = [check_username(username) for username in dict.fromkeys(usernames)]
+    if not names:
+        return
+    client = client or DatabricksClient(config, threads)
+    admin = caller_is_admin(client)
+    if admin is False:
+        log.warning("this login is not in the group admins: the inventory may miss other users' homes")
+    frontier = Frontier()
+    accounts = Accounts(names, file_systems, frontier, admin)
+    for _ in Engine(client, frontier, accounts, threads).run():
+        while accounts.finished:
+            yield accounts.finished.popleft()
+        on_tick()
+
+
+def scan_user_directory(username: str, config: DatabricksConfig, threads: int = DEFAULT_THREADS) -> UserResult:
+    """Both file systems of one user. Raises as scan_users() does."""
+    return next(scan_users([username], config, threads))
+
+
+def scan_dbfs(username: str, config: DatabricksConfig, threads: int = DEFAULT_THREADS) -> FileSystemTotals:
+    """One user's DBFS, sizes exact. Raises as scan_users() does, and InventoryError where DBFS is disabled."""
+    return next(scan_users([username], config, threads, ("dbfs",))).scanned["dbfs"]
+
+
+def scan_workspace(username: str, config: DatabricksConfig, threads: int = DEFAULT_THREADS) -> FileSystemTotals:
+    """One user's Workspace, sizes estimated at WORKSPACE_OBJECT_SIZE bytes an object. Raises as scan_users() does."""
+    return next(scan_users([username], config, threads, ("workspace",))).scanned["workspace"]
+
+
+# --- Checkpoint -----------------------------------------------------------------------------------------------------
+
+TAIL = b"\n]}\n"
+
+
+class Checkpoint:
+    """Results, a JSON line each, in one JSON document that is valid between any two saves.
+
+    Every save is one write over the document's tail, so its cost does not grow with the document. Without a path the
+    results are in a temporary file. Raises InventoryError where the file cannot be written, or is no checkpoint.
+    """
+
+    def __init__(self, path: Path | None, header: dict[str, Any] | None = None):
+        """Starts a new checkpoint with that header; without one, reads what is there."""
+        self.path, self.synced_at = path, -math.inf
+        self.finished = ""  # when its run ended
+        self.places: dict[str, tuple[int, int]] = {}  # username: offset and length of the last line
+        self.states: dict[str, tuple[str, str]] = {}  # username: status, date
+        try:
+            if header is None:
+                self.file: Any = open(str(path), "r+b", buffering=0)
+                self.header = self.read()
+            else:
+                self.file = open(path, "x+b", buffering=0) if path else tempfile.TemporaryFile(buffering=0)
+                self.header, self.end = header, 0
+                start = json.dumps({"version": 1, **header, "results": []})[:-2].encode()
+                self.write(start)
+                self.end = len(start)
+            for _ in range(2):  # the second one finds out whether this folder lets files be written in place
+                self.write(TAIL)
+                os.fsync(self.file.fileno())
+            self.file.truncate(self.end + len(TAIL))
+        except OSError as error:
+            raise InventoryError(f"{path}: no checkpoint can be kept here ({error.strerror or error}); "
+                                 "name one on a local disk with --checkpoint") from error
+
+    def read(self) -> dict[str, Any]:
+        """Finds the results; returns the header."""
+        with open(str(self.path), "rb") as lines:
+            line, number, size = lines.readline(), 1, os.fstat(lines.fileno()).st_size
+            header, self.end = self.read_header(line), len(line.rstrip())
+            while line := lines.readline():
+                number, last = number + 1, lines.tell() == size
+                try:
+                    self.read_line(line, lines.tell() - len(line), last)
+                except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                    if not last:
+                        raise InventoryError(f"{self.path}, line {number}: not a user's result; delete that line, and "
+                                             "the user is scanned again") from None
+                    log.warning("%s ends within a line: its user is scanned again", self.path)
+        return header
+
+    def read_header(self, line: bytes) -> dict[str, Any]:
+        with suppress(ValueError, KeyError, TypeError, RecursionError):
+            header = json.loads(line.rstrip() + b"]}")
+            if header["version"] == 1 and header["results"] == [] and isinstance(header["workspace_url"], str):
+                return {"workspace_url": header["workspace_url"], "options": dict(header["options"])}
+        raise InventoryError(f"{self.path}, line 1: not a checkpoint of this program; name another with --checkpoint")
+
+    def read_line(self, line: bytes, offset: int, last: bool) -> None:
+        if last and line.startswith(b"]"):
+            self.finished = str(json.loads(b'{"results": [' + line).get("finished", ""))
+            return
+        text = line.decode()
+        record, stop = json.JSONDecoder().raw_decode(text)
+        if not last and text[stop:].strip() not in ("", ","):
+            raise ValueError("more than a result")
+        result = UserResult.from_dict(record)
+        self.remember(result, offset, len(text[:stop].encode()), record["status"])
+
+    def remember(self, result: UserResult, offset: int, length: int, status: str) -> None:
+        self.places[result.username] = offset, length
+        self.states[result.username] = status, result.scanned_at[:10]
+        self.end = offset + length
+
+    def save(self, result: UserResult) -> None:
+        line = json.dumps(result.as_dict(), ensure_ascii=False).encode("utf-8", "backslashreplace")
+        separator = b",\n" if self.places else b"\n"
+        try:
+            self.write(separator + line + TAIL)
+            if time.monotonic() - self.synced_at >= SYNC_SECONDS:
+                os.fsync(self.file.fileno())
+                self.synced_at = time.monotonic()
+        except OSError as error:
+            raise InventoryError(f"{self.path} cannot be written: {error.strerror}") from error
+        self.remember(result, self.end + len(separator), len(line), result.status)
+
+    def load(self, username: str) -> UserResult:
+        offset, length = self.places[username]
+        self.file.seek(offset)
+        return UserResult.from_dict(json.loads(self.file.read(length)))
+
+    def done(self, username: str) -> bool:
+        return username in self.states and self.states[username][0] in ("success", "empty")
+
+    def write(self, data: bytes) -> None:
+        self.file.seek(self.end)
+        while data:
+            data = data[self.file.write(data):]
+
+    def close(self, finished: bool = False, remove: bool = False) -> None:
+        """With `finished` it is marked as that of a run that ended; with `remove` it goes."""
+        if finished and not remove:
+            self.write(b'\n], "finished": "%s"}\n' % datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ").encode())
+        os.fsync(self.file.fileno())
+        self.file.close()
+        if remove and self.path:
+            self.path.unlink()
+
+
+def lock_checkpoint(path: Path) -> Any:
+    """An open file with an operating system lock, beside the checkpoint; None if another process has it."""
+    while True:
+        lock = open(f"{path}.lock", "ab")
+        try:
+            if os.name == "nt":
+                import msvcrt
+                msvcrt.locking(lock.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+            else:
+                import fcntl
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return lock.close()
+        with suppress(OSError):  # the run that had it may have removed the file meanwhile
+            if os.path.samestat(os.fstat(lock.fileno()), os.stat(lock.name)):
+                return lock
+        lock.close()
+
+
+@contextmanager
+def open_checkpoint(path: Path, header: dict[str, Any], resume: bool) -> Iterator[Checkpoint]:
+    """The checkpoint to go on with: with `resume` the one that is there, else a new one. Raises InventoryError.
+
+    Without `resume` an unfinished one is moved aside, except for a run of named users alone: it leaves that of a users
+    file where it is, and keeps its own results in a temporary file.
+    """
+    named = header["options"]["users"] == "named"
+    try:
+        lock = lock_checkpoint(path)
+    except OSError as error:
+        raise InventoryError(f"{path}.lock cannot be locked ({error.strerror}); name another --checkpoint") from error
+    if not lock and (resume or not named):
+        raise InventoryError(f"another run is using {path}: wait for it, or name another --checkpoint")
+    try:
+        old = Checkpoint(path) if lock and path.exists() and path.stat().st_size else None
+        if old and resume:
+            compare_headers(path, old.header, header)
+            yield old
+        elif not lock or old and named and old.header["options"].get("users") != "named":
+            log.warning("%s is of a run over a users file and stays as it is; this run keeps no checkpoint", path)
+            yield Checkpoint(None, header)
+        else:
+            if resume:
+                log.warning("there is no checkpoint %s: starting from the beginning", path)
+            if old:
+                old.file.close()
+                move_aside(path) if old.places and not old.finished else None
+            path.unlink(missing_ok=True)
+            yield Checkpoint(path, header)
+    finally:
+        if lock:
+            with suppress(OSError):
+                os.unlink(lock.name)
+            lock.close()
+
+
+def compare_headers(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    was, now = [f"{header['workspace_url']} with {header['options'].get('file_systems')}" for header in (old, new)]
+    if was != now:
+        raise InventoryError(f"{path} is of {was}, this run of {now}: give the same options, or another --checkpoint")
+
+
+def move_aside(path: Path) -> None:
+    stamp = datetime.fromtimestamp(path.stat().st_mtime, timezone.utc).strftime("%Y-%m-%dT%H-%M-%S")
+    names = (path.with_name(f"{path.stem}.{stamp}{number}{path.suffix}") for number in ["", *range(-1, -1000, -1)])
+    aside = next(name for name in names if not os.path.lexists(name))
+    path.rename(aside)
+    log.warning("an unfinished run's checkpoint is now %s; --resume --checkpoint %s goes on with it", aside,
+                shlex.quote(str(aside)))
+
+
+# --- Output ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def open_output(path: str) -> Iterator[Any]:
+    """A text file that gets its name when it is complete; '-' is stdout. Raises InventoryError."""
+    target = os.path.realpath(path)
+    temporary = os.path.join(os.path.dirname(target), f".{os.path.basename(target)}.{os.getpid()}.tmp")
+    if is_special(path):
+        temporary = target
+    try:
+        if path == "-":
+            if hasattr(sys.stdout, "reconfigure"):
+                sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace", newline="\n")
+            yield sys.stdout
+            return sys.stdout.flush()
+        with open(temporary, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            yield file
+    except BaseException as error:
+        if not is_special(path):
+            with suppress(OSError):
+                os.unlink(temporary)
+        if isinstance(error, OSError):
+            raise InventoryError(f"{path} cannot be written: {error.strerror}") from error
+        raise
+    try:
+        os.replace(temporary, target)
+    except OSError as error:
+        raise InventoryError(f"{path} cannot be replaced ({error.strerror}); the result is in {temporary}") from error
+
+
+def is_special(path: str) -> bool:
+    """/dev/null and the like, which are written to but not replaced"""
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+
+
+def check_output(path: str) -> None:
+    """Raises InventoryError if open_output() would."""
+    try:
+        if os.path.isdir(path):
+            raise IsADirectoryError(0, "it is a folder")
+        if path != "-" and not is_special(path):
+            with tempfile.NamedTemporaryFile(dir=os.path.dirname(os.path.realpath(path))):
+                pass
+    except OSError as error:
+        raise InventoryError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def safe_cell(text: str) -> str:
+    """A cell that no spreadsheet runs as a formula (OWASP, "CSV Injection")."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else text
+
+
+def human_size(size: float) -> str:
+    units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"]
+    while size >= 1024 and len(units) > 1:
+        size, units = size / 1024, units[1:]
+    return f"{size:,.0f} B" if units[0] == "B" else f"{size:,.1f} {units[0]}"
+
+
+class Summary:
+    """The sums over all rows."""
+
+    def __init__(self) -> None:
+        self.statuses: Counter[str] = Counter()
+        self.totals = {name: FileSystemTotals() for name in FILE_SYSTEMS}
+        self.biggest: list[UserResult] = []
+
+    def add(self, result: UserResult) -> None:
+        self.statuses[result.status] += 1
+        for name, totals in result.scanned.items():
+            self.totals[name].files += totals.files
+            self.totals[name].bytes += totals.bytes
+        self.biggest = heapq.nlargest(BIGGEST_USERS, [*self.biggest, result], key=lambda user: user.total_size)
+
+    def lines(self, statistics: Counter[str], seconds: float) -> list[str]:
+        statuses = ", ".join(f"{self.statuses[status]:,} {status}" for status in STATUSES if self.statuses[status])
+        lines = [f"{self.statuses.total():,} users: {statuses}"]
+        for name, label in (("dbfs", "DBFS"), ("workspace", "Workspace")):
+            note = f"  (estimated: {WORKSPACE_OBJECT_SIZE:,} bytes an object)" if name == "workspace" else ""
+            lines.append(f"{label:<10}{self.totals[name].files:>14,} files{human_size(self.totals[name].bytes):>14}{note}")
+        lines.append(f"{statistics['requests']:,} requests, {statistics['retries']:,} of them repeats, "
+                     f"{statistics['rate_limited']:,} answered 429, in {timedelta(seconds=round(seconds))}")
+        if self.statuses.total() == 1:
+            return lines + breakdown(self.biggest[0])
+        width = max((len(user.username) for user in self.biggest), default=0)
+        lines.append("The biggest users:")
+        lines += [f"  {user.username:<{width}}{user.file_count:>14,} files{human_size(user.total_size):>14}"
+                  for user in self.biggest if user.file_count]
+        if self.statuses["partial"] + self.statuses["error"]:
+            lines.append("Rows with status partial or error lack what could not be listed: see their error column and "
+                         "--details; --resume tries these users again.")
+        return lines
+
+
+def breakdown(user: UserResult) -> list[str]:
+    """One user's totals by file system and object type, and the largest directories."""
+    lines = []
+    for name, totals in user.scanned.items():
+        types = ", ".join(f"{count:,} {object_type}" for object_type, count in sorted(totals.types.items()))
+        lines.append(f"{name}: {totals.directories:,} directories listed; {types or 'nothing in them'}")
+        lines += [f"  {at['files']:>12,} files{human_size(at['bytes']):>14}  {at['path']}" for at in totals.largest]
+        lines += [f"  not listed: {at['path']}: {at['error']}" for at in totals.failures[:LARGEST_DIRECTORIES]]
+    return lines
+
+
+def write_results(results: Iterable[UserResult], output: str, details: str | None) -> Summary:
+    """Writes the CSV and, where asked for, the details; returns the sums. Raises InventoryError."""
+    summary = Summary()
+    with open_output(output) as csv_file, open_output(details or os.devnull) as details_file:
+        writer = csv.DictWriter(csv_file, CSV_COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for result in results:
+            row = result.row()
+            writer.writerow(row | {"error": safe_cell(row["error"])})
+            details_file.write(json.dumps(result.as_dict(), ensure_ascii=False) + "\n")
+            summary.add(result)
+    return summary
+
+
+class Progress:
+    """A bar on a terminal, else a line every 30 s; with `quiet` neither."""
+
+    def __init__(self, total: int, done: int, statistics: Counter[str], quiet: bool):
+        self.total, self.done, self.statistics, self.quiet, self.bar = total, done, statistics, quiet, None
+        self.told_at, self.told_requests = time.monotonic(), 0
+        if sys.stderr.isatty() and not quiet:
+            with suppress(ImportError):
+                from tqdm import tqdm
+                shape = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} users [{elapsed}<{remaining}{postfix}]"
+                self.bar = tqdm(total=total, initial=done, bar_format=shape, dynamic_ncols=True)
+
+    def user_done(self) -> None:
+        self.done += 1
+        if self.bar is not None:
+            self.bar.update()
+
+    def tick(self) -> None:
+        now, requests_made = time.monotonic(), self.statistics["requests"]
+        if self.quiet or now - self.told_at < (30 if self.bar is None else 1):
+            return
+        rate = (requests_made - self.told_requests) / (now - self.told_at)
+        self.told_at, self.told_requests = now, requests_made
+        text = f"{self.statistics['files']:,} files, {rate:,.0f} requests/s"
+        if self.bar is None:
+            log.info("%s of %s users, %s", f"{self.done:,}", f"{self.total:,}", text)
+        else:
+            self.bar.set_postfix_str(text)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+class StderrHandler(logging.Handler):
+    """Log lines on stderr, above the progress bar if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = self.format(record)
+        if record.levelno >= logging.WARNING:
+            text = f"{record.levelname.lower()}: {text}"
+        with suppress(OSError, ValueError):  # the terminal may be gone
+            tqdm = sys.modules.get("tqdm")
+            tqdm.tqdm.write(text, file=sys.stderr) if tqdm else print(text, file=sys.stderr, flush=True)
+
+
+# --- Command line ---------------------------------------------------------------------------------------------------
+
+
+def read_usernames(named: list[str], users_file: str | None) -> list[str]:
+    """The names given and those in the file, each once. Raises InventoryError."""
+    places = [("command line", name) for name in named] + (read_users_file(users_file) if users_file else [])
+    names = {}
+    for place, name in places:
+        try:
+            names[check_username(name)] = True
+        except ValueError as error:
+            raise InventoryError(f"{place}: {error}") from None
+    if not names:
+        raise InventoryError(f"{users_file} has no user names" if users_file else "name users, or give --users-file")
+    return list(names)
+
+
+def read_users_file(path: str) -> list[tuple[str, str]]:
+    """Place and name of each user in a CSV with one of USER_COLUMNS, or in a text with one name a line."""
+    try:
+        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+        text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+        lines = list(io.StringIO(text, newline=None))
+        first = next((line for line in lines if line.strip()), "")
+        delimiter = ";" if first.count(";") > first.count(",") else ","
+        header = [cell.strip().lower() for cell in next(csv.reader([first], delimiter=delimiter), [])]
+        column = next((header.index(name) for name in USER_COLUMNS if name in header), None)
+        if column is None and len(header) > 1:
+            raise InventoryError(f"{path}: several columns, and none is called {', '.join(USER_COLUMNS)}")
+        if column is None:  # quotes around a whole name are those of an export
+            rows = [(number, re.sub(r'^"(.+)"$', r"\1", line.strip())) for number, line in enumerate(lines, 1)]
+        else:
+            reader = csv.reader(lines, delimiter=delimiter, strict=True)
+            cells = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)][1:]
+            rows = [(number, (row + [""] * len(header))[column].strip() or "(none)/") for number, row in cells]
+    except OSError as error:
+        raise InventoryError(f"{path} cannot be read: {error.strerror}") from error
+    except (UnicodeError, csv.Error) as error:
+        raise InventoryError(f"{path} is neither a CSV nor a text of user names (UTF-8, or UTF-16 with BOM)") from error
+    return [(f"{path}, line {number}", name) for number, name in rows if name]
+
+
+def thread_count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {MOST_THREADS}")
+    return int(text)
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        raise InventoryError(f"{message} (see --help)")
+
+
+def add_login_options(parser: argparse.ArgumentParser) -> None:
+    """The options of both commands."""
+    parser.add_argument("-p", "--profile", metavar="NAME", help="profile in ~/.databrickscfg (default: its default)")
+    parser.add_argument("--workspace-url", metavar="URL", help="the workspace, e.g. https://adb-1.azuredatabricks.net")
+    parser.add_argument("--token", help="access token for --workspace-url; other users of this machine can see it in "
+                                        "the process list, a profile or DATABRICKS_TOKEN keeps it to yourself")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(description="Inventory of users' files in DBFS and Workspace: one CSV row per user.",
+                    allow_abbrev=False)
+    parser.add_argument("users", nargs="*", metavar="USER", help="names of users to scan")
+    parser.add_argument("--users-file", metavar="FILE", help="users to scan: the CSV of databricks_user_list.py, or one "
+                                                             "name a line; - is stdin")
+    add_login_options(parser)
+    parser.add_argument("-o", "--output", metavar="FILE", default="-", help="the CSV (default: stdout)")
+    parser.add_argument("--details", metavar="FILE", help="one JSON object per user: by file system and object type, the "
+                                                          "largest directories, all that could not be listed")
+    parser.add_argument("--threads", type=thread_count, default=DEFAULT_THREADS, metavar="N",
+                        help="requests in flight at the most (default: %(default)s)")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--dbfs-only", action="store_true", help="leave the Workspace out")
+    only.add_argument("--workspace-only", action="store_true", help="leave DBFS out")
+    parser.add_argument("--resume", action="store_true", help="go on with the checkpoint: scan the users that are not "
+                                                              "in it, or there as partial or error")
+    parser.add_argument("--checkpoint", metavar="FILE", default=CHECKPOINT_FILE, help="default: %(default)s")
+    volume = parser.add_mutually_exclusive_group()
+    volume.add_argument("-q", "--quiet", action="store_true", help="warnings, errors and the summary only")
+    volume.add_argument("--debug", action="store_true", help="each directory, retry and wait; tracebacks")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    config = load_databricks_config(args.profile, args.workspace_url, args.token)
+    print(f"Workspace {config.host}, login from {config.source}", file=sys.stderr, flush=True)
+    names = read_usernames(args.users, args.users_file)
+    files = [path for path in (args.output, args.details, args.users_file, args.checkpoint) if path and path != "-"]
+    if len({os.path.realpath(path) for path in files}) < len(files):
+        raise InventoryError("--output, --details, --users-file and --checkpoint must be different files")
+    check_output(args.output)
+    check_output(args.details or "-")
+    file_systems = FILE_SYSTEMS[:1] if args.dbfs_only else FILE_SYSTEMS[1:] if args.workspace_only else FILE_SYSTEMS
+    header = {"workspace_url": config.host, "options": {"file_systems": list(file_systems),
+                                                        "users": "file" if args.users_file else "named"}}
+    with open_checkpoint(Path(args.checkpoint), header, args.resume) as checkpoint:
+        return scan_into(checkpoint, names, config, file_systems, args)
+
+
+def scan_into(checkpoint: Checkpoint, names: list[str], config: DatabricksConfig, file_systems: tuple[str, ...],
+              args: argparse.Namespace) -> int:
+    """Scans the users that the checkpoint does not have, and writes the output for all."""
+    left = [name for name in names if not checkpoint.done(name)]
+    if len(left) < len(names):
+        dates = Counter(checkpoint.states[name][1] for name in names if checkpoint.done(name))
+        ended = f"the run in the checkpoint ended {checkpoint.finished}; " if checkpoint.finished else ""
+        log.info("%skept from the checkpoint: %s; to scan: %s users", ended, ", ".join(
+            f"{count:,} rows of {date}" for date, count in sorted(dates.items())), f"{len(left):,}")
+    client, started = DatabricksClient(config, args.threads), time.monotonic()
+    progress = Progress(len(names), len(names) - len(left), client.statistics, args.quiet)
+    try:
+        with closing(progress):
+            for result in scan_users(left, config, args.threads, file_systems, client, progress.tick):
+                checkpoint.save(result)
+                progress.user_done()
+        summary = write_results((checkpoint.load(name) for name in names), args.output, args.details)
+    except BaseException as error:
+        nothing = isinstance(error, InventoryError) and not checkpoint.places
+        checkpoint.close(remove=nothing)
+        if checkpoint.path and not nothing:
+            saved = sum(name in checkpoint.places for name in names)
+            log.error("stopped; %s of %s users are saved. Go on with:\n  %s", f"{saved:,}", f"{len(names):,}",
+                      resume_command(args))
+        raise
+    complete = not summary.statuses["partial"] + summary.statuses["error"]
+    borrowed = args.resume and not args.users_file and checkpoint.header["options"].get("users") != "named"
+    checkpoint.close(finished=not borrowed, remove=complete and not borrowed)
+    print(*summary.lines(client.statistics, time.monotonic() - started), sep="\n", file=sys.stderr, flush=True)
+    return 0 if complete else 1
+
+
+def resume_command(args: argparse.Namespace) -> str:
+    """The command line without its token, and with --resume."""
+    words = [word for word in args.argv if word != "--resume" and not word.startswith("--token=")]
+    if "--token" in words:
+        at = words.index("--token")
+        del words[at:at + 2]
+    note = "   (with --token, or DATABRICKS_TOKEN)" if args.token else ""
+    return shlex.join(["python3", sys.argv[0], *words, "--resume"]) + note
+
+
+@contextmanager
+def interrupts() -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGHUP raise one KeyboardInterrupt; what was ignored (nohup) stays so."""
+    names = ("SIGINT", "SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
+    signals = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in signals if signal.getsignal(number) != signal.SIG_IGN}
+
+    def interrupt(*_: Any) -> None:
+        for number in before:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    try:
+        for number in before:
+            signal.signal(number, interrupt)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run_command(parser: argparse.ArgumentParser, argv: list[str] | None, run: Callable[[Any], int]) -> int:
+    """Parses and runs; returns the exit code, and has printed one or two lines for whatever went wrong."""
+    handler, debug = StderrHandler(), False
+    log.handlers, log.propagate = [handler], False
+    try:
+        words = sys.argv[1:] if argv is None else argv
+        args = parser.parse_intermixed_args(words)
+        args.argv, debug = words, args.debug
+        log.setLevel(logging.DEBUG if debug else logging.WARNING if getattr(args, "quiet", False) else logging.INFO)
+        with interrupts():
+            return run(args)
+    except SystemExit as stop:  # --help
+        return int(stop.code or 0)
+    except InventoryError as error:
+        log.error("%s", error, exc_info=debug)
+        return 2
+    except KeyboardInterrupt:
+        log.error("interrupted")
+        return 130
+    except Exception as error:  # a bug
+        log.error("%s: %s; --debug shows where", type(error).__name__, error, exc_info=debug)
+        return 2
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command. Returns its exit code: 0, 1 (some rows partial or error), 2 (it could not run), 130 (interrupted)."""
+    return run_command(build_parser(), argv, run)
+
+
+if __name__ == "__main__" and "get_ipython" not in globals():  # not when pasted into a notebook
+    raise SystemExit(main())

@@ -1,0 +1,149 @@
+#!/usr/bin/env python3
+"""Lists a Databricks workspace's users, through SCIM, into a CSV that databricks_user_files_simple.py reads."""
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from databricks_user_files_simple import (
+    DatabricksClient,
+    DatabricksError,
+    InventoryError,
+    MalformedAnswer,
+    Parser,
+    add_login_options,
+    check_output,
+    load_databricks_config,
+    log,
+    normalize_host,
+    open_output,
+    parse_record,
+    read_profiles,
+    run_command,
+    run_error,
+    safe_cell,
+)
+
+PAGE_SIZE = 1000  # users asked for at a time; the service may send fewer
+USERS_PATH = "/api/2.0/preview/scim/v2/Users"
+ATTRIBUTES = "id,userName,displayName,active"  # groups would make the listing time out in large workspaces
+CSV_COLUMNS = ("username", "display_name", "active", "user_id")
+
+
+def list_users(client: DatabricksClient, most: int | None = None,
+               active_only: bool = False) -> tuple[list[dict[str, Any]], int]:
+    """The workspace's users in the service's order, each once, and how many are missing of those it says it has.
+
+    At most `most` of them. Pages are asked for by startIndex, advanced by what came, until one is empty (iam.py of
+    databricks-sdk). Raises DatabricksError, and InventoryError for users without a name.
+    """
+    users: dict[str, dict[str, Any]] = {}
+    wanted: list[dict[str, Any]] = []
+    start, total = 1, 0
+    while most is None or len(wanted) < most:
+        count = PAGE_SIZE if most is None else min(PAGE_SIZE, most - len(wanted))
+        params = {"attributes": ATTRIBUTES, "startIndex": start, "count": count}
+        page = client.get("scim", USERS_PATH, params, parse_page)
+        total = page.get("totalResults", 0)
+        new = {user_key(user): user for user in page.get("Resources", []) if user_key(user) not in users}
+        if not new:  # empty, or the service sends the same users again and again
+            return wanted, max(total - len(users), 0)
+        users |= new
+        start += len(page["Resources"])
+        wanted += [user for user in new.values() if not active_only or user.get("active") is not False]
+    return wanted[:most], 0
+
+
+def user_key(user: dict[str, Any]) -> str:
+    if not user.get("userName"):
+        raise InventoryError("the workspace shows users without their names: the login has to be that of an admin")
+    return str(user.get("id") or user["userName"])
+
+
+def parse_page(body: Any) -> dict[str, Any]:
+    """A SCIM page; where it has no users, `Resources` may be missing."""
+    users = parse_record(body).get("Resources", [])
+    is_page = "Resources" in body or type(body.get("totalResults")) is int
+    if not is_page or not isinstance(users, list) or not all(isinstance(user, dict) for user in users):
+        raise MalformedAnswer("the answer is not a page of users")
+    if type(body.get("totalResults", 0)) is not int:
+        raise MalformedAnswer("the answer has a totalResults that is no number")
+    return body
+
+
+def write_users(users: Iterable[dict[str, Any]], output: str) -> None:
+    with open_output(output) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(CSV_COLUMNS)
+        for user in users:
+            active = {True: "true", False: "false"}.get(user.get("active"), "")
+            writer.writerow([user["userName"], safe_cell(user.get("displayName") or ""), active, user.get("id", "")])
+
+
+def list_profiles() -> int:
+    """Prints name, host and kind of login of every profile."""
+    profiles, default = read_profiles()
+    rows = [(name + " (default)" * (name == (default or "DEFAULT")), values.get("host", "no host"), kind_of_login(values))
+            for name, values in profiles.items() if values]
+    widths = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
+    for name, host, kind in rows:
+        print(f"{name:<{widths[0]}}  {host:<{widths[1]}}  {kind}")
+    return 0
+
+
+def kind_of_login(values: dict[str, str]) -> str:
+    return "token" if values.get("token") else values.get("auth_type") or "OAuth"
+
+
+def user_count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return int(text)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(description="Lists the users of a Databricks workspace into a CSV.", allow_abbrev=False)
+    add_login_options(parser)
+    parser.add_argument("-o", "--output", metavar="FILE", default="-", help="the CSV (default: stdout)")
+    parser.add_argument("--max-users", type=user_count, metavar="N", help="no more than the first N")
+    parser.add_argument("--active-only", action="store_true", help="leave deactivated users out")
+    parser.add_argument("--list-profiles", action="store_true", help="show the profiles of ~/.databrickscfg, and end")
+    parser.add_argument("--debug", action="store_true", help="each retry and wait; tracebacks")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.list_profiles:
+        return list_profiles()
+    config = load_databricks_config(args.profile, args.workspace_url, args.token)
+    print(f"Workspace {config.host}, login from {config.source}", file=sys.stderr, flush=True)
+    check_output(args.output)
+    client = DatabricksClient(config)
+    try:
+        users, missing = list_users(client, args.max_users, args.active_only)
+        if missing:
+            log.info("%d users fewer than the workspace says it has: listing them once more", missing)
+            users, missing = min((users, missing), list_users(client, args.max_users, args.active_only),
+                                 key=lambda listed: listed[1])
+    except DatabricksError as error:
+        if error.kind == "login" or error.unreachable:
+            raise run_error(error, config) from error
+        log.error("the users could not be listed: %s. Nothing was written", error)
+        return 1
+    write_users(users, args.output)
+    log.info("%d users", len(users))
+    if missing:
+        log.warning("%d users are missing: the workspace says that it has more than it lists", missing)
+    return 1 if missing else 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command. Returns its exit code: 0, 1 (users are missing), 2 (it could not run), 130 (interrupted)."""
+    return run_command(build_parser(), argv, run)
+
+
+if __name__ == "__main__" and "get_ipython" not in globals():  # not when pasted into a notebook
+    raise SystemExit(main())
