@@ -29,7 +29,7 @@ import time
 import unicodedata
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta, timezone
 from functools import partial
@@ -64,8 +64,11 @@ DEFAULT_THREADS, MOST_THREADS = 16, 1000
 OPEN_USERS = 500  # scanned at the same time at most: bounds the memory, and what a crash can lose
 CHECKPOINT_FILE = ".checkpoint_progress.json"
 SYNC_SECONDS = 1.0
+LABELS = {"dbfs": "DBFS", "workspace": "Workspace"}
 BIGGEST_USERS = 10  # in the closing summary
 STATUSES = ("success", "empty", "partial", "error")
+NO_CONNECTION = (requests.ConnectTimeout, requests.exceptions.SSLError, requests.exceptions.ProxyError,
+                 urllib3.exceptions.NewConnectionError)
 NOT_READABLE = "not found, or not readable with this token"
 CSV_COLUMNS = ("username", "file_count", "total_size", "total_size_gb", "status", "file_source", "error")
 USER_COLUMNS = ("username", "user_name", "email")  # of a users file, in any letter case
@@ -181,7 +184,7 @@ class UserResult:
         failures = sorted((name, at["path"], at["error"]) for name, totals in self.scanned.items()
                           for at in totals.failures)
         more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
-        return "{}:{}: {}".format(*failures[0]) + more if failures else ""
+        return one_line("{}:{}: {}".format(*failures[0]), 2000) + more if failures else ""
 
     def row(self) -> dict[str, Any]:
         """The columns of the inventory CSV."""
@@ -238,9 +241,9 @@ def read_profiles() -> tuple[dict[str, dict[str, str]], str | None]:
     try:
         parser.read_string(profile_file().read_text(encoding="utf-8-sig"))
     except (configparser.Error, UnicodeDecodeError) as error:  # their messages would show the line, and so the token
-        line = getattr(error, "lineno", None) or next((number for number, _ in getattr(error, "errors", [])), None)
-        raise InventoryError(f"{profile_file()}{f', line {line}' if line else ''}: not a profile file (INI); mend it, or "
-                             "name another in DATABRICKS_CONFIG_FILE") from None
+        line = getattr(error, "lineno", None) or next((number for number, _ in getattr(error, "errors", [])), "?")
+        raise InventoryError(f"{profile_file()}, line {line}: not a profile file (INI); mend it, or name another in "
+                             "DATABRICKS_CONFIG_FILE") from None
     except OSError as error:
         raise InventoryError(f"{profile_file()} cannot be read: {error.strerror}") from error
     profiles = {name: dict(parser.items(name)) for name in parser.sections()}
@@ -250,7 +253,7 @@ def read_profiles() -> tuple[dict[str, dict[str, str]], str | None]:
 def config_from_profile(profile: str | None, host: str | None) -> DatabricksConfig | None:
     """The login of the named or default profile; None if there is no default, or it is of another host than `host`."""
     named = profile if profile is not None else os.environ.get("DATABRICKS_CONFIG_PROFILE") or None
-    if not profile_file().exists():
+    if not os.path.exists(profile_file()):
         if named is not None:
             log.warning("profile %s is not used, because there is no %s: the environment serves", named, profile_file())
         return None
@@ -285,17 +288,20 @@ def config_from_environment(host: str | None) -> DatabricksConfig | None:
 
 def normalize_host(text: str) -> str:
     """Scheme, host and port of what people paste: 'adb-1.net/?o=1' becomes 'https://adb-1.net'."""
+    shown = repr(re.sub("//[^/]*@", "//", text.partition("?")[0]))  # people paste secrets, too
     try:
-        parts = urlsplit(text.strip() if "://" in text else f"https://{text.strip()}")
+        if re.search(r"[\s\\]", text.strip()):  # which urlsplit drops, or takes for another host than browsers do
+            raise ValueError
+        parts = urlsplit(text.strip() if re.match(r"\s*\w+://", text) else f"https://{text.strip()}")
         name, port = parts.hostname or "", parts.port
         address = ipaddress.ip_address(name) if ":" in name or re.fullmatch(r"[\d.]+", name) else None
     except ValueError:
         parts = name = address = None  # type: ignore[assignment]
-    if not name or parts.scheme not in ("http", "https") or not (address or re.fullmatch(r"[\w-]+(\.[\w-]+)*\.?", name)):
-        raise InventoryError(f"not a workspace URL: {text!r}; it looks like https://adb-123.4.azuredatabricks.net")
+    if not (address or name and re.fullmatch(r"[\w-]+(\.[\w-]+)*\.?", name)) or parts.scheme not in ("http", "https"):
+        raise InventoryError(f"not a workspace URL: {shown}; it looks like https://adb-123.4.azuredatabricks.net")
     if parts.scheme == "http" and not (name == "localhost" or address and address.is_loopback):
-        raise InventoryError(f"{text!r} would send the token unencrypted: use https://{name}")
-    return f"{parts.scheme}://{f'[{name}]' if ':' in name else name}{f':{port}' if port else ''}"
+        raise InventoryError(f"{shown} would send the token unencrypted: use https://{name}")
+    return f"{parts.scheme}://{f'[{name}]' if ':' in name else name}{'' if port is None else f':{port}'}"
 
 
 def check_token(token: str) -> str:
@@ -343,7 +349,7 @@ class Pacer:
         if self.away:
             self.next_at = math.inf  # until the probe is answered
         elif self.rate is not None:
-            self.next_at = max(self.next_at, now - 0.05) + 1 / self.rate  # makes up for a late wake-up, by 50 ms at most
+            self.next_at = max(self.next_at, now - 0.05) + 1 / self.rate  # makes up for a wake-up 50 ms late at most
 
     def answered(self, now: float, success: bool = False) -> None:
         """Takes note of an answer that is none of RETRIES."""
@@ -378,17 +384,6 @@ class Pacer:
         self.next_at = now + max(self.probe_wait, error.retry_after)
 
 
-class BearerAuth(requests.auth.AuthBase):
-    """The login as an auth object: a header that is set on the session would be replaced from ~/.netrc."""
-
-    def __init__(self, config: DatabricksConfig):
-        self.config = config
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = f"Bearer {self.config.token}"
-        return request
-
-
 class DatabricksClient:
     """The one place that makes requests. attempt() tries once, get() tries again and waits in between."""
 
@@ -401,12 +396,16 @@ class DatabricksClient:
         self.decoding = threading.Lock()
         self.session = requests.Session()
         self.session.mount(config.host, requests.adapters.HTTPAdapter(pool_connections=1, pool_maxsize=threads))
-        self.session.auth = BearerAuth(config)
+        self.session.auth = self.authorize  # a header set on the session would be replaced from ~/.netrc
         self.session.headers.update({"Accept": "application/json", "User-Agent": "databricks-user-files"})
         # Proxies and CA bundle: read from the environment once, not at every request.
         settings = self.session.merge_environment_settings(config.host, {}, True, None, None)
         self.session.proxies, self.session.verify = settings["proxies"], settings["verify"]
         self.session.trust_env = False
+
+    def authorize(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Bearer {self.config.token}"
+        return request
 
     def attempt(self, api_path: str, params: dict[str, Any], parse: Callable[[Any], Any]) -> Any:
         """One GET; returns parse(the decoded body). Raises DatabricksError, also where parse raises MalformedAnswer."""
@@ -477,13 +476,14 @@ class DatabricksClient:
             raise MalformedAnswer(f"the answer is {what}: is this the workspace's URL, is there a proxy?") from error
 
     def answer_error(self, response: requests.Response, body: bytes, path: str) -> DatabricksError:
-        error_code, message = parse_error_body(body)
-        message = message.replace(self.config.token, "***") or response.reason or "no message"
+        error_code, message = parse_error_body(self.mask(body.decode("utf-8", "replace")))
         kind = classify_error(response.status_code, error_code, message.replace(path, ""))
+        message = message or response.reason or "no message"
         if kind == "too slow":
             message = f"{path} is too large to be listed over REST; dbutils.fs on a cluster can list it"
         if 300 <= response.status_code < 400:
-            message = f"redirected to {response.headers.get('Location', '?')[:100]}: is this the workspace's URL?"
+            where = one_line(self.mask(response.headers.get("Location", "?")), 100)
+            message = f"redirected to {where}: is this the workspace's URL?"
         retry_after = 0.0
         if response.status_code in (429, 503):
             with suppress(urllib3.exceptions.InvalidHeader, TypeError, ValueError, OverflowError):
@@ -491,20 +491,22 @@ class DatabricksClient:
                 retry_after = min(asked, LONGEST_RETRY_AFTER)
         return DatabricksError(kind, message, path, response.status_code, error_code, retry_after)
 
+    def mask(self, text: str) -> str:
+        return text.replace(self.config.token, "***") if len(self.config.token) > 7 else text
+
     def connection_error(self, error: BaseException, path: str) -> DatabricksError:
         """For an exception of requests, whose own text is a page long: its first cause in a few words."""
         chain = [error]
         while cause := chain[-1].__cause__ or chain[-1].__context__:
             chain.append(cause)
-        reasons = [link.strerror for link in chain if isinstance(link, OSError) and link.strerror]
-        message = str(reasons[-1]).replace(self.config.token, "***") if reasons else "the connection broke off"
         if isinstance(error, requests.ConnectTimeout):
             message = f"no connection within {CONNECT_SECONDS} s"
         elif isinstance(error, (requests.Timeout, urllib3.exceptions.TimeoutError)):
             message = f"no answer within {READ_SECONDS} s"
-        no_connection = (requests.ConnectTimeout, requests.exceptions.SSLError, requests.exceptions.ProxyError,
-                         urllib3.exceptions.NewConnectionError)
-        unreachable = any(isinstance(link, no_connection) for link in chain)
+        else:
+            reasons = [link.strerror for link in chain if isinstance(link, OSError) and link.strerror]
+            message = self.mask(one_line(str(reasons[-1]), 300)) if reasons else "the connection broke off"
+        unreachable = any(isinstance(link, NO_CONNECTION) for link in chain)
         return DatabricksError("connection", message, path, unreachable=unreachable)
 
 
@@ -517,7 +519,7 @@ def classify_error(status: int, error_code: str, message: str) -> str:
         return "too slow"
     if status in (500, 502, 503, 504):
         return "server"
-    invalid_token = re.search(r"\b(invalid|expired)\b[\w ]*\btoken\b|\btoken\b[\w ]*\b(invalid|expired)\b", text, re.I)
+    invalid_token = re.search(r"\b(invalid|expired) (access )?token|access token\b.*\b(invalid|expired)", text, re.I)
     if status == 401 or status == 403 and invalid_token and error_code != "PERMISSION_DENIED":
         return "login"
     if status == 404 and error_code == "RESOURCE_DOES_NOT_EXIST":
@@ -527,9 +529,9 @@ def classify_error(status: int, error_code: str, message: str) -> str:
     return "refused"
 
 
-def parse_error_body(body: bytes) -> tuple[str, str]:
+def parse_error_body(text: str) -> tuple[str, str]:
     """error_code and message, a line each, of a JSON, SCIM, API 1.2, HTML or text body (errors of databricks-sdk)."""
-    text = body[:100_000].decode("utf-8", "replace")
+    text = text[:100_000]
     with suppress(ValueError, RecursionError):
         record = json.loads(text)
         if isinstance(record, dict):
@@ -559,7 +561,7 @@ def caller_is_admin(client: DatabricksClient) -> bool | None:
     try:
         groups = client.get("scim", "/api/2.0/preview/scim/v2/Me", {}, parse_record).get("groups")
     except DatabricksError as error:
-        if error.kind == "login" or error.kind in RETRIES:
+        if error.kind == "login" or error.kind in RETRIES or 300 <= (error.status or 0) < 400:
             raise run_error(error, client.config) from error
         return None
     if not isinstance(groups, list):
@@ -579,18 +581,11 @@ def run_error(error: DatabricksError, config: DatabricksConfig) -> InventoryErro
 # --- Listings -------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Listing:
-    """What lies directly in one directory, and the paths of the directories among it."""
+def parse_listing(file_system: str, path: str, body: Any) -> tuple[FileSystemTotals, list[str]]:
+    """What lies directly in `path`, and the paths of the directories among it.
 
-    totals: FileSystemTotals
-    children: list[str]
-
-
-def parse_listing(file_system: str, path: str, body: Any) -> Listing:
-    """What the answer to a listing of `path` says. Raises MalformedAnswer if it is not such a listing.
-
-    Fields: "DBFS API: list" and "Workspace API: list" of the REST reference.
+    Raises MalformedAnswer if the body is not a listing of `path`. Fields: DbfsService.list and WorkspaceService.list
+    of databricks-sdk.
     """
     key, parse_entry = ("files", parse_dbfs_entry) if file_system == "dbfs" else ("objects", parse_workspace_entry)
     entries = [] if body == {} else body.get(key) if isinstance(body, dict) else None
@@ -616,7 +611,7 @@ def parse_listing(file_system: str, path: str, body: Any) -> Listing:
     totals.files = len(entries) - len(children)
     if totals.files:
         totals.largest = [{"path": path, "files": totals.files, "bytes": totals.bytes}]
-    return Listing(totals, children)
+    return totals, children
 
 
 def parse_dbfs_entry(entry: dict[str, Any]) -> tuple[str, bool, int]:
@@ -647,7 +642,7 @@ HOMES = -1  # the `user` of the listings of /Users, which show homes in other le
 PROBE = -2  # the `user` of the listings of /, which show whether an API is back
 
 
-@dataclass
+@dataclass(slots=True)
 class Directory:
     """A frontier entry: a directory still to be listed for the user of that number. Times are the clock's."""
 
@@ -705,7 +700,7 @@ class Engine:
         self.threads, self.deadline = threads, deadline
         self.pacers = {name: client.pacers.setdefault(name, Pacer()) for name in FILE_SYSTEMS}
         self.work: queue.SimpleQueue[tuple[Directory, float] | None] = queue.SimpleQueue()
-        self.answers: queue.SimpleQueue[tuple[Directory, float, Listing | Exception]] = queue.SimpleQueue()
+        self.answers: queue.SimpleQueue[tuple[Directory, float, Any]] = queue.SimpleQueue()
         self.in_flight = self.started = 0
 
     def run(self) -> Iterator[None]:
@@ -717,7 +712,7 @@ class Engine:
                 if self.in_flight:
                     with suppress(queue.Empty):
                         self.take(*self.answers.get(timeout=wait))
-                elif self.wake_at() == math.inf or now >= self.deadline:
+                elif max(now, self.wake_at()) >= self.deadline:
                     return
                 else:
                     self.client.sleep(wait)
@@ -743,7 +738,7 @@ class Engine:
     def next_directory(self, now: float) -> Directory | None:
         free = [name for name, pacer in self.pacers.items() if pacer.next_at <= now]
         for name in free:
-            if self.pacers[name].away:
+            if self.pacers[name].away and self.anything_left():
                 return Directory(PROBE, name, "/")
         while free:
             directory = self.frontier.pop(free, now)
@@ -753,12 +748,16 @@ class Engine:
 
     def wake_at(self) -> float:
         """When something may start that may not now, if no answer comes before."""
-        if self.in_flight >= self.threads:
+        if self.in_flight >= self.threads or not self.anything_left():
             return math.inf
-        times = [self.frontier.waiting[0][0]] if self.frontier.waiting else []
+        free_at = min(pacer.next_at for pacer in self.pacers.values())
+        times = [max(self.frontier.waiting[0][0], free_at)] if self.frontier.waiting else []
         times += [pacer.next_at for name, pacer in self.pacers.items()
                   if pacer.away or self.frontier.ready[name] or self.accounts.can_open()]
         return min(times, default=math.inf)
+
+    def anything_left(self) -> bool:
+        return bool(self.frontier.waiting or any(self.frontier.ready.values()) or self.accounts.can_open())
 
     def list_directories(self) -> None:
         """What each thread does."""
@@ -771,17 +770,19 @@ class Engine:
                 answer = error
             self.answers.put((directory, sent_at, answer))
 
-    def take(self, directory: Directory, sent_at: float, answer: Listing | Exception) -> None:
+    def take(self, directory: Directory, sent_at: float, answer: Any) -> None:
+        """Takes note of what parse_listing() returned, or of an exception."""
         self.in_flight -= 1
         now, pacer = self.client.clock(), self.pacers[directory.file_system]
-        if isinstance(answer, Listing):
-            pacer.answered(now, success=True)
-            log.debug("%s:%s: %s", directory.file_system, directory.path, answer.totals.types)
+        if not isinstance(answer, Exception):
+            totals, children = answer
+            pacer.answered(now, success=directory.user != PROBE)  # a 429 that recurs must not outlast every probe
+            log.debug("%s:%s: %s", directory.file_system, directory.path, totals.types)
             if directory.user >= 0:
-                self.client.statistics["files"] += answer.totals.files
-                for child in answer.children:
+                self.client.statistics["files"] += totals.files
+                for child in children:
                     self.frontier.push(Directory(directory.user, directory.file_system, child))
-            self.accounts.listed(directory, answer)
+            self.accounts.listed(directory, totals, children)
         elif not isinstance(answer, DatabricksError):
             raise answer
         elif answer.kind == "login":
@@ -796,7 +797,10 @@ class Engine:
         """Puts the listing back to wait, or gives it up."""
         pacer, statistics = self.pacers[directory.file_system], self.client.statistics
         was_away, since = pacer.away, directory.failed_at or sent_at
-        pacer.failed(error, sent_at, now, probe=directory.user == PROBE)
+        if error.kind == "too slow":  # the directory's fault, not the service's
+            pacer.answered(now)
+        else:
+            pacer.failed(error, sent_at, now, probe=directory.user == PROBE)
         statistics["rate_limited"] += error.kind == "rate limit"
         if directory.user == PROBE:
             return
@@ -824,9 +828,11 @@ class OpenUser:
 class Accounts:
     """Opens users, adds up what is listed for each, and closes those of whom nothing is left to list."""
 
-    def __init__(self, usernames: list[str], file_systems: tuple[str, ...], frontier: Frontier, admin: bool | None):
+    def __init__(self, usernames: list[str], file_systems: tuple[str, ...], frontier: Frontier, admin: bool | None,
+                 everyone: Iterable[str]):
         self.usernames, self.file_systems, self.frontier, self.admin = usernames, file_systems, frontier, admin
-        self.asked = {f"/Users/{username}" for username in usernames}
+        self.asked = {f"/Users/{username}" for username in (*usernames, *everyone)}
+        self.asked_alike = Counter(path.lower() for path in self.asked)
         self.opened = 0
         self.open: dict[int, OpenUser] = {}
         self.finished: deque[UserResult] = deque()
@@ -847,44 +853,52 @@ class Accounts:
         self.opened += 1
         return True
 
-    def listed(self, directory: Directory, listing: Listing) -> None:
+    def listed(self, directory: Directory, totals: FileSystemTotals, children: list[str]) -> None:
         if directory.user == HOMES:
             homes: dict[str, list[str]] = {}
-            for path in listing.children:
-                homes.setdefault(path.casefold(), []).append(path)
+            for path in children:
+                homes.setdefault(path.lower(), []).append(path)
             self.resolve_homes(directory.file_system, homes)
         elif directory.user >= 0:
             self.dbfs_listed |= directory.file_system == "dbfs"
-            totals = self.open[directory.user].totals.get(directory.file_system)
-            if totals:  # not so for DBFS once it is skipped
-                totals.add(listing.totals)
-            self.settle(directory, len(listing.children) - 1)
+            self.totals_of(directory).add(totals)
+            self.settle(directory, len(children) - 1)
+
+    def totals_of(self, directory: Directory) -> FileSystemTotals:
+        """Those of its user, or of nobody if its file system is left out."""
+        return self.open[directory.user].totals.get(directory.file_system) or FileSystemTotals()
 
     def failed(self, directory: Directory, error: DatabricksError) -> None:
-        if directory.user == HOMES:
-            self.resolve_homes(directory.file_system, {} if error.kind == "not found" else str(error))
-        elif directory.user == PROBE:
+        if directory.user == PROBE:
             return
+        unreadable = self.admin is False and directory.file_system == "workspace"  # what 404 may mean as well
+        if error.kind in RETRIES and not directory.last_round:
+            directory.last_round, directory.attempts, directory.failed_at = True, 0, None
+            self.try_again(directory)
+        elif directory.user == HOMES:
+            self.resolve_homes(directory.file_system, {} if error.kind == "not found" else str(error))
         elif error.kind == "not found" and directory.home:
             self.look_for_home(directory)
-        elif error.kind == "not found":
+        elif error.kind == "not found" and not unreadable:
             log.debug("%s:%s vanished during the scan", directory.file_system, directory.path)
             self.settle(directory)
         elif error.kind == "dbfs disabled" and not self.dbfs_listed:
             self.skip_dbfs(error)
             self.settle(directory)
-        elif error.kind in RETRIES and not directory.last_round:
-            directory.last_round, directory.attempts, directory.failed_at = True, 0, None
+        else:
+            self.give_up(directory, NOT_READABLE if error.kind == "not found" else str(error))
+
+    def try_again(self, directory: Directory) -> None:
+        """A further round: for /Users at once, for others when nothing else is left of their user."""
+        if directory.user == HOMES:
+            self.frontier.push(directory)
+        else:
             self.open[directory.user].failed_once.append(directory)
             self.settle(directory)
-        else:
-            self.give_up(directory, str(error))
 
     def give_up(self, directory: Directory, error: str) -> None:
         log.debug("%s:%s given up: %s", directory.file_system, directory.path, error)
-        totals = self.open[directory.user].totals.get(directory.file_system)
-        if totals:
-            totals.failures.append({"path": directory.path, "error": error})
+        self.totals_of(directory).failures.append({"path": directory.path, "error": error})
         self.settle(directory)
 
     def settle(self, directory: Directory, change: int = -1) -> None:
@@ -904,30 +918,34 @@ class Accounts:
     def look_for_home(self, directory: Directory) -> None:
         file_system = directory.file_system
         if file_system in self.homes:
-            return self.resolve_home(directory)
-        if file_system not in self.without_home:
+            self.resolve_home(directory)
+        elif file_system in self.without_home:
+            self.without_home[file_system].append(directory)
+        else:
+            self.without_home[file_system] = [directory]
             self.frontier.push(Directory(HOMES, file_system, "/Users"))
-        self.without_home.setdefault(file_system, []).append(directory)
 
     def resolve_homes(self, file_system: str, homes: dict[str, list[str]] | str) -> None:
+        if isinstance(homes, str):
+            log.warning("%s:/Users cannot be listed; homes in other letter case are not found: %s", file_system, homes)
         self.homes[file_system] = homes
         for directory in self.without_home.pop(file_system, []):
             self.resolve_home(directory)
 
     def resolve_home(self, directory: Directory) -> None:
         """A home that was not found: it is there in other letter case, or there is none, or nobody can tell."""
-        homes, file_system = self.homes[directory.file_system], directory.file_system
-        if isinstance(homes, str):
-            return self.give_up(directory, f"not found, and in other letter case unknown, because of /Users: {homes}")
-        same = homes.get(directory.path.casefold(), [])
+        homes, file_system, folded = self.homes[directory.file_system], directory.file_system, directory.path.lower()
+        same = homes.get(folded, []) if isinstance(homes, dict) else []
         others = [path for path in same if path not in self.asked]
-        if directory.path in same or not others and file_system == "workspace" and self.admin is False:
+        if isinstance(homes, str):
+            self.give_up(directory, f"not found, and unknown in other letter case, because of /Users: {homes}")
+        elif directory.path in same or not others and file_system == "workspace" and self.admin is False:
             self.give_up(directory, NOT_READABLE)
-        elif len(others) > 1:
-            self.give_up(directory, f"several homes differ from it in letter case alone: {', '.join(others)}")
+        elif others and len(others) * self.asked_alike[folded] > 1:
+            self.give_up(directory, f"several users or homes differ in letter case alone: {', '.join(others)}")
         elif others:
             log.debug("%s:%s: scanned as %s", file_system, directory.path, others[0])
-            self.frontier.push(Directory(directory.user, file_system, others[0]))
+            self.frontier.push(Directory(directory.user, file_system, others[0], home=True))
         else:
             self.settle(directory)
 
@@ -944,16 +962,17 @@ class Accounts:
 def check_username(username: str) -> str:
     """Itself, if it stays one path component below /Users. Raises ValueError."""
     if not is_name(username) or any(sign == "\\" or unicodedata.category(sign) in ("Cc", "Cs") for sign in username):
-        raise ValueError(f"not a user name: {username!r}")
+        raise ValueError(f"not a user name that can be a folder's: {username!r}")
     return username
 
 
 def scan_users(usernames: Iterable[str], config: DatabricksConfig, threads: int = DEFAULT_THREADS,
                file_systems: tuple[str, ...] = FILE_SYSTEMS, client: DatabricksClient | None = None,
-               on_tick: Callable[[], None] = lambda: None) -> Iterator[UserResult]:
+               on_tick: Callable[[], None] = lambda: None, everyone: Iterable[str] = ()) -> Iterator[UserResult]:
     """Scans users from this process; yields each result when it is complete, nearly in order.
 
-    `on_tick` is called at least once a second. Directories that could not be listed are in the results. Raises
+    `on_tick` is called at least once a second. `everyone` names further users of the same inventory, whose homes are
+    not anybody else's in other letter case. Directories that could not be listed are in the results. Raises
     ValueError for a name that is none, InventoryError if the login is refused or the workspace stays away.
     """
     names = [check_username(username) for username in dict.fromkeys(usernames)]
@@ -964,7 +983,7 @@ def scan_users(usernames: Iterable[str], config: DatabricksConfig, threads: int 
     if admin is False:
         log.warning("this login is not in the group admins: the inventory may miss other users' homes")
     frontier = Frontier()
-    accounts = Accounts(names, file_systems, frontier, admin)
+    accounts = Accounts(names, file_systems, frontier, admin, everyone)
     for _ in Engine(client, frontier, accounts, threads).run():
         while accounts.finished:
             yield accounts.finished.popleft()
@@ -999,28 +1018,36 @@ class Checkpoint:
     """
 
     def __init__(self, path: Path | None, header: dict[str, Any] | None = None):
-        """Starts a new checkpoint with that header; without one, reads what is there."""
-        self.path, self.synced_at = path, -math.inf
+        """Starts a new checkpoint with that header; without one, reads what is there and changes nothing."""
+        self.path, self.synced_at, self.end = path, -math.inf, 0
         self.finished = ""  # when its run ended
-        self.places: dict[str, tuple[int, int]] = {}  # username: offset and length of the last line
-        self.states: dict[str, tuple[str, str]] = {}  # username: status, date
+        self.lines: dict[str, tuple[int, int, str, str]] = {}  # by username: offset, length, status, date
         try:
             if header is None:
                 self.file: Any = open(str(path), "r+b", buffering=0)
                 self.header = self.read()
             else:
                 self.file = open(path, "x+b", buffering=0) if path else tempfile.TemporaryFile(buffering=0)
-                self.header, self.end = header, 0
-                start = json.dumps({"version": 1, **header, "results": []})[:-2].encode()
+                self.header, start = header, json.dumps({"version": 1, **header, "results": []})[:-2].encode()
                 self.write(start)
                 self.end = len(start)
-            for _ in range(2):  # the second one finds out whether this folder lets files be written in place
+                self.begin()
+        except OSError as error:
+            raise self.cannot_write(error) from error
+
+    def cannot_write(self, error: OSError) -> InventoryError:
+        return InventoryError(f"{self.path}: no checkpoint can be kept here ({error.strerror or error}); make room, or "
+                              "name one on a local disk with --checkpoint")
+
+    def begin(self) -> None:
+        """Makes it ready for save(); the second round finds out whether this folder lets files be written in place."""
+        try:
+            self.file.truncate(self.end)
+            for _ in range(2):
                 self.write(TAIL)
                 os.fsync(self.file.fileno())
-            self.file.truncate(self.end + len(TAIL))
         except OSError as error:
-            raise InventoryError(f"{path}: no checkpoint can be kept here ({error.strerror or error}); "
-                                 "name one on a local disk with --checkpoint") from error
+            raise self.cannot_write(error) from error
 
     def read(self) -> dict[str, Any]:
         """Finds the results; returns the header."""
@@ -1050,36 +1077,32 @@ class Checkpoint:
             self.finished = str(json.loads(b'{"results": [' + line).get("finished", ""))
             return
         text = line.decode()
-        record, stop = json.JSONDecoder().raw_decode(text)
+        record, stop = json.JSONDecoder().raw_decode(text)  # a torn tail may follow the last result
         if not last and text[stop:].strip() not in ("", ","):
             raise ValueError("more than a result")
-        result = UserResult.from_dict(record)
-        self.remember(result, offset, len(text[:stop].encode()), record["status"])
-
-    def remember(self, result: UserResult, offset: int, length: int, status: str) -> None:
-        self.places[result.username] = offset, length
-        self.states[result.username] = status, result.scanned_at[:10]
-        self.end = offset + length
+        result, self.end = UserResult.from_dict(record), offset + len(text[:stop].encode())
+        self.lines[result.username] = offset, self.end - offset, record["status"], result.scanned_at[:10]
 
     def save(self, result: UserResult) -> None:
         line = json.dumps(result.as_dict(), ensure_ascii=False).encode("utf-8", "backslashreplace")
-        separator = b",\n" if self.places else b"\n"
+        separator = b",\n" if self.lines else b"\n"
         try:
             self.write(separator + line + TAIL)
             if time.monotonic() - self.synced_at >= SYNC_SECONDS:
                 os.fsync(self.file.fileno())
                 self.synced_at = time.monotonic()
         except OSError as error:
-            raise InventoryError(f"{self.path} cannot be written: {error.strerror}") from error
-        self.remember(result, self.end + len(separator), len(line), result.status)
+            raise self.cannot_write(error) from error
+        self.lines[result.username] = self.end + len(separator), len(line), result.status, result.scanned_at[:10]
+        self.end += len(separator) + len(line)
 
     def load(self, username: str) -> UserResult:
-        offset, length = self.places[username]
+        offset, length, *_ = self.lines[username]
         self.file.seek(offset)
         return UserResult.from_dict(json.loads(self.file.read(length)))
 
     def done(self, username: str) -> bool:
-        return username in self.states and self.states[username][0] in ("success", "empty")
+        return username in self.lines and self.lines[username][2] in ("success", "empty")
 
     def write(self, data: bytes) -> None:
         self.file.seek(self.end)
@@ -1088,9 +1111,10 @@ class Checkpoint:
 
     def close(self, finished: bool = False, remove: bool = False) -> None:
         """With `finished` it is marked as that of a run that ended; with `remove` it goes."""
-        if finished and not remove:
-            self.write(b'\n], "finished": "%s"}\n' % datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ").encode())
-        os.fsync(self.file.fileno())
+        with suppress(OSError):  # what was saved is saved
+            if finished and not remove:
+                self.write(f'\n], "finished": "{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ}"}}\n'.encode())
+            os.fsync(self.file.fileno())
         self.file.close()
         if remove and self.path:
             self.path.unlink()
@@ -1133,16 +1157,18 @@ def open_checkpoint(path: Path, header: dict[str, Any], resume: bool) -> Iterato
         old = Checkpoint(path) if lock and path.exists() and path.stat().st_size else None
         if old and resume:
             compare_headers(path, old.header, header)
+            old.begin()
             yield old
         elif not lock or old and named and old.header["options"].get("users") != "named":
-            log.warning("%s is of a run over a users file and stays as it is; this run keeps no checkpoint", path)
+            log.warning("%s is another run's and stays as it is; this run of named users keeps no checkpoint", path)
             yield Checkpoint(None, header)
         else:
             if resume:
                 log.warning("there is no checkpoint %s: starting from the beginning", path)
             if old:
                 old.file.close()
-                move_aside(path) if old.places and not old.finished else None
+                if old.lines and not old.finished:
+                    move_aside(path)
             path.unlink(missing_ok=True)
             yield Checkpoint(path, header)
     finally:
@@ -1175,20 +1201,18 @@ def open_output(path: str) -> Iterator[Any]:
     """A text file that gets its name when it is complete; '-' is stdout. Raises InventoryError."""
     target = os.path.realpath(path)
     temporary = os.path.join(os.path.dirname(target), f".{os.path.basename(target)}.{os.getpid()}.tmp")
-    if is_special(path):
-        temporary = target
     try:
-        if path == "-":
-            if hasattr(sys.stdout, "reconfigure"):
-                sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace", newline="\n")
-            yield sys.stdout
-            return sys.stdout.flush()
+        if path == "-" or is_special(path):
+            with open_stream(path) as file:
+                yield file
+            return
         with open(temporary, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
             yield file
+            file.flush()
+            os.fsync(file.fileno())
     except BaseException as error:
-        if not is_special(path):
-            with suppress(OSError):
-                os.unlink(temporary)
+        with suppress(OSError):
+            os.unlink(temporary)
         if isinstance(error, OSError):
             raise InventoryError(f"{path} cannot be written: {error.strerror}") from error
         raise
@@ -1198,15 +1222,32 @@ def open_output(path: str) -> Iterator[Any]:
         raise InventoryError(f"{path} cannot be replaced ({error.strerror}); the result is in {temporary}") from error
 
 
+@contextmanager
+def open_stream(path: str) -> Iterator[Any]:
+    """stdout for '-', or a device, as UTF-8."""
+    if path != "-":
+        with open(path, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            yield file
+        return
+    if hasattr(sys.stdout, "reconfigure"):  # not in a notebook
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace", newline="\n")
+    try:
+        yield sys.stdout
+        sys.stdout.flush()
+    except OSError:  # the reader is gone: what is left in the buffer must not fail again when Python exits
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
+
+
 def is_special(path: str) -> bool:
-    """/dev/null and the like, which are written to but not replaced"""
+    """Whether it is /dev/null or the like, which is written to but not replaced."""
     return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 
 def check_output(path: str) -> None:
     """Raises InventoryError if open_output() would."""
     try:
-        if os.path.isdir(path):
+        if os.path.isdir(path or "."):
             raise IsADirectoryError(0, "it is a folder")
         if path != "-" and not is_special(path):
             with tempfile.NamedTemporaryFile(dir=os.path.dirname(os.path.realpath(path))):
@@ -1217,7 +1258,8 @@ def check_output(path: str) -> None:
 
 def safe_cell(text: str) -> str:
     """A cell that no spreadsheet runs as a formula (OWASP, "CSV Injection")."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else text
+    text = f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else text
+    return re.sub("\r(?!\n)", " ", text)  # the csv module does not quote a cell for it, but ends a row at it
 
 
 def human_size(size: float) -> str:
@@ -1232,28 +1274,28 @@ class Summary:
 
     def __init__(self) -> None:
         self.statuses: Counter[str] = Counter()
-        self.totals = {name: FileSystemTotals() for name in FILE_SYSTEMS}
+        self.totals: dict[str, FileSystemTotals] = {}
         self.biggest: list[UserResult] = []
 
     def add(self, result: UserResult) -> None:
         self.statuses[result.status] += 1
         for name, totals in result.scanned.items():
-            self.totals[name].files += totals.files
-            self.totals[name].bytes += totals.bytes
+            sums = self.totals.setdefault(name, FileSystemTotals())
+            sums.files += totals.files
+            sums.bytes += totals.bytes
         self.biggest = heapq.nlargest(BIGGEST_USERS, [*self.biggest, result], key=lambda user: user.total_size)
 
     def lines(self, statistics: Counter[str], seconds: float) -> list[str]:
         statuses = ", ".join(f"{self.statuses[status]:,} {status}" for status in STATUSES if self.statuses[status])
         lines = [f"{self.statuses.total():,} users: {statuses}"]
-        for name, label in (("dbfs", "DBFS"), ("workspace", "Workspace")):
+        for name, sums in self.totals.items():
             note = f"  (estimated: {WORKSPACE_OBJECT_SIZE:,} bytes an object)" if name == "workspace" else ""
-            lines.append(f"{label:<10}{self.totals[name].files:>14,} files{human_size(self.totals[name].bytes):>14}{note}")
+            lines.append(f"{LABELS[name]:<10}{sums.files:>14,} files{human_size(sums.bytes):>14}{note}")
         lines.append(f"{statistics['requests']:,} requests, {statistics['retries']:,} of them repeats, "
                      f"{statistics['rate_limited']:,} answered 429, in {timedelta(seconds=round(seconds))}")
         if self.statuses.total() == 1:
             return lines + breakdown(self.biggest[0])
-        width = max((len(user.username) for user in self.biggest), default=0)
-        lines.append("The biggest users:")
+        width = max(len(user.username) for user in self.biggest)
         lines += [f"  {user.username:<{width}}{user.file_count:>14,} files{human_size(user.total_size):>14}"
                   for user in self.biggest if user.file_count]
         if self.statuses["partial"] + self.statuses["error"]:
@@ -1267,7 +1309,7 @@ def breakdown(user: UserResult) -> list[str]:
     lines = []
     for name, totals in user.scanned.items():
         types = ", ".join(f"{count:,} {object_type}" for object_type, count in sorted(totals.types.items()))
-        lines.append(f"{name}: {totals.directories:,} directories listed; {types or 'nothing in them'}")
+        lines.append(f"{LABELS[name]}: {totals.directories:,} directories listed; {types or 'nothing in them'}")
         lines += [f"  {at['files']:>12,} files{human_size(at['bytes']):>14}  {at['path']}" for at in totals.largest]
         lines += [f"  not listed: {at['path']}: {at['error']}" for at in totals.failures[:LARGEST_DIRECTORIES]]
     return lines
@@ -1276,13 +1318,14 @@ def breakdown(user: UserResult) -> list[str]:
 def write_results(results: Iterable[UserResult], output: str, details: str | None) -> Summary:
     """Writes the CSV and, where asked for, the details; returns the sums. Raises InventoryError."""
     summary = Summary()
-    with open_output(output) as csv_file, open_output(details or os.devnull) as details_file:
+    with open_output(output) as csv_file, open_output(details) if details else nullcontext() as details_file:
         writer = csv.DictWriter(csv_file, CSV_COLUMNS, lineterminator="\n")
         writer.writeheader()
         for result in results:
             row = result.row()
             writer.writerow(row | {"error": safe_cell(row["error"])})
-            details_file.write(json.dumps(result.as_dict(), ensure_ascii=False) + "\n")
+            if details_file:
+                details_file.write(json.dumps(result.as_dict(), ensure_ascii=False) + "\n")
             summary.add(result)
     return summary
 
@@ -1321,16 +1364,19 @@ class Progress:
             self.bar.close()
 
 
-class StderrHandler(logging.Handler):
-    """Log lines on stderr, above the progress bar if there is one."""
+def tell(*lines: str) -> None:
+    """Prints on stderr, above the progress bar if there is one."""
+    tqdm = sys.modules.get("tqdm")
+    with suppress(OSError, ValueError, AttributeError):  # the terminal may be gone
+        for line in [re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", "?", line) for line in lines]:  # of names
+            tqdm.tqdm.write(line, file=sys.stderr) if tqdm else sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
 
+
+class StderrHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        text = self.format(record)
-        if record.levelno >= logging.WARNING:
-            text = f"{record.levelname.lower()}: {text}"
-        with suppress(OSError, ValueError):  # the terminal may be gone
-            tqdm = sys.modules.get("tqdm")
-            tqdm.tqdm.write(text, file=sys.stderr) if tqdm else print(text, file=sys.stderr, flush=True)
+        level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        tell(level + self.format(record))
 
 
 # --- Command line ---------------------------------------------------------------------------------------------------
@@ -1362,27 +1408,30 @@ def read_users_file(path: str) -> list[tuple[str, str]]:
         column = next((header.index(name) for name in USER_COLUMNS if name in header), None)
         if column is None and len(header) > 1:
             raise InventoryError(f"{path}: several columns, and none is called {', '.join(USER_COLUMNS)}")
-        if column is None:  # quotes around a whole name are those of an export
+        if column is None:  # one name a line; quotes around all of it are those of an export
             rows = [(number, re.sub(r'^"(.+)"$', r"\1", line.strip())) for number, line in enumerate(lines, 1)]
         else:
             reader = csv.reader(lines, delimiter=delimiter, strict=True)
             cells = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)][1:]
-            rows = [(number, (row + [""] * len(header))[column].strip() or "(none)/") for number, row in cells]
+            rows = [(number, (row + [""] * len(header))[column].strip() or ".") for number, row in cells]
     except OSError as error:
         raise InventoryError(f"{path} cannot be read: {error.strerror}") from error
     except (UnicodeError, csv.Error) as error:
         raise InventoryError(f"{path} is neither a CSV nor a text of user names (UTF-8, or UTF-16 with BOM)") from error
+    if column is None and (odd := [number for number, name in rows if re.search("[,;]", name)]):
+        raise InventoryError(f"{path}, line {odd[0]}: several columns, where other lines have one name")
     return [(f"{path}, line {number}", name) for number, name in rows if name]
 
 
-def thread_count(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= MOST_THREADS:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {MOST_THREADS}")
+def whole_number(text: str, most: int) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) < 10 and 1 <= int(text) <= most):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {most:,}")
     return int(text)
 
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
+        message = re.sub(r"(--?t\w*[= ])\S+|dapi\S+", r"\1***", message, flags=re.I)  # --tokn=...
         raise InventoryError(f"{message} (see --help)")
 
 
@@ -1398,14 +1447,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(description="Inventory of users' files in DBFS and Workspace: one CSV row per user.",
                     allow_abbrev=False)
     parser.add_argument("users", nargs="*", metavar="USER", help="names of users to scan")
-    parser.add_argument("--users-file", metavar="FILE", help="users to scan: the CSV of databricks_user_list.py, or one "
-                                                             "name a line; - is stdin")
+    parser.add_argument("--users-file", metavar="FILE",
+                        help="users to scan: the CSV of databricks_user_list.py, or one name a line; - is stdin")
     add_login_options(parser)
     parser.add_argument("-o", "--output", metavar="FILE", default="-", help="the CSV (default: stdout)")
-    parser.add_argument("--details", metavar="FILE", help="one JSON object per user: by file system and object type, the "
+    parser.add_argument("--details", metavar="FILE", help="one JSON object per user: by file system and object type, "
                                                           "largest directories, all that could not be listed")
-    parser.add_argument("--threads", type=thread_count, default=DEFAULT_THREADS, metavar="N",
-                        help="requests in flight at the most (default: %(default)s)")
+    parser.add_argument("--threads", metavar="N", type=partial(whole_number, most=MOST_THREADS),
+                        default=DEFAULT_THREADS, help="requests in flight at the most (default: %(default)s)")
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--dbfs-only", action="store_true", help="leave the Workspace out")
     only.add_argument("--workspace-only", action="store_true", help="leave DBFS out")
@@ -1420,13 +1469,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     config = load_databricks_config(args.profile, args.workspace_url, args.token)
-    print(f"Workspace {config.host}, login from {config.source}", file=sys.stderr, flush=True)
+    tell(f"Workspace {config.host}, login from {config.source}")
     names = read_usernames(args.users, args.users_file)
-    files = [path for path in (args.output, args.details, args.users_file, args.checkpoint) if path and path != "-"]
-    if len({os.path.realpath(path) for path in files}) < len(files):
+    files = [os.path.realpath(path) for path in (args.output, args.details, args.users_file, args.checkpoint)
+             if path not in (None, "-") and not is_special(path)]
+    if len(set(files)) < len(files):
         raise InventoryError("--output, --details, --users-file and --checkpoint must be different files")
     check_output(args.output)
-    check_output(args.details or "-")
+    check_output("-" if args.details is None else args.details)
     file_systems = FILE_SYSTEMS[:1] if args.dbfs_only else FILE_SYSTEMS[1:] if args.workspace_only else FILE_SYSTEMS
     header = {"workspace_url": config.host, "options": {"file_systems": list(file_systems),
                                                         "users": "file" if args.users_file else "named"}}
@@ -1439,7 +1489,7 @@ def scan_into(checkpoint: Checkpoint, names: list[str], config: DatabricksConfig
     """Scans the users that the checkpoint does not have, and writes the output for all."""
     left = [name for name in names if not checkpoint.done(name)]
     if len(left) < len(names):
-        dates = Counter(checkpoint.states[name][1] for name in names if checkpoint.done(name))
+        dates = Counter(checkpoint.lines[name][3] for name in names if checkpoint.done(name))
         ended = f"the run in the checkpoint ended {checkpoint.finished}; " if checkpoint.finished else ""
         log.info("%skept from the checkpoint: %s; to scan: %s users", ended, ", ".join(
             f"{count:,} rows of {date}" for date, count in sorted(dates.items())), f"{len(left):,}")
@@ -1447,33 +1497,33 @@ def scan_into(checkpoint: Checkpoint, names: list[str], config: DatabricksConfig
     progress = Progress(len(names), len(names) - len(left), client.statistics, args.quiet)
     try:
         with closing(progress):
-            for result in scan_users(left, config, args.threads, file_systems, client, progress.tick):
+            for result in scan_users(left, config, args.threads, file_systems, client, progress.tick, names):
                 checkpoint.save(result)
                 progress.user_done()
         summary = write_results((checkpoint.load(name) for name in names), args.output, args.details)
     except BaseException as error:
-        nothing = isinstance(error, InventoryError) and not checkpoint.places
+        nothing = isinstance(error, InventoryError) and not checkpoint.lines
         checkpoint.close(remove=nothing)
         if checkpoint.path and not nothing:
-            saved = sum(name in checkpoint.places for name in names)
+            saved = sum(name in checkpoint.lines for name in names)
             log.error("stopped; %s of %s users are saved. Go on with:\n  %s", f"{saved:,}", f"{len(names):,}",
                       resume_command(args))
         raise
     complete = not summary.statuses["partial"] + summary.statuses["error"]
     borrowed = args.resume and not args.users_file and checkpoint.header["options"].get("users") != "named"
-    checkpoint.close(finished=not borrowed, remove=complete and not borrowed)
-    print(*summary.lines(client.statistics, time.monotonic() - started), sep="\n", file=sys.stderr, flush=True)
+    checkpoint.close(finished=not borrowed or bool(checkpoint.finished), remove=complete and not borrowed)
+    tell(*summary.lines(client.statistics, time.monotonic() - started))
     return 0 if complete else 1
 
 
 def resume_command(args: argparse.Namespace) -> str:
     """The command line without its token, and with --resume."""
     words = [word for word in args.argv if word != "--resume" and not word.startswith("--token=")]
-    if "--token" in words:
+    while "--token" in words:
         at = words.index("--token")
         del words[at:at + 2]
-    note = "   (with --token, or DATABRICKS_TOKEN)" if args.token else ""
-    return shlex.join(["python3", sys.argv[0], *words, "--resume"]) + note
+    words.insert(words.index("--") if "--" in words else len(words), "--resume")
+    return shlex.join(["python3", sys.argv[0], *words]) + ("  # and the --token" if args.token else "")
 
 
 @contextmanager
@@ -1499,11 +1549,14 @@ def interrupts() -> Iterator[None]:
 
 def run_command(parser: argparse.ArgumentParser, argv: list[str] | None, run: Callable[[Any], int]) -> int:
     """Parses and runs; returns the exit code, and has printed one or two lines for whatever went wrong."""
+    sys.stderr = sys.stderr or open(os.devnull, "w")
     handler, debug = StderrHandler(), False
-    log.handlers, log.propagate = [handler], False
+    log.addHandler(handler)
+    log.propagate = False
     try:
         words = sys.argv[1:] if argv is None else argv
-        args = parser.parse_intermixed_args(words)
+        parse = parser.parse_args if "--" in words else parser.parse_intermixed_args  # which does not know --
+        args = parse(words)
         args.argv, debug = words, args.debug
         log.setLevel(logging.DEBUG if debug else logging.WARNING if getattr(args, "quiet", False) else logging.INFO)
         with interrupts():
@@ -1519,10 +1572,13 @@ def run_command(parser: argparse.ArgumentParser, argv: list[str] | None, run: Ca
     except Exception as error:  # a bug
         log.error("%s: %s; --debug shows where", type(error).__name__, error, exc_info=debug)
         return 2
+    finally:
+        log.removeHandler(handler)
+        log.propagate = True
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command. Returns its exit code: 0, 1 (some rows partial or error), 2 (it could not run), 130 (interrupted)."""
+    """The command. Returns its exit code: 0, 1 (rows partial or error), 2 (it could not run), 130 (interrupted)."""
     return run_command(build_parser(), argv, run)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import csv
-import sys
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from databricks_user_files_simple import (
@@ -21,10 +21,13 @@ from databricks_user_files_simple import (
     normalize_host,
     open_output,
     parse_record,
+    profile_file,
     read_profiles,
     run_command,
     run_error,
     safe_cell,
+    tell,
+    whole_number,
 )
 
 PAGE_SIZE = 1000  # users asked for at a time; the service may send fewer
@@ -42,18 +45,19 @@ def list_users(client: DatabricksClient, most: int | None = None,
     """
     users: dict[str, dict[str, Any]] = {}
     wanted: list[dict[str, Any]] = []
-    start, total = 1, 0
+    start, total, before = 1, 0, None
     while most is None or len(wanted) < most:
         count = PAGE_SIZE if most is None else min(PAGE_SIZE, most - len(wanted))
         params = {"attributes": ATTRIBUTES, "startIndex": start, "count": count}
         page = client.get("scim", USERS_PATH, params, parse_page)
-        total = page.get("totalResults", 0)
-        new = {user_key(user): user for user in page.get("Resources", []) if user_key(user) not in users}
-        if not new:  # empty, or the service sends the same users again and again
+        total = max(total, page.get("totalResults", 0))
+        found = page.get("Resources", [])
+        if not found or found == before:  # the latter from a service that does not know startIndex
             return wanted, max(total - len(users), 0)
+        new = {user_key(user): user for user in found if user_key(user) not in users}
         users |= new
-        start += len(page["Resources"])
         wanted += [user for user in new.values() if not active_only or user.get("active") is not False]
+        start, before = start + len(found), found
     return wanted[:most], 0
 
 
@@ -79,14 +83,18 @@ def write_users(users: Iterable[dict[str, Any]], output: str) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(CSV_COLUMNS)
         for user in users:
-            active = {True: "true", False: "false"}.get(user.get("active"), "")
-            writer.writerow([user["userName"], safe_cell(user.get("displayName") or ""), active, user.get("id", "")])
+            active = "" if user.get("active") is None else str(bool(user["active"])).lower()
+            display_name = safe_cell(str(user.get("displayName") or ""))
+            writer.writerow([user["userName"], display_name, active, user.get("id", "")])
 
 
 def list_profiles() -> int:
     """Prints name, host and kind of login of every profile."""
+    if not profile_file().exists():
+        raise InventoryError(f"there is no profile file {profile_file()}; `databricks configure` makes one")
     profiles, default = read_profiles()
-    rows = [(name + " (default)" * (name == (default or "DEFAULT")), values.get("host", "no host"), kind_of_login(values))
+    names = {name: name + " (default)" * (name == (default or "DEFAULT")) for name in profiles}
+    rows = [(names[name], shown_host(values), kind_of_login(values))
             for name, values in profiles.items() if values]
     widths = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
     for name, host, kind in rows:
@@ -94,21 +102,23 @@ def list_profiles() -> int:
     return 0
 
 
+def shown_host(values: dict[str, str]) -> str:
+    try:
+        return normalize_host(values["host"])
+    except (KeyError, InventoryError):
+        return "no host"
+
+
 def kind_of_login(values: dict[str, str]) -> str:
     return "token" if values.get("token") else values.get("auth_type") or "OAuth"
-
-
-def user_count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return int(text)
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(description="Lists the users of a Databricks workspace into a CSV.", allow_abbrev=False)
     add_login_options(parser)
     parser.add_argument("-o", "--output", metavar="FILE", default="-", help="the CSV (default: stdout)")
-    parser.add_argument("--max-users", type=user_count, metavar="N", help="no more than the first N")
+    parser.add_argument("--max-users", type=partial(whole_number, most=10**9 - 1), metavar="N",
+                        help="no more than the first N")
     parser.add_argument("--active-only", action="store_true", help="leave deactivated users out")
     parser.add_argument("--list-profiles", action="store_true", help="show the profiles of ~/.databrickscfg, and end")
     parser.add_argument("--debug", action="store_true", help="each retry and wait; tracebacks")
@@ -119,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
     if args.list_profiles:
         return list_profiles()
     config = load_databricks_config(args.profile, args.workspace_url, args.token)
-    print(f"Workspace {config.host}, login from {config.source}", file=sys.stderr, flush=True)
+    tell(f"Workspace {config.host}, login from {config.source}")
     check_output(args.output)
     client = DatabricksClient(config)
     try:

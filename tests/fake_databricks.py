@@ -301,7 +301,7 @@ class Tally(NamedTuple):
     directories: int = 0
     files: int = 0
     size: int = 0
-    types: Counter = Counter()
+    types: Counter = Counter()  # noqa: RUF012 - never changed
 
 
 def tally_tree(children):

@@ -1,0 +1,97 @@
+"""Fixtures of all tests: a clean environment, a clock that nobody waits for, the commands as real processes."""
+
+import logging
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SCANNER = "databricks_user_files_simple.py"
+USER_LIST = "databricks_user_list.py"
+PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch, tmp_path):
+    """No login, proxy, Spark or home of the machine; the working directory is tmp_path, HOME is tmp_path/home."""
+    for name in list(os.environ):
+        is_proxy = name.upper() in PROXY_VARIABLES
+        if name.startswith("DATABRICKS_") or is_proxy or name in ("SPARK_REMOTE", "NETRC", "PYTHONUTF8"):
+            monkeypatch.delenv(name)
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("USERPROFILE", str(home))
+    monkeypatch.setenv("DATABRICKS_CONFIG_FILE", str(home / ".databrickscfg"))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def clean_log():
+    """A command that ran in this process leaves its log handler behind; caplog needs none."""
+    log = logging.getLogger("databricks_user_files")
+    log.handlers, log.propagate = [], True
+    log.setLevel(logging.NOTSET)
+
+
+class FakeClock:
+    """A clock for DatabricksClient(config, threads, clock=clock, sleep=clock.sleep): sleeping takes no time."""
+
+    def __init__(self, now=1000.0):
+        self.now = now
+        self.sleeps = []
+
+    def __call__(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.sleeps.append(seconds)
+        self.now += seconds
+
+    @property
+    def waits(self):
+        """The sleeps that were longer than nothing."""
+        return [seconds for seconds in self.sleeps if seconds > 0]
+
+
+@pytest.fixture
+def clock():
+    return FakeClock()
+
+
+@dataclass
+class Result:
+    """How a command ended, and what it wrote; output and errors are text with the line ends it has."""
+
+    code: int
+    out: str
+    err: str
+
+    def __repr__(self):
+        return f"exit {self.code}\n--- stdout\n{self.out}\n--- stderr\n{self.err}"
+
+
+def run_command(script, *words, env=None, stdin=None, cwd=None, timeout=30):
+    """Run one of the two scripts (SCANNER, USER_LIST) as a process; env is added to this process's environment."""
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **(env or {})}
+    data = stdin.encode() if isinstance(stdin, str) else stdin
+    where = {"stdin": subprocess.DEVNULL} if data is None else {"input": data}
+    done = subprocess.run([sys.executable, str(ROOT / script), *map(str, words)], env=environment, cwd=cwd,
+                          capture_output=True, timeout=timeout, check=False, **where)
+    return Result(done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace"))
+
+
+@pytest.fixture
+def command():
+    """run_command(script, *words, env=..., stdin=...) in tmp_path."""
+    return run_command
+
+
+@pytest.fixture
+def login():
+    """login(server): the variables that log in at a fake server."""
+    return lambda server: {"DATABRICKS_HOST": server.url, "DATABRICKS_TOKEN": server.settings.token}

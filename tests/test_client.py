@@ -1,0 +1,606 @@
+"""One request, its retries and its pace: SPEC section 3."""
+
+import gzip
+import itertools
+import math
+import os
+import socket
+import time
+from email.utils import formatdate
+
+import pytest
+import requests
+import responses
+
+import databricks_user_files_simple as inventory
+from databricks_user_files_simple import (
+    DatabricksClient,
+    DatabricksConfig,
+    DatabricksError,
+    InventoryError,
+    Pacer,
+    next_rate,
+    retry_wait,
+)
+from tests.fake_databricks import FakeDatabricks, Fault, dbfs_file
+
+HOST = "https://adb-1.azuredatabricks.net"
+SECRET = "dapi-secret-0123456789"
+LIST = "/api/2.0/dbfs/list"
+URL = HOST + LIST
+LIMITED = {"error_code": "REQUEST_LIMIT_EXCEEDED", "message": "Request limit exceeded."}
+SLOW = {"message": "The service at this URL is taking too long to process your request. Please try again later."}
+DONE = {"status": 200, "json": {"done": True}}
+CONNECTION_WAITS = SERVER_WAITS = [2, 4, 8, 16]
+LIMIT_WAITS = [4, 8, 16, 32]
+
+
+def error(kind, retry_after=0.0, **keywords):
+    return DatabricksError(kind, "failed", "/x", retry_after=retry_after, **keywords)
+
+
+@pytest.fixture
+def service():
+    """Gives the answers in the order in which they were added; an exception is one too."""
+    ordered = responses.registries.OrderedRegistry
+    with responses.RequestsMock(registry=ordered, assert_all_requests_are_fired=False) as mock:
+        yield mock
+
+
+@pytest.fixture
+def client(clock):
+    return DatabricksClient(DatabricksConfig(HOST, SECRET), 1, clock=clock, sleep=clock.sleep, jitter=lambda: 1.0)
+
+
+def add(service, *answers):
+    for answer in answers:
+        service.add(responses.GET, URL, **(answer if isinstance(answer, dict) else {"body": answer}))
+
+
+def ask(client, path="/Users/a"):
+    return client.get("dbfs", LIST, {"path": path}, inventory.parse_record)
+
+
+def fail(client, path="/Users/a"):
+    with pytest.raises(DatabricksError) as caught:
+        ask(client, path)
+    text = str(caught.value)
+    assert len(text.splitlines()) == 1
+    assert SECRET not in text
+    assert SECRET not in repr(caught.value)
+    return caught.value
+
+
+def at_server(server, clock, path="/Users/a", threads=1):
+    client = DatabricksClient(DatabricksConfig(server.url, server.settings.token), threads, clock=clock,
+                              sleep=clock.sleep, jitter=lambda: 1.0)  # fmt: skip
+    return client, lambda: client.get("dbfs", LIST, {"path": path}, lambda body: body)
+
+
+# The two rules, as tables
+
+
+@pytest.mark.parametrize(("kind", "waits"), [
+    ("rate limit", LIMIT_WAITS), ("server", SERVER_WAITS), ("connection", SERVER_WAITS), ("malformed", SERVER_WAITS),
+    ("too slow", [2]), ("login", []), ("not found", []), ("refused", []), ("dbfs disabled", []),
+])  # fmt: skip
+def test_waits_double_and_end(kind, waits):
+    assert [retry_wait(error(kind), number, 1.0) for number in range(1, len(waits) + 2)] == [*waits, None]
+    assert [retry_wait(error(kind), number, 0.0) for number in range(1, len(waits) + 1)] == [wait / 2 for wait in waits]
+    assert retry_wait(error(kind), 10_000, 1.0) is None
+
+
+@pytest.mark.parametrize(("attempts", "asked", "jitter", "wait"), [
+    (1, 30.0, 0.0, 30.0), (1, 30.0, 1.0, 30.0), (4, 30.0, 1.0, 32.0), (4, 30.0, 0.0, 30.0), (1, 1.0, 0.0, 2.0),
+])  # fmt: skip
+def test_retry_after_is_a_lower_bound(attempts, asked, jitter, wait):
+    assert retry_wait(error("rate limit", asked), attempts, jitter) == wait
+
+
+def test_a_429_that_used_up_no_attempt_still_waits():
+    assert 2.0 <= retry_wait(error("rate limit"), 0, 0.0) <= 4.0
+
+
+@pytest.mark.parametrize(("rate", "limited", "achieved", "low", "high"), [
+    (None, False, 100.0, None, None),  # no delay before the first 429
+    (None, True, 0.0, 20, 20),  # 50 ms apart
+    (None, True, 45.0, 45, 45),  # less where more was just being achieved
+    (20.0, True, 100.0, 16, 18),  # 10 to 20 % less
+    (1.0, True, 0.0, 1, 1),  # never more than 1 s apart
+    (1.05, True, 0.0, 1, 1),
+    (20.0, False, 0.0, 20.01, 20.1),
+    (5000.0, False, 0.0, None, None),  # eased to no delay at all
+])  # fmt: skip
+def test_the_rate_follows_the_answers(rate, limited, achieved, low, high):
+    new = next_rate(rate, limited, achieved)
+    assert new == low if low is None else low <= new <= high
+
+
+def test_the_rate_comes_down_to_1_and_up_to_no_delay_in_the_end():
+    rate = next_rate(None, True, 0)
+    for _ in range(100):
+        rate = next_rate(rate, True, 0)
+    assert rate == 1
+    for _ in range(100_000):
+        rate = next_rate(rate, False, 0)
+    assert rate is None
+
+
+# The table of section 3
+
+
+@pytest.mark.parametrize(("answer", "waits", "kind"), [
+    ({"status": 429, "json": LIMITED}, LIMIT_WAITS, "rate limit"),
+    ({"status": 429, "body": b""}, LIMIT_WAITS, "rate limit"),
+    ({"status": 429, "body": b"<html>slow down</html>"}, LIMIT_WAITS, "rate limit"),
+    ({"status": 500, "json": LIMITED}, LIMIT_WAITS, "rate limit"),
+    ({"status": 500, "json": {"detail": "REQUEST_LIMIT_EXCEEDED: token bucket"}}, LIMIT_WAITS, "rate limit"),
+    ({"status": 500, "json": {"error_code": "INTERNAL_ERROR", "message": "x"}}, SERVER_WAITS, "server"),
+    ({"status": 502, "body": b"<html>Bad gateway</html>"}, SERVER_WAITS, "server"),
+    ({"status": 503, "json": {"error_code": "TEMPORARILY_UNAVAILABLE", "message": "x"}}, SERVER_WAITS, "server"),
+    ({"status": 504, "body": b""}, SERVER_WAITS, "server"),
+    ({"status": 200, "body": b"<html>Sign in</html>", "content_type": "text/html"}, SERVER_WAITS, "malformed"),
+    ({"status": 200, "body": b""}, SERVER_WAITS, "malformed"),
+    ({"status": 200, "body": b'{"files": ['}, SERVER_WAITS, "malformed"),
+    ({"status": 200, "body": b'\xff\xfe{"done": 1}'}, SERVER_WAITS, "malformed"),
+    ({"status": 200, "body": b"[" * 200_000}, SERVER_WAITS, "malformed"),
+    ({"status": 200, "json": []}, SERVER_WAITS, "malformed"),
+    ({"status": 200, "json": "text"}, SERVER_WAITS, "malformed"),
+    ({"status": 200, "json": None}, SERVER_WAITS, "malformed"),
+    ({"status": 503, "json": {"error_code": "TEMPORARILY_UNAVAILABLE", **SLOW}}, [2], "too slow"),
+    ({"status": 401, "json": {"error_code": "UNAUTHENTICATED", "message": "x"}}, [], "login"),
+    ({"status": 401, "body": b""}, [], "login"),
+    ({"status": 403, "body": b"Error 403 Invalid access token."}, [], "login"),
+    ({"status": 403, "json": {"error_code": "403", "message": "Invalid access token."}}, [], "login"),
+    ({"status": 403, "json": {"error_code": "PERMISSION_DENIED", "message": "No."}}, [], "refused"),
+    ({"status": 404, "json": {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "x"}}, [], "not found"),
+    ({"status": 404, "json": {"error_code": "ENDPOINT_NOT_FOUND", "message": "x"}}, [], "refused"),
+    ({"status": 404, "body": b"<html>Not found</html>"}, [], "refused"),
+    ({"status": 400, "json": {"error_code": "INVALID_PARAMETER_VALUE", "message": "x"}}, [], "refused"),
+    ({"status": 418, "body": b""}, [], "refused"),
+    ({"status": 501, "body": b""}, [], "refused"),
+    ({"status": 302, "headers": {"Location": "https://login.example.com/"}}, [], "refused"),
+    ({"status": 307, "headers": {"Location": URL}}, [], "refused"),
+    (requests.ConnectionError("Connection refused"), CONNECTION_WAITS, "connection"),
+    (ConnectionResetError(104, "Connection reset by peer"), CONNECTION_WAITS, "connection"),
+    (requests.ReadTimeout("timed out"), CONNECTION_WAITS, "connection"),
+    (requests.exceptions.ChunkedEncodingError("broken"), CONNECTION_WAITS, "connection"),
+])  # fmt: skip
+def test_what_came_back_decides_how_often_it_is_tried(service, client, clock, answer, waits, kind):
+    add(service, *[answer] * (len(waits) + 1), DONE)
+    caught = fail(client)
+    assert caught.kind == kind
+    assert len(service.calls) == len(waits) + 1
+    asked_at = [0.0]  # when each retry left; the pacer may add a little after a 429
+    for wait in waits:
+        asked_at.append(asked_at[-1] + wait)
+    assert asked_at[-1] <= sum(clock.waits) <= asked_at[-1] + len(waits)
+    assert client.statistics["requests"] == len(waits) + 1
+    assert client.statistics["retries"] == len(waits)
+
+
+@pytest.mark.parametrize("first", [
+    {"status": 429, "json": LIMITED}, {"status": 503, "body": b""}, {"status": 200, "body": b"no"},
+    requests.ReadTimeout("timed out"), {"status": 503, "json": SLOW},
+])  # fmt: skip
+def test_a_success_after_a_retry_is_the_answer(service, client, first):
+    add(service, first, DONE)
+    assert ask(client) == {"done": True}
+    assert len(service.calls) == 2
+
+
+@pytest.mark.parametrize(("status", "header", "low", "high"), [
+    (429, "30", 30, 31), (503, "30", 30, 31), (429, "3", 4, 5), (429, "0", 4, 5), (429, "-5", 4, 5),
+    (429, "500", 120, 121), (503, "99999999999999999999", 120, 121), (429, "soon", 4, 5), (429, "", 4, 5),
+    (429, "1e9", 4, 5), (500, "30", 2, 3), (429, "nan", 4, 5),
+])  # fmt: skip
+def test_retry_after_in_seconds(service, client, clock, status, header, low, high):
+    add(service, {"status": status, "body": b"", "headers": {"Retry-After": header}}, DONE)
+    ask(client)
+    assert low <= sum(clock.waits) <= high
+
+
+@pytest.mark.parametrize(("ahead", "low", "high"), [(60, 57, 62), (-60, 4, 5), (3600, 120, 121)])
+def test_retry_after_as_a_date(service, client, clock, ahead, low, high):
+    add(service, {"status": 429, "body": b"", "headers": {"Retry-After": formatdate(time.time() + ahead, usegmt=True)}},
+        DONE)  # fmt: skip
+    ask(client)
+    assert low <= sum(clock.waits) <= high
+
+
+def test_a_429_uses_up_no_attempt_while_others_of_its_api_succeed():
+    """14 of them would otherwise be more than two rounds of 5 attempts. The clock is 1,000 times as fast."""
+    others = [f"u{number}" for number in range(200)]
+    with FakeDatabricks(users=0, faults=[Fault("429", path="/Users/slow", times=14)]) as server:
+        server.add_tree("dbfs", {f"/Users/{name}": [dbfs_file(f"/Users/{name}/f", 1)] for name in ["slow", *others]})
+        client = DatabricksClient(
+            DatabricksConfig(server.url, server.settings.token), 2, jitter=lambda: 0.0,
+            clock=lambda: time.monotonic() * 1000, sleep=lambda seconds: time.sleep(seconds / 1000),
+        )  # fmt: skip
+        scan = inventory.scan_users(["slow", *others], client.config, threads=2, file_systems=("dbfs",), client=client)
+        statuses = {result.username: result.status for result in scan}
+    assert set(statuses.values()) == {"success"}
+    assert server.counts.path_statuses["dbfs", "/Users/slow", 429] == 14
+
+
+def test_too_large_a_directory_names_it_and_dbutils(service, client):
+    add(service, {"status": 503, "json": SLOW}, {"status": 503, "json": SLOW})
+    text = str(fail(client, "/Users/a/huge"))
+    assert "/Users/a/huge" in text
+    assert "dbutils.fs" in text
+
+
+@pytest.mark.parametrize("message", [
+    "No access to /Users/a/invalid token", "No access to dbfs:/Users/a/invalid token",
+    "User a@x does not own /Users/a/invalid access token", "The caller may not list /Users/a/invalid token.",
+])  # fmt: skip
+@pytest.mark.parametrize("path", ["/Users/a/invalid token", "/Users/a/invalid access token", "/Users/a"])
+def test_a_refused_path_that_says_invalid_token_is_no_login_error(service, client, message, path):
+    add(service, {"status": 403, "json": {"error_code": "PERMISSION_DENIED", "message": message}})
+    assert fail(client, path).kind == "refused"
+
+
+def test_an_error_carries_status_code_message_and_path(service, client):
+    add(service, {"status": 400, "json": {"error_code": "IO_ERROR", "message": "broken disk"}})
+    caught = fail(client, "/Users/a/b")
+    assert (caught.status, caught.error_code) == (400, "IO_ERROR")
+    assert (caught.message, caught.path) == ("broken disk", "/Users/a/b")
+
+
+@pytest.mark.parametrize("answer", [
+    {"status": 400, "json": {"error_code": SECRET, "message": "x"}},
+    {"status": 400, "json": {"error_code": "X", "message": f"token {SECRET} is odd"}},
+    {"status": 400, "json": {"detail": f"Bearer {SECRET}"}},
+    {"status": 400, "json": {"error": SECRET}},
+    {"status": 400, "json": {"scimType": SECRET, "detail": "x"}},
+    {"status": 400, "body": f"Bearer {SECRET}".encode()},
+    {"status": 400, "body": f"<html><title>{SECRET}</title></html>".encode()},
+    {"status": 400, "body": b"x" * 280 + SECRET.encode()},
+    {"status": 302, "headers": {"Location": f"https://x.net/?token={SECRET}"}},
+    {"status": 503, "json": {"message": f"{SECRET} {SLOW['message']}"}},
+    OSError(5, f"Bearer {SECRET} broke"),
+])  # fmt: skip
+def test_an_echoed_token_is_not_shown(service, client, answer):
+    add(service, *[answer] * 5)
+    text = str(fail(client))
+    assert SECRET[:8] not in text
+
+
+def test_an_echoed_token_is_not_in_the_traceback_of_a_malformed_answer(service, client):
+    add(service, *[{"status": 200, "body": f"your token is {SECRET}".encode()}] * 5)
+    assert SECRET not in str(fail(client))
+
+
+@pytest.mark.parametrize("text", [
+    "a\nb", "a\r\n\r\nb", "a\x1b[31mb", "a\x00b", "a\u2028b\u2029c", "a\x85b", "x" * 100_000,
+])  # fmt: skip
+def test_messages_are_one_short_line_without_control_characters(service, client, text):
+    add(service, {"status": 400, "json": {"error_code": text, "message": text}})
+    shown = str(fail(client))
+    assert len(shown) < 500
+    assert shown.isprintable()
+
+
+@pytest.mark.parametrize("body", [
+    b"null", b"[]", b"1", b'{"message": null}', b'{"message": {"a": 1}}', b'{"error_code": ["x"], "message": 3}',
+    b"\xff\xfe", b"",
+])  # fmt: skip
+def test_any_error_body_makes_an_error(service, client, body):
+    add(service, {"status": 400, "body": body})
+    assert fail(client).status == 400
+
+
+# Real connections
+
+
+def test_a_redirect_is_not_followed(clock):
+    with FakeDatabricks(users=0, faults=[Fault("redirect", location="/elsewhere")]) as server:
+        _, get = at_server(server, clock)
+        with pytest.raises(DatabricksError) as caught:
+            get()
+        assert caught.value.status == 302
+        assert server.requests == {("dbfs", "/Users/a"): 1}
+
+
+@pytest.mark.parametrize("kind", ["truncated", "truncated_json", "reset", "reset_body", "html"])
+def test_a_broken_answer_is_asked_for_again(clock, kind):
+    with FakeDatabricks(users=0, faults=[Fault(kind, times=2)]) as server:
+        server.add_tree("dbfs", {"/Users/a": [dbfs_file(f"/Users/a/{number}", 1) for number in range(500)]})
+        client, get = at_server(server, clock)
+        client.reached = True
+        assert len(get()["files"]) == 500
+        assert server.requests["dbfs", "/Users/a"] == 3
+    assert clock.waits == [2, 4]
+
+
+def test_a_silent_server_times_out(clock, monkeypatch):
+    monkeypatch.setattr(inventory, "READ_SECONDS", 0.1)
+    with FakeDatabricks(users=0, faults=[Fault("hang", seconds=2, times=1)]) as server:
+        server.add_tree("dbfs", {"/Users/a": []})
+        client, get = at_server(server, clock)
+        client.reached = True
+        assert get() == {}
+        assert server.requests["dbfs", "/Users/a"] == 2
+
+
+def test_a_dripping_server_times_out(clock, monkeypatch):
+    monkeypatch.setattr(inventory, "READ_SECONDS", 0.2)
+    with FakeDatabricks(users=0, faults=[Fault("drip", seconds=0.05, times=1)]) as server:
+        server.add_tree("dbfs", {"/Users/a": [dbfs_file("/Users/a/f", 1)]})  # about 5 s long
+        client = DatabricksClient(DatabricksConfig(server.url, server.settings.token))
+        started = time.monotonic()
+        with pytest.raises(DatabricksError) as caught:
+            client.attempt(LIST, {"path": "/Users/a"}, lambda body: body)
+        assert caught.value.kind == "connection"
+        assert time.monotonic() - started < 2
+
+
+@pytest.mark.parametrize(("length", "fits"), [(1000, True), (1001, False)])
+def test_a_body_over_the_limit_is_refused(service, client, monkeypatch, length, fits):
+    monkeypatch.setattr(inventory, "LONGEST_BODY", 1000)
+    add(service, *[{"status": 200, "body": b'{"a": "' + b"x" * (length - 9) + b'"}'}] * 5)
+    if fits:
+        assert len(ask(client)["a"]) == 991
+    else:
+        assert fail(client).kind == "malformed"
+        assert len(service.calls) == 5
+
+
+def test_a_gzip_bomb_is_refused(clock, monkeypatch):
+    monkeypatch.setattr(inventory, "LONGEST_BODY", 100_000)
+    body = gzip.compress(b'{"a": "' + b"x" * 50_000_000 + b'"}')
+    with FakeDatabricks(users=0, faults=[Fault("body", body=body, headers={"Content-Encoding": "gzip"})]) as server:
+        client = DatabricksClient(DatabricksConfig(server.url, "dapi-fake-token"))
+        with pytest.raises(DatabricksError) as caught:
+            client.attempt(LIST, {"path": "/Users/a"}, lambda body: body)
+    assert "longer than" in str(caught.value)
+
+
+def closed_port():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def client_of(url, clock, token=SECRET):
+    return DatabricksClient(DatabricksConfig(url, token), clock=clock, sleep=clock.sleep, jitter=lambda: 1.0)
+
+
+def test_the_first_request_to_an_unreachable_host_is_not_repeated(clock):
+    client = client_of(f"http://127.0.0.1:{closed_port()}", clock)
+    caught = fail(client)
+    assert caught.unreachable
+    assert clock.waits == []
+    assert client.statistics["requests"] == 1
+
+
+def test_a_refused_connection_later_is_tried_five_times(clock):
+    with FakeDatabricks(users=0) as server:
+        server.add_tree("dbfs", {"/Users/a": []})
+        client, get = at_server(server, clock)
+        get()
+    with pytest.raises(DatabricksError) as caught:
+        get()
+    assert caught.value.kind == "connection"
+    assert clock.waits == SERVER_WAITS
+    assert client.statistics["requests"] == 6
+
+
+@pytest.mark.parametrize("variable", [None, "NETRC"])
+def test_netrc_does_not_replace_the_token(clock, tmp_path, monkeypatch, variable):
+    path = tmp_path / ("netrc" if variable else "home/.netrc")
+    path.write_text("machine 127.0.0.1 login someone password wrong\ndefault login someone password wrong\n")
+    path.chmod(0o600)
+    if variable:
+        monkeypatch.setenv(variable, str(path))
+    with FakeDatabricks(users=0) as server:
+        server.add_tree("dbfs", {"/Users/a": []})
+        assert requests.get(server.url + LIST, headers=server.headers, timeout=5).status_code == 403  # it would
+        _, get = at_server(server, clock)
+        assert get() == {}
+
+
+def test_proxies_are_those_of_the_environment(clock, monkeypatch):
+    """A fake server as the proxy: asked for an absolute URL, which it does not know."""
+    with FakeDatabricks(users=0) as server:
+        monkeypatch.setenv("HTTP_PROXY", server.url)
+        monkeypatch.setenv("http_proxy", server.url)
+        client = client_of("http://localhost:9", clock, "dapi-fake-token")
+        with pytest.raises(DatabricksError) as caught:
+            ask(client)
+        assert caught.value.status == 404
+        assert server.requests == {("other", "http://localhost:9" + LIST): 1}
+
+
+def test_no_proxy_is_obeyed(clock, monkeypatch):
+    with FakeDatabricks(users=0) as server:
+        server.add_tree("dbfs", {"/Users/a": []})
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{closed_port()}")
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        _, get = at_server(server, clock)
+        assert get() == {}
+
+
+def test_a_ca_bundle_is_that_of_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "ca.pem"))
+    client = DatabricksClient(DatabricksConfig("https://localhost:9", SECRET))
+    assert client.session.verify == str(tmp_path / "ca.pem")
+
+
+def test_a_name_that_is_no_unicode_is_refused_without_a_request(clock):
+    with FakeDatabricks(users=0) as server:
+        client, _ = at_server(server, clock)
+        with pytest.raises(DatabricksError) as caught:
+            client.get("dbfs", LIST, {"path": "/Users/a/\ud800"}, lambda body: body)
+        assert caught.value.kind == "refused"
+        assert not server.total_requests
+
+
+@pytest.mark.parametrize("name", [
+    "a b", "a+b", "a&b=c", "100%", "%2F", "#1", "what?", "\u00e9", "\U0001f600", "a\tb", "a\nb", " a", "a ",
+])  # fmt: skip
+def test_names_reach_the_service_as_they_are(clock, name):
+    with FakeDatabricks(users=0) as server:
+        server.add_tree("dbfs", {f"/Users/{name}": []})
+        _, get = at_server(server, clock, f"/Users/{name}")
+        assert get() == {}
+
+
+def test_connections_are_used_again(clock):
+    with FakeDatabricks(users=0) as server:
+        server.add_tree("dbfs", {"/Users/a": []})
+        _, get = at_server(server, clock)
+        for _ in range(20):
+            get()
+        assert server.counts.connections == 1
+
+
+# The pacer, on plain numbers
+
+
+def failures(pacer, number, now, kind="server", retry_after=0.0):
+    for _ in range(number):
+        pacer.failed(error(kind, retry_after), now, now)
+
+
+def limited(pacer, sent_at, now):
+    pacer.failed(error("rate limit"), sent_at, now)
+
+
+def test_there_is_no_delay_before_the_first_429():
+    pacer = Pacer()
+    for number in range(1000):
+        pacer.sent(number / 1000)
+        pacer.answered(number / 1000, success=True)
+        assert pacer.next_at <= number / 1000
+    assert pacer.rate is None
+
+
+def test_429s_to_requests_that_left_before_the_last_change_count_once():
+    pacer = Pacer()
+    for _ in range(16):
+        limited(pacer, 10.0, 10.5)
+    first = pacer.rate
+    assert first == 20
+    limited(pacer, 10.5, 10.6)  # left at the very moment
+    assert pacer.rate == first
+    limited(pacer, 10.7, 10.8)
+    assert 16 <= pacer.rate <= 18
+
+
+def test_requests_are_spaced_by_the_rate():
+    pacer, now, sent = Pacer(), 0.0, []
+    limited(pacer, 0.0, 0.0)
+    for _ in range(40):
+        now = max(now, pacer.next_at)
+        pacer.sent(now)
+        sent.append(now)
+    assert sent[0] > 0
+    assert sent[-1] - sent[0] == pytest.approx(39 * 0.05)
+    assert min(after - before for before, after in itertools.pairwise(sent)) == pytest.approx(0.05)
+
+
+def test_a_late_wake_up_is_made_up_for_by_50_ms_at_most():
+    pacer = Pacer()
+    limited(pacer, 0.0, 0.0)
+    pacer.sent(100.0)
+    assert 100.0 <= pacer.next_at <= 100.05
+    pacer.sent(100.01)
+    assert pacer.next_at >= 100.04
+
+
+def test_the_first_rate_is_what_was_just_being_achieved():
+    pacer = Pacer()
+    for number in range(200):
+        pacer.answered(10 + number / 100, success=True)  # 100 a second
+    limited(pacer, 11.9, 12.0)
+    assert 95 <= pacer.rate <= 105
+
+
+def test_successes_ease_the_pace():
+    pacer = Pacer()
+    limited(pacer, 0.0, 0.0)
+    for number in range(100):
+        pacer.answered(number / 20, success=True)
+    assert 21 <= pacer.rate <= 30
+
+
+def test_nine_failures_in_a_row_are_no_outage_and_ten_are():
+    pacer = Pacer()
+    failures(pacer, 9, 100.0)
+    assert not pacer.away
+    assert pacer.next_at <= 100.0
+    failures(pacer, 1, 100.0)
+    assert pacer.away
+    assert pacer.next_at == 102.0
+
+
+def test_a_success_in_between_is_no_outage():
+    pacer = Pacer()
+    for _ in range(5):
+        failures(pacer, 9, 100.0)
+        pacer.answered(100.0, success=True)
+    assert not pacer.away
+
+
+def test_an_answer_that_is_no_success_shows_that_the_service_is_there():
+    pacer = Pacer()
+    failures(pacer, 9, 100.0)
+    pacer.answered(100.0)  # a 404
+    failures(pacer, 9, 100.0)
+    assert not pacer.away
+
+
+def test_probes_go_after_2_doubling_to_60_seconds_until_15_minutes_are_over():
+    pacer, now, gaps = Pacer(), 1000.0, []
+    failures(pacer, 10, now)
+    with pytest.raises(InventoryError) as caught:
+        while True:
+            gaps.append(pacer.next_at - now)
+            now = pacer.next_at
+            pacer.sent(now)
+            assert pacer.next_at == math.inf  # one at a time
+            pacer.failed(error("server"), now, now, probe=True)
+    assert gaps[:7] == [2, 4, 8, 16, 32, 60, 60]
+    assert set(gaps[5:]) == {60}
+    assert 900 <= now - 1000 <= 961
+    assert "15 minutes" in str(caught.value)
+
+
+def test_an_answered_probe_ends_the_outage():
+    pacer = Pacer()
+    failures(pacer, 10, 100.0)
+    pacer.sent(102.0)
+    pacer.answered(102.5, success=True)
+    assert not pacer.away
+    assert pacer.next_at <= 102.5
+    failures(pacer, 9, 103.0)
+    assert not pacer.away
+
+
+def test_late_failures_of_others_do_not_move_the_probe():
+    pacer = Pacer()
+    failures(pacer, 10, 100.0)
+    failures(pacer, 6, 101.0)
+    assert pacer.next_at == 102.0
+
+
+def test_a_long_failing_service_is_away_only_from_its_last_success_on():
+    pacer = Pacer()
+    failures(pacer, 1, 0.0)
+    pacer.answered(5000.0, success=True)
+    failures(pacer, 10, 5001.0)
+    pacer.sent(5003.0)
+    pacer.failed(error("server"), 5003.0, 5003.5, probe=True)  # raises nothing
+    assert pacer.next_at == 5003.5 + 4
+
+
+def test_retry_after_holds_back_the_probe():
+    pacer = Pacer()
+    failures(pacer, 10, 100.0, retry_after=30.0)
+    assert pacer.next_at == 130.0
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the message is the system's")
+def test_a_refused_connection_is_named_in_few_words(clock):
+    client = client_of(f"http://127.0.0.1:{closed_port()}", clock)
+    assert str(fail(client)) == "Connection refused"

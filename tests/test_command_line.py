@@ -1,0 +1,584 @@
+"""What the commands take, print, write and return: SPEC section 5."""
+
+import csv
+import json
+import os
+import re
+import stat
+import struct
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+import databricks_user_files_simple as inventory
+from tests.conftest import SCANNER, USER_LIST, run_command
+from tests.fake_databricks import FakeDatabricks, Fault, dbfs_directory, dbfs_file, workspace_object
+
+SECRET = "dapi-secret-0123456789"
+HEADER = "username,file_count,total_size,total_size_gb,status,file_source,error\n"
+CHECKPOINT = ".checkpoint_progress.json"
+POSIX = pytest.mark.skipif(os.name == "nt", reason="needs POSIX")
+
+
+@pytest.fixture(scope="module")
+def quiet_server():
+    """A workspace without homes: every user is `empty`. Tests count requests by differences."""
+    with FakeDatabricks(users=0) as server:
+        yield server
+
+
+@pytest.fixture
+def scan(monkeypatch):
+    """scan(server, *words): the scanner in this process, with --output out.csv; exit code and rows (None: no file)."""
+    def run(server, *words, output="out.csv"):
+        monkeypatch.setenv("DATABRICKS_HOST", server.url)
+        monkeypatch.setenv("DATABRICKS_TOKEN", server.settings.token)
+        code = inventory.main(["--output", output, *words])
+        try:
+            with open(output, encoding="utf-8", newline="") as file:
+                return code, list(csv.DictReader(file))
+        except FileNotFoundError:
+            return code, None
+
+    return run
+
+
+def files_below(path):
+    return sorted(str(file.relative_to(path)) for file in path.rglob("*"))
+
+
+def error_lines(result):
+    """What stderr has beside the line that names the workspace."""
+    return [line for line in result.err.splitlines() if not line.startswith("Workspace ")]
+
+
+def add_three_users(server):
+    """a: files of known sizes in both file systems; b: partly unreadable; c: not readable; d: nothing."""
+    for name in ("a", "b", "c", "d"):
+        server.add_user(name, "none")
+    server.add_tree("dbfs", {
+        "/Users/a": [dbfs_file("/Users/a/f1", 3 * 1024**3), dbfs_directory("/Users/a/deep")],
+        "/Users/a/deep": [dbfs_file("/Users/a/deep/f2", 123_456_789)],
+        "/Users/b": [dbfs_file("/Users/b/f", 7), dbfs_directory("/Users/b/no")],
+        "/Users/b/no": [dbfs_file("/Users/b/no/f", 1_000)],
+        "/Users/c": [],
+        "/Users/d": [],
+    })  # fmt: skip
+    server.add_tree("workspace", {
+        "/Users/a": [workspace_object("/Users/a/n"), workspace_object("/Users/a/src", "REPO")],
+        "/Users/a/src": [workspace_object("/Users/a/src/x", "FILE"), workspace_object("/Users/a/src/y", None)],
+        "/Users/c": [],
+    })  # fmt: skip
+    server.change(faults=[Fault("403", path="/Users/b/no"), Fault("403", path="/Users/c")])
+    return server
+
+
+# Bad input
+
+
+BAD_INPUT = {
+    "no credentials at all": ((), {"DATABRICKS_HOST": "", "DATABRICKS_TOKEN": ""}, "no login found"),
+    "unknown profile": (("--profile", "nope"), {"DATABRICKS_CONFIG_FILE": "good.cfg"}, "prod"),
+    "profile file that is no INI": ((), {"DATABRICKS_CONFIG_FILE": "binary"}, "binary"),
+    "profile file without sections": ((), {"DATABRICKS_CONFIG_FILE": "users.txt"}, "users.txt"),
+    "host that does not resolve": ((), {"DATABRICKS_HOST": "https://nowhere.invalid"}, "nowhere.invalid"),
+    "host that is none": (("--workspace-url", "https://"), {}, "workspace URL"),
+    "wrong token": ((), {"DATABRICKS_TOKEN": SECRET}, "token"),
+    "http host that is not loopback": ((), {"DATABRICKS_HOST": "http://adb-1.net"}, "unencrypted"),
+    "token without a workspace": (("--token", SECRET), {}, "--workspace-url"),
+    "output folder missing": (("-o", "missing/out.csv"), {}, "missing/out.csv"),
+    "output folder not writable": (("-o", "users.txt/out.csv"), {}, "users.txt/out.csv"),
+    "output is a folder": (("-o", "folder"), {}, "folder"),
+    "unknown option": (("--nope",), {}, "--nope"),
+    "abbreviated option": (("--prof", "x"), {}, "--prof"),
+    "option without its value": (("--profile",), {}, "--profile"),
+}
+BAD_SCANS = {
+    "users file missing": (("--users-file", "missing.csv"), {}, "missing.csv"),
+    "users file empty": (("--users-file", "empty"), {}, "empty"),
+    "users file with a header alone": (("--users-file", "header.csv"), {}, "header.csv"),
+    "users file binary": (("--users-file", "binary"), {}, "binary"),
+    "users file that leads out of /Users": (("--users-file", "escape.txt"), {}, "escape.txt, line 2"),
+    "users file that is a folder": (("--users-file", "folder"), {}, "folder"),
+    "name that leads out of /Users": (("../../Shared",), {}, "../../Shared"),
+    "details folder missing": (("--users-file", "users.txt", "--details", "missing/d.json"), {}, "missing/d.json"),
+    "threads 0": (("a", "--threads", "0"), {}, "--threads"),
+    "threads -1": (("a", "--threads", "-1"), {}, "--threads"),
+    "threads no number": (("a", "--threads", "many"), {}, "--threads"),
+    "both only": (("a", "--dbfs-only", "--workspace-only"), {}, "--workspace-only"),
+    "quiet and debug": (("a", "--quiet", "--debug"), {}, "--debug"),
+    "no users": ((), {}, "--users-file"),
+    "output is the users file": (("--users-file", "users.txt", "-o", "users.txt"), {}, "different files"),
+    "output is the users file otherwise": (("--users-file", "users.txt", "-o", "folder/../users.txt"), {}, "file"),
+    "details are the output": (("a", "-o", "out", "--details", "out"), {}, "different files"),
+    "output is the checkpoint": (("a", "-o", CHECKPOINT), {}, "different files"),
+    "checkpoint folder missing": (("a", "--checkpoint", "missing/c.json"), {}, "missing/c.json"),
+    "not a checkpoint": (("--users-file", "users.txt", "--resume", "--checkpoint", "escape.txt"), {}, "escape.txt"),
+}  # fmt: skip
+CASES = [(script, name, *case) for script, cases in (
+    (SCANNER, BAD_SCANS), (USER_LIST, BAD_INPUT),
+    (SCANNER, {name: (("a@x.com", *words), env, says) for name, (words, env, says) in BAD_INPUT.items()}),
+) for name, case in cases.items()]  # fmt: skip
+
+
+@pytest.mark.parametrize(("script", "words", "env", "says"), [(case[0], *case[2:]) for case in CASES],
+                         ids=[f"{case[0][11:-3]}: {case[1]}" for case in CASES])  # fmt: skip
+def test_bad_input_is_a_short_error_exit_2_and_nothing_written(script, words, env, says, command, login, tmp_path,
+                                                               quiet_server):
+    (tmp_path / "folder").mkdir()
+    for name, content in {
+        "empty": b"", "header.csv": b"username,active\n", "binary": bytes(range(256)), "users.txt": b"a\nb\n",
+        "escape.txt": b"a@x.com\n../../Shared\n", "good.cfg": b"[prod]\nhost=https://p.net\ntoken=t\n",
+    }.items():  # fmt: skip
+        (tmp_path / name).write_bytes(content)
+    before = {name: (tmp_path / name).is_file() and (tmp_path / name).read_bytes() for name in files_below(tmp_path)}
+    result = command(script, *words, env={**login(quiet_server), **env})
+    assert result.code == 2, result
+    assert 1 <= len(error_lines(result)) <= 2, result
+    assert says in result.err, result
+    assert "Traceback" not in result.err
+    assert SECRET not in result.err
+    assert result.out == ""
+    after = {name: (tmp_path / name).is_file() and (tmp_path / name).read_bytes() for name in files_below(tmp_path)}
+    assert after == before
+
+
+@POSIX
+def test_a_folder_that_may_not_be_written_is_found_out_before_the_scan(command, login, quiet_server, tmp_path):
+    """Root may write everywhere but in /proc."""
+    folder = tmp_path / "locked"
+    folder.mkdir()
+    folder.chmod(0o500)
+    if os.access(folder, os.W_OK):
+        folder = Path("/proc")
+        if not folder.is_dir():
+            pytest.skip("runs as root, and there is no /proc")
+    asked = quiet_server.total_requests
+    result = command(SCANNER, "a@x.com", "-o", folder / "out.csv", env=login(quiet_server))
+    assert result.code == 2, result
+    assert len(error_lines(result)) <= 2
+    assert quiet_server.total_requests == asked
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\\b", "a\nb", "a\x00b", "a\x7fb", "/", "a/"])
+def test_names_that_are_no_path_component_are_refused(scan, quiet_server, name, capsys):
+    assert scan(quiet_server, "good", name) == (2, None)
+    assert "command line" in capsys.readouterr().err
+
+
+# Users
+
+
+@pytest.mark.parametrize(("data", "names"), [
+    (b"a\nb\nc\n", "a b c"),
+    (b"a\nb\nc", "a b c"),
+    (b"a\r\nb\r\nc\r\n", "a b c"),
+    (b"a\rb\rc\r", "a b c"),
+    (b"\n\na\n  \n\nb\n\n", "a b"),
+    (b"b\na\nb\na\n", "b a"),
+    (b'"a"\n"b"\n', "a b"),
+    (b"  a  \n\tb\n", "a b"),
+    ("\u00e9@x\n\U0001f600\n".encode(), "\u00e9@x \U0001f600"),
+    ("\ufeffa\nb\n".encode(), "a b"),
+    ("\ufeffa\r\nb\u00e9\r\n".encode("utf-16-le"), "a b\u00e9"),
+    ("\ufeffa\nb\n".encode("utf-16-be"), "a b"),
+    ("\ufeffusername,active\na,true\n".encode(), "a"),
+    ("\ufeffuserName;active\r\na;true\r\n".encode("utf-16-le"), "a"),
+    (b"username\na\nb\n", "a b"),
+    (b"username,display_name,active,user_id\na,A,true,1\nb,B,false,2\n", "a b"),
+    (b"id,userName\n1,a\n2,b\n", "a b"),
+    (b"id,user_name\n1,a\n", "a"),
+    (b"id,EMAIL,x\n1,a,2\n", "a"),
+    (b" id , username \n1, a \n", "a"),
+    (b"email,username\nwrong,a\n", "a"),
+    (b"id;username\n1;a\n2;b\n", "a b"),
+    (b'username;note\na;"x, y, z; w"\n', "a"),
+    (b'username,display_name\na,"Berg, ""A"""\nb,"two\nlines"\nc,\n', "a b c"),
+    (b'"username","active"\n"a","true"\n', "a"),
+    (b"username,active\n\na,true\n\n,\nb,true\n", "a b"),
+    (b"username,active\na\nb,true,more\n", "a b"),
+    (b"=1+1\n-a\n@b\n", "=1+1 -a @b"),
+    (b"user name with spaces\n", "user_name_with_spaces"),
+])  # fmt: skip
+def test_users_files(scan, quiet_server, tmp_path, data, names):
+    (tmp_path / "users").write_bytes(data)
+    code, rows = scan(quiet_server, "--users-file", "users")
+    assert code == 0
+    assert [row["username"].replace(" ", "_") for row in rows] == names.split()
+
+
+@pytest.mark.parametrize(("data", "says"), [
+    (b"id,name\n1,a\n", "users"),  # several columns, none of the names
+    (b"a,b\nc,d\n", "users"),
+    (b"a;b\n", "users"),
+    (b"username,active\na,true\n,true\n", "line 3"),  # an empty name
+    (b"id,username\n1,a\n2\n", "line 3"),
+    (b"a\nb/c\n", "line 2"),
+    (b"username\na\n\nb\\c\n", "line 4"),
+    (b"a\n..\n", "line 2"),
+    (b"a\nb\x00\n", "line 2"),
+    (b"username,x\na,1\n../../Shared,2\n", "line 3"),
+    (b"a\n\xff\xff\n", "users"),
+    (b"\xff\xfea", "users"),
+    (b'username,x\na,"open\n', "users"),
+    (b"username\n", "users"),
+    (b" \n\n", "users"),
+])  # fmt: skip
+def test_users_files_that_are_refused(scan, quiet_server, tmp_path, data, says, capsys):
+    (tmp_path / "users").write_bytes(data)
+    assert scan(quiet_server, "--users-file", "users") == (2, None)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2  # the first names the workspace
+    assert says in lines[1]
+
+
+def test_named_users_and_those_of_the_file_are_each_scanned_once(scan, quiet_server, tmp_path):
+    (tmp_path / "users").write_text("b\na\nc\n")
+    code, rows = scan(quiet_server, "a", "--users-file", "users", "d", "a")
+    assert code == 0
+    assert [row["username"] for row in rows] == ["a", "d", "b", "c"]
+
+
+@pytest.mark.parametrize("names", [["-a", "b", "c"], ["a", "-b", "c"], ["a", "b", "-c"], ["-a"], ["--debug", "b"]])
+def test_no_name_after_two_dashes_is_lost(scan, quiet_server, names):
+    code, rows = scan(quiet_server, "--", *names)
+    assert code == 0
+    assert [row["username"] for row in rows] == names
+
+
+@pytest.mark.parametrize("data", ["a\nb\n", "\ufeffusername;x\r\na;1\r\nb;2\r\n"])
+def test_users_come_from_stdin(command, login, quiet_server, data):
+    result = command(SCANNER, "--users-file", "-", env=login(quiet_server), stdin=data)
+    assert result.code == 0, result
+    assert [line.partition(",")[0] for line in result.out.splitlines()] == ["username", "a", "b"]
+
+
+# Results
+
+
+def test_the_inventorys_bytes(scan, tmp_path):
+    (tmp_path / "users").write_text("d\nc\nb\na\n")
+    with add_three_users(FakeDatabricks(users=0)) as server:
+        code, rows = scan(server, "--users-file", "users")
+        truth = server.truth("a")
+    assert code == 1
+    assert (truth.file_count, truth.total_size) == (5, 3 * 1024**3 + 123_456_789 + 3 * 10_000)
+    expected = [
+        "d,0,0,0.0000,empty,none,",
+        "c,0,0,0.0000,error,none,dbfs:/Users/c: 403 PERMISSION_DENIED: The caller may not list this path. (and 1 more)",
+        "b,1,7,0.0000,partial,dbfs,dbfs:/Users/b/no: 403 PERMISSION_DENIED: The caller may not list this path.",
+        f"a,5,{truth.total_size},3.1150,success,both,",
+    ]
+    assert (tmp_path / "out.csv").read_bytes() == (HEADER + "\n".join(expected) + "\n").encode()
+    assert [row["status"] for row in rows] == ["empty", "error", "partial", "success"]
+
+
+@pytest.mark.parametrize("script_words", [("-o", "-"), ("--output", "-"), ()])
+def test_stdout_has_the_csv_alone(command, login, quiet_server, script_words):
+    result = command(SCANNER, "\u00e9", *script_words, env={**login(quiet_server), "PYTHONIOENCODING": "ascii"})
+    assert result.code == 0, result
+    assert result.out == HEADER + "\u00e9,0,0,0.0000,empty,none,\n"
+
+
+def test_details_are_a_json_object_per_user(scan, tmp_path):
+    with add_three_users(FakeDatabricks(users=0)) as server:
+        scan(server, "a", "b", "c", "d", "--details", "details.json")
+    text = (tmp_path / "details.json").read_text(encoding="utf-8")
+    users = {record["username"]: record for record in map(json.loads, text.splitlines())}
+    assert list(users) == ["a", "b", "c", "d"]
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", record["scanned_at"]) for record in users.values())
+    dbfs, workspace = users["a"]["dbfs"], users["a"]["workspace"]
+    assert (dbfs["files"], dbfs["bytes"], dbfs["directories"]) == (2, 3 * 1024**3 + 123_456_789, 2)
+    assert dbfs["types"] == {"FILE": 2, "DIRECTORY": 1}
+    assert dbfs["largest"][0] == {"path": "/Users/a", "files": 1, "bytes": 3 * 1024**3}
+    assert (workspace["files"], workspace["bytes"], workspace["directories"]) == (3, 30_000, 2)
+    assert workspace["types"] == {"NOTEBOOK": 1, "REPO": 1, "FILE": 1, "UNKNOWN": 1}
+    assert [at["path"] for at in users["b"]["dbfs"]["failures"]] == ["/Users/b/no"]
+    assert "403" in users["c"]["workspace"]["failures"][0]["error"]
+
+
+def test_a_path_with_a_line_break_stays_in_its_row(scan):
+    names = ["new\nline", "carriage\rreturn"]
+    with FakeDatabricks(users=["a", "z"], shape="none") as server:
+        server.add_tree("dbfs", {"/Users/a": [dbfs_directory(f"/Users/a/{name}") for name in names]})
+        server.change(faults=[Fault("403", path=f"/Users/a/{name}") for name in names])
+        code, rows = scan(server, "a", "z")
+    assert code == 1
+    assert [(row["username"], row["status"]) for row in rows] == [("a", "partial"), ("z", "empty")]
+
+
+def test_usernames_are_verbatim(scan, quiet_server):
+    names = ["=cmd()", "a,b", 'a"b', "@a", "+1", "\u202ea", "a b"]
+    rows = scan(quiet_server, *names)[1]
+    assert [row["username"] for row in rows] == names
+
+
+@pytest.mark.parametrize(("words", "code"), [
+    (("a",), 0), (("d",), 0), (("a", "d"), 0), (("b",), 1), (("c",), 1), (("a", "b", "c", "d"), 1),
+    (("a", "--nope"), 2), ((), 2), (("--help",), 0),
+])  # fmt: skip
+def test_exit_codes(command, login, words, code):
+    with add_three_users(FakeDatabricks(users=0)) as server:
+        result = command(SCANNER, *words, env=login(server))
+    assert result.code == code, result
+
+
+def test_only_options_leave_the_other_file_system_alone(scan):
+    with add_three_users(FakeDatabricks(users=0)) as server:
+        assert scan(server, "a", "--dbfs-only")[1][0]["file_count"] == "2"
+        assert "workspace" not in {api for api, _ in server.requests}
+        server.counts_reset()
+        assert scan(server, "a", "--workspace-only")[1][0]["file_count"] == "3"
+        assert "dbfs" not in {api for api, _ in server.requests}
+
+
+def test_threads_1_is_one_request_at_a_time(scan):
+    with FakeDatabricks(users=12, latency=0.002) as server:
+        code, rows = scan(server, *server.user_names, "--threads", "1")
+        assert (code, len(rows), server.max_in_flight) == (0, 12, 1)
+
+
+# What is written when
+
+
+def test_the_output_is_replaced_only_when_complete(command, login, tmp_path):
+    (tmp_path / "out.csv").write_text("old\n")
+    (tmp_path / "details.json").write_text("old\n")
+    with FakeDatabricks(users=8, shape="small", expire_after_requests=5) as server:
+        result = command(SCANNER, *server.user_names, "-o", "out.csv", "--details", "details.json", "--threads", "1",
+                         env=login(server))  # fmt: skip
+        assert result.code == 2, result
+        assert (tmp_path / "out.csv").read_text() == "old\n"
+        assert (tmp_path / "details.json").read_text() == "old\n"
+        assert set(files_below(tmp_path)) <= {"home", "out.csv", "details.json", CHECKPOINT}
+        server.change(expire_after_requests=None)
+        result = command(SCANNER, *server.user_names, "-o", "out.csv", "--details", "details.json", env=login(server))
+        assert result.code == 0, result
+    assert len((tmp_path / "out.csv").read_text().splitlines()) == 9
+    assert len((tmp_path / "details.json").read_text().splitlines()) == 8
+    assert set(files_below(tmp_path)) <= {"home", "out.csv", "details.json"}
+
+
+def test_a_short_result_does_not_go_to_stdout(command, login):
+    with FakeDatabricks(users=8, shape="small", expire_after_requests=5) as server:
+        result = command(SCANNER, *server.user_names, "--threads", "1", env=login(server))
+    assert result.code == 2, result
+    assert result.out == ""
+
+
+@POSIX
+def test_an_output_that_is_a_link_stays_one(scan, quiet_server, tmp_path):
+    (tmp_path / "real.csv").write_text("old\n")
+    (tmp_path / "out.csv").symlink_to("real.csv")
+    assert scan(quiet_server, "a")[0] == 0
+    assert (tmp_path / "out.csv").is_symlink()
+    assert (tmp_path / "real.csv").read_text().startswith(HEADER)
+
+
+@POSIX
+@pytest.mark.parametrize("script", [SCANNER, USER_LIST])
+def test_a_device_as_output_stays_a_device(command, login, tmp_path, script, quiet_server):
+    """A device of our own where we may make one (root), so that a defect does not break the machine's."""
+    device = tmp_path / "null"
+    try:
+        os.mknod(device, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+        device.write_bytes(b"")
+    except OSError:
+        if os.geteuid() == 0:
+            pytest.skip("root may replace /dev/null")
+        device = Path("/dev/null")
+    words = ["a", "--details", str(device)] if script == SCANNER else []
+    result = command(script, *words[:1], "-o", device, env=login(quiet_server))
+    assert result.code == 0, result
+    assert stat.S_ISCHR(device.stat().st_mode)
+    if script == SCANNER:
+        assert command(script, *words, env=login(quiet_server)).code == 0
+        assert stat.S_ISCHR(device.stat().st_mode)
+
+
+@POSIX
+def test_a_pipe_as_output_gets_the_csv(command, login, tmp_path, quiet_server):
+    os.mkfifo(tmp_path / "pipe")
+    got = []
+    reader = threading.Thread(target=lambda: got.append((tmp_path / "pipe").read_text()), daemon=True)
+    reader.start()
+    result = command(SCANNER, "a", "-o", "pipe", env=login(quiet_server))
+    reader.join(5)
+    assert result.code == 0, result
+    assert got == [HEADER + "a,0,0,0.0000,empty,none,\n"]
+
+
+# What is said
+
+
+def test_the_first_line_names_the_workspace_and_the_login(command, login, quiet_server):
+    for script, words in ((SCANNER, ["a"]), (USER_LIST, [])):
+        first = command(script, *words, env=login(quiet_server)).err.splitlines()[0]
+        assert quiet_server.url in first
+        assert "environment" in first
+
+
+def test_the_summary_of_several_users(command, login):
+    with add_three_users(FakeDatabricks(users=0)) as server:
+        text = command(SCANNER, "a", "b", "c", "d", "-o", "out.csv", env=login(server)).err
+    assert "4 users: 1 success, 1 empty, 1 partial, 1 error" in text
+    assert re.search(r"DBFS +3 files", text, re.I)
+    assert re.search(r"Workspace +3 files .*estimated", text, re.I)
+    assert re.search(r"\d+ requests", text)
+    assert re.search(r"^ +a +5 files +3\.1 GiB$", text, re.M)
+
+
+def test_the_summary_counts_retries_and_429s(scan, monkeypatch, capsys):
+    for kind in ("server", "rate limit"):
+        monkeypatch.setitem(inventory.RETRIES, kind, (5, 0.01))
+    faults = [Fault("500", api="dbfs", times=3), Fault("429", api="workspace", times=2)]
+    with FakeDatabricks(users=["a"], shape="empty", faults=faults) as server:
+        assert scan(server, "a")[0] == 0
+        assert server.total_requests == 8
+    assert "8 requests, 5 of them repeats, 2 answered 429" in capsys.readouterr().err
+
+
+def test_the_summary_of_one_user_is_its_breakdown(command, login):
+    with add_three_users(FakeDatabricks(users=0)) as server:
+        text = command(SCANNER, "a", "-o", "out.csv", env=login(server)).err
+    assert "1 DIRECTORY, 2 FILE" in text
+    assert "1 FILE, 1 NOTEBOOK, 1 REPO, 1 UNKNOWN" in text
+    assert "/Users/a/deep" in text
+    assert "biggest users" not in text
+
+
+def test_quiet_says_warnings_errors_and_the_summary_only(command, login):
+    with FakeDatabricks(users=3, shape="small", groups=["users"]) as server:
+        loud = command(SCANNER, *server.user_names, env=login(server)).err
+        quiet = command(SCANNER, *server.user_names, "--quiet", env=login(server)).err
+    assert "warning" in quiet
+    assert "3 users" in quiet
+    assert len(quiet.splitlines()) <= len(loud.splitlines())
+    assert command(SCANNER, "a", "-q").err.startswith("error: ")
+
+
+@pytest.mark.parametrize(("words", "shown"), [((), False), (("--debug",), True)])
+def test_a_traceback_is_shown_with_debug_alone(command, login, quiet_server, words, shown):
+    env = {**login(quiet_server), "DATABRICKS_TOKEN": "wrong"}
+    for script, users in ((SCANNER, ["a"]), (USER_LIST, [])):
+        result = command(script, *users, *words, env=env)
+        assert result.code == 2
+        assert ("Traceback" in result.err) is shown
+        assert "wrong" not in result.err
+
+
+def test_debug_names_each_directory_and_not_the_token(command, login):
+    with add_three_users(FakeDatabricks(users=0, token=SECRET)) as server:
+        result = command(SCANNER, "a", "--debug", env=login(server))
+    assert result.code == 0, result
+    for path in ("/Users/a", "/Users/a/deep", "/Users/a/src"):
+        assert path in result.err
+    assert SECRET not in result.err + result.out
+
+
+def stopped_run(server, tmp_path, *token_words, users=("--users-file", "users")):
+    """A run whose token is used up after some users; its result."""
+    (tmp_path / "users").write_text("".join(f"{name}\n" for name in server.user_names))
+    return run_command(SCANNER, "--workspace-url", server.url, *token_words, "--threads", "1", "-o", "out.csv", *users)
+
+
+@pytest.mark.parametrize("form", [("--token", SECRET), (f"--token={SECRET}",)])
+def test_the_token_option_is_shown_and_saved_nowhere(tmp_path, form):
+    with FakeDatabricks(users=8, shape="small", token=SECRET, expire_after_requests=40) as server:
+        result = stopped_run(server, tmp_path, *form)
+    assert result.code == 2, result
+    assert "--resume" in result.err
+    assert (tmp_path / CHECKPOINT).exists()
+    assert SECRET not in result.err + result.out
+    for path in tmp_path.iterdir():
+        assert path.is_dir() or SECRET.encode() not in path.read_bytes()
+
+
+def printed_command(result):
+    return next(line for line in result.err.splitlines() if "--resume" in line and SCANNER in line).strip()
+
+
+@POSIX
+@pytest.mark.parametrize(("names", "users"), [
+    (["a", "b c", "$d"], ("--users-file", "users")), (["a", "b c", "$d"], ("a", "b c", "$d")),
+    (["a", "-odd", "$d"], ("--", "a", "-odd", "$d")),
+], ids=["file", "named", "after --"])  # fmt: skip
+@pytest.mark.parametrize("token", ["option", "variable"])
+def test_the_printed_command_resumes_the_run_when_pasted(tmp_path, monkeypatch, names, users, token):
+    with FakeDatabricks(users=names, shape="empty", token=SECRET, expire_after_requests=5) as server:  # 2 users
+        if token == "variable":
+            monkeypatch.setenv("DATABRICKS_TOKEN", SECRET)
+        result = stopped_run(server, tmp_path, *(("--token", SECRET) if token == "option" else ()), users=users)
+        assert result.code == 2, result
+        server.change(expire_after_requests=None)
+        monkeypatch.setenv("DATABRICKS_TOKEN", SECRET)
+        monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+        again = subprocess.run(["/bin/sh", "-c", printed_command(result)], capture_output=True, text=True, check=False,
+                               timeout=30)  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    with open("out.csv", encoding="utf-8") as file:
+        assert [row["username"] for row in csv.DictReader(file)] == names
+
+
+def test_without_a_terminal_there_are_no_control_characters(command, login):
+    with FakeDatabricks(users=30, shape="small", faults=[Fault("403", rate=0.1)]) as server:
+        for words in ((), ("--debug",)):
+            result = command(SCANNER, *server.user_names, *words, env={**login(server), "TERM": "xterm-256color"})
+            assert result.code == 1
+            assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", result.err)
+            assert "%|" not in result.err
+
+
+def test_names_with_control_characters_reach_no_log(command, login):
+    with FakeDatabricks(users=["a"], shape="none") as server:
+        server.add_tree("dbfs", {
+            "/Users/a": [dbfs_directory("/Users/a/\x1b[31mred\x1b]0;title\x07"), dbfs_directory("/Users/a/two\nlines")],
+        })  # fmt: skip
+        server.change(faults=[Fault("403", path=path) for path in ("/Users/a/\x1b[31mred\x1b]0;title\x07",)])
+        result = command(SCANNER, "a", "--debug", env=login(server))
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", result.err)
+
+
+@POSIX
+def test_on_a_terminal_a_bar_shows_users_and_requests_per_second(login):
+    import fcntl
+    import pty
+    import termios
+
+    leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+    with FakeDatabricks(users=12, shape="empty", latency=0.1) as server:
+        process = subprocess.Popen(
+            [sys.executable, str(Path(inventory.__file__)), *server.user_names, "--threads", "2", "-o", "out.csv"],
+            env={**os.environ, **login(server)}, stderr=follower, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        os.close(follower)
+        shown = b""
+        try:
+            while part := os.read(leader, 65536):
+                shown += part
+        except OSError:  # Linux: the other end is closed
+            pass
+        os.close(leader)
+        assert process.wait(10) == 0
+    text = shown.decode()
+    assert "12/12 users" in text
+    assert re.search(r"\d+ requests/s", text)
+    assert re.search(r"\d+ files", text)
+
+
+@pytest.mark.parametrize("script", [SCANNER, USER_LIST])
+def test_help_names_every_option_and_that_a_token_shows_in_the_process_list(command, script):
+    result = command(script, "--help")
+    assert result.code == 0
+    assert result.err == ""
+    options = {"--profile", "--workspace-url", "--token", "--output", "--debug"}
+    options |= {"--max-users", "--active-only", "--list-profiles"} if script == USER_LIST else {
+        "--users-file", "--details", "--threads", "--dbfs-only", "--workspace-only", "--resume", "--checkpoint",
+        "--quiet",
+    }  # fmt: skip
+    assert options <= set(re.findall(r"--[a-z-]+", result.out))
+    assert "process list" in " ".join(result.out.split())

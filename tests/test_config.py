@@ -1,0 +1,372 @@
+"""Which workspace and which login are taken: SPEC section 2."""
+
+import itertools
+import os
+
+import pytest
+
+from databricks_user_files_simple import DatabricksConfig, InventoryError, load_databricks_config, normalize_host
+
+SECRET = "dapi-secret-0123456789"
+A, B, C = "https://a.cloud.databricks.com", "https://b.cloud.databricks.com", "https://c.cloud.databricks.com"
+
+
+@pytest.fixture
+def profiles(tmp_path, monkeypatch):
+    """Writes the profile file; bytes or text."""
+    path = tmp_path / "profiles"
+    monkeypatch.setenv("DATABRICKS_CONFIG_FILE", str(path))
+
+    def write(text):
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return path
+
+    return write
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """Sets variables without their DATABRICKS_."""
+    return lambda **values: [monkeypatch.setenv(f"DATABRICKS_{name}", value) for name, value in values.items()]
+
+
+def login(*arguments, **keywords):
+    config = load_databricks_config(*arguments, **keywords)
+    return config.host, config.token
+
+
+def message_of(*arguments, **keywords):
+    with pytest.raises(InventoryError) as caught:
+        load_databricks_config(*arguments, **keywords)
+    text = str(caught.value)
+    assert len(text.splitlines()) <= 2
+    return text
+
+
+# Precedence
+
+
+def test_command_line_goes_before_profile_and_environment(profiles, environment):
+    profiles(f"[DEFAULT]\nhost={B}\ntoken=of-b\n")
+    environment(HOST=C, TOKEN="of-c")
+    assert login(workspace_url=A, token="of-a") == (A, "of-a")
+    assert login() == (B, "of-b")
+    os.unlink(os.environ["DATABRICKS_CONFIG_FILE"])
+    assert login() == (C, "of-c")
+
+
+def test_profile_goes_option_variable_default_profile_default(profiles, environment, monkeypatch):
+    names = ("DEFAULT", "x", "y", "z")
+    sections = "".join(f"[{name}]\nhost=https://{name.lower()}.net\ntoken=of-{name}\n" for name in names)
+    profiles(sections + "[__settings__]\ndefault_profile = z\n")
+    environment(CONFIG_PROFILE="y")
+    assert login("x") == ("https://x.net", "of-x")
+    assert login() == ("https://y.net", "of-y")
+    monkeypatch.delenv("DATABRICKS_CONFIG_PROFILE")
+    assert login() == ("https://z.net", "of-z")
+    profiles(sections)
+    assert login() == ("https://default.net", "of-DEFAULT")
+
+
+def test_workspace_url_variable_goes_before_host(environment):
+    environment(HOST=B, WORKSPACE_URL=A, TOKEN="t")
+    assert login() == (A, "t")
+
+
+def test_empty_variables_are_no_variables(profiles, environment):
+    profiles(f"[DEFAULT]\nhost={B}\ntoken=of-b\n")
+    environment(CONFIG_PROFILE="", WORKSPACE_URL="", HOST="", TOKEN="")
+    assert login() == (B, "of-b")
+
+
+def test_home_has_the_profile_file_when_none_is_named(tmp_path, monkeypatch):
+    monkeypatch.delenv("DATABRICKS_CONFIG_FILE")
+    (tmp_path / "home" / ".databrickscfg").write_text(f"[DEFAULT]\nhost={A}\ntoken=at-home\n")
+    assert login() == (A, "at-home")
+
+
+def test_config_file_variable_may_begin_with_tilde(tmp_path, environment):
+    (tmp_path / "home" / "mine.cfg").write_text(f"[DEFAULT]\nhost={A}\ntoken=mine\n")
+    environment(CONFIG_FILE="~/mine.cfg")
+    assert login() == (A, "mine")
+
+
+@pytest.mark.parametrize("source", ["command line", "profile x in", "environment"])
+def test_source_says_where_the_login_comes_from(source, profiles, environment):
+    if source == "command line":
+        config = load_databricks_config(None, A, "t")
+    elif source == "environment":
+        environment(HOST=A, TOKEN="t")
+        config = load_databricks_config()
+    else:
+        profiles(f"[x]\nhost={A}\ntoken=t\n")
+        config = load_databricks_config("x")
+    assert config.source.startswith(source)
+
+
+# What a profile file holds
+
+
+def test_default_is_not_inherited(profiles):
+    profiles(f"[DEFAULT]\nhost={A}\ntoken=of-default\n[x]\nhost={B}\n")
+    assert "no token" in message_of("x")
+    profiles(f"[DEFAULT]\nhost={A}\ntoken=of-default\n[y]\ntoken=of-y\n")
+    assert "no host" in message_of("y")
+
+
+@pytest.mark.parametrize("token", ["50%", "%(host)s", "%%", "a#b", "a;b", "a=b:c"])
+def test_values_are_raw(profiles, token):
+    profiles(f"[x]\nhost = {A}\ntoken = {token}\n")
+    assert login("x") == (A, token)
+
+
+def test_settings_are_no_profile(profiles):
+    profiles(f"[__settings__]\nhost={A}\ntoken=t\n[x]\nhost={B}\ntoken=t\n")
+    text = message_of("__settings__")
+    assert "x" in text.split("it has:")[1]
+    assert "__settings__" not in text.split("it has:")[1]
+
+
+def test_byte_order_mark_and_crlf_are_fine(profiles):
+    profiles(f"\ufeff[DEFAULT]\r\nhost={A}\r\ntoken=t\r\n")
+    assert login() == (A, "t")
+
+
+def test_a_named_profile_that_is_missing_lists_those_there(profiles, environment):
+    profiles(f"[DEFAULT]\n[prod]\nhost={A}\ntoken={SECRET}\n[test]\nhost={B}\n")
+    environment(HOST=C, TOKEN="of-c")
+    text = message_of("stage")
+    assert "stage" in text
+    assert "prod" in text
+    assert "test" in text
+    assert SECRET not in text
+    environment(CONFIG_PROFILE="stage")
+    assert "prod" in message_of()
+
+
+def test_a_default_profile_that_is_missing_is_an_error(profiles, environment):
+    profiles(f"[__settings__]\ndefault_profile=gone\n[prod]\nhost={A}\ntoken=t\n")
+    environment(HOST=C, TOKEN="of-c")
+    text = message_of()
+    assert "gone" in text
+    assert "prod" in text
+
+
+def test_without_a_profile_file_the_environment_serves_a_named_profile_with_a_warning(environment, caplog):
+    environment(HOST=A, TOKEN="t")
+    assert login("stage") == (A, "t")
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "stage" in caplog.text
+
+
+def test_without_a_profile_file_and_a_named_profile_there_is_no_warning(environment, caplog):
+    environment(HOST=A, TOKEN="t")
+    assert login() == (A, "t")
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("text", ["", "[DEFAULT]\n", "[x]\nhost=https://x.net\ntoken=t\n", "# only a comment\n"])
+def test_without_a_default_profile_the_environment_serves(profiles, environment, text, caplog):
+    profiles(text)  # the CLI writes an empty [DEFAULT] into a new file
+    environment(HOST=A, TOKEN="t")
+    assert login() == (A, "t")
+    assert not caplog.records
+
+
+
+# A token goes only where it belongs
+
+
+@pytest.mark.parametrize(("option", "token", "named", "host_set"), list(itertools.product([True, False], repeat=4)))
+def test_the_profile_token_goes_to_its_own_host_only(profiles, environment, option, token, named, host_set):
+    """--workspace-url, --token, --profile and DATABRICKS_HOST, of other hosts than the profile's."""
+    profiles(f"[DEFAULT]\nhost={A}\ntoken=of-a\n[p]\nhost={A}\ntoken=of-a\n")
+    if host_set:
+        environment(HOST=B, TOKEN="of-b")
+    arguments = ("p" if named else None, C if option else None, "of-c" if token else None)
+    if token:  # alone it belongs to no host
+        expected = (C, "of-c") if option else None
+    elif option:  # nothing is known for C
+        expected = None
+    else:
+        expected = (A, "of-a")
+    if expected:
+        assert login(*arguments) == expected
+    else:
+        text = message_of(*arguments)
+        assert not [word for word in ("of-a", "of-b", "of-c") if word in text]
+
+
+@pytest.mark.parametrize(("configured", "option", "expected"), [
+    ({"TOKEN": "t"}, A, (A, "t")),  # a token without a host goes to --workspace-url
+    ({"TOKEN": "t"}, None, None),
+    ({"HOST": A, "TOKEN": "t"}, A + "/?o=12", (A, "t")),
+    ({"HOST": A, "TOKEN": "t"}, B, None),
+    ({"WORKSPACE_URL": A, "HOST": B, "TOKEN": "t"}, B, None),
+    ({"WORKSPACE_URL": A, "HOST": B, "TOKEN": "t"}, A, (A, "t")),
+    ({"HOST": A}, A, None),
+    ({"HOST": A}, None, None),
+    ({}, A, None),
+    ({}, None, None),
+])  # fmt: skip
+def test_the_environment_token_goes_to_its_own_host_only(environment, configured, option, expected):
+    environment(**configured)
+    if expected:
+        assert login(workspace_url=option) == expected
+    else:
+        message_of(workspace_url=option)
+
+
+@pytest.mark.parametrize("where", ["profile", "environment", "nowhere"])
+def test_a_token_option_alone_is_refused_and_not_shown(profiles, environment, where):
+    if where == "profile":
+        profiles(f"[DEFAULT]\nhost={A}\ntoken=of-a\n")
+    if where == "environment":
+        environment(HOST=A)
+    text = message_of(token=SECRET)
+    assert SECRET not in text
+    assert "--workspace-url" in text
+
+
+def test_an_option_url_that_is_the_profiles_takes_its_token(profiles):
+    profiles(f"[DEFAULT]\nhost={A}/\ntoken=of-a\n")
+    assert login(workspace_url="a.cloud.databricks.com/browse?o=7") == (A, "of-a")
+    assert login("DEFAULT", "A.cloud.databricks.com") == (A, "of-a")
+
+
+def test_a_named_profile_of_another_host_is_an_error_even_with_an_environment_login(profiles, environment):
+    profiles(f"[p]\nhost={A}\ntoken=of-a\n")
+    environment(HOST=B, TOKEN="of-b")
+    text = message_of("p", B)
+    assert A in text
+    assert B in text
+
+
+@pytest.mark.parametrize("variables", [{"TOKEN": "of-env"}, {"HOST": B, "TOKEN": "of-env"}])
+def test_a_default_profile_of_another_host_leaves_the_url_to_the_environment(profiles, environment, variables):
+    profiles(f"[DEFAULT]\nhost={A}\ntoken=of-a\n")
+    environment(**variables)
+    assert login(workspace_url=B) == (B, "of-env")
+
+
+def test_the_same_host_with_another_port_is_another_host(environment):
+    environment(HOST=A, TOKEN="t")
+    message_of(workspace_url=A + ":8443")
+
+
+# Hosts
+
+
+@pytest.mark.parametrize(("text", "host"), [
+    ("adb-123.4.azuredatabricks.net", "https://adb-123.4.azuredatabricks.net"),
+    ("https://adb-123.4.azuredatabricks.net/", "https://adb-123.4.azuredatabricks.net"),
+    ("  https://adb-1.net \n", "https://adb-1.net"),
+    ("https://adb-1.net/?o=123#job/4", "https://adb-1.net"),
+    ("https://adb-1.net/browse/folders/1?o=2", "https://adb-1.net"),
+    ("adb-1.net/?o=123", "https://adb-1.net"),
+    ("adb-1.net?x=https://other.net", "https://adb-1.net"),
+    ("https://user:pw@adb-1.net", "https://adb-1.net"),
+    ("HTTPS://ADB-1.Net", "https://adb-1.net"),
+    ("https://adb-1.net:8443/x", "https://adb-1.net:8443"),
+    ("adb-1.net:8443", "https://adb-1.net:8443"),
+    ("https://adb-1.net:443", "https://adb-1.net:443"),
+    ("10.0.0.1", "https://10.0.0.1"),
+    ("https://10.0.0.1:8443", "https://10.0.0.1:8443"),
+    ("https://[2001:db8::1]:8443/x", "https://[2001:db8::1]:8443"),
+    ("https://[2001:db8::1]", "https://[2001:db8::1]"),
+    ("http://localhost:8080/x", "http://localhost:8080"),
+    ("http://127.0.0.1:8080", "http://127.0.0.1:8080"),
+    ("http://127.1.2.3", "http://127.1.2.3"),
+    ("http://[::1]:8080", "http://[::1]:8080"),
+])  # fmt: skip
+def test_hosts_are_normalised(text, host):
+    assert normalize_host(text) == host
+
+
+@pytest.mark.parametrize("text", [
+    "", " ", "https://", "https:///path", "/path", "://x", "ftp://adb-1.net", "file:///etc/passwd", "https://a b.net",
+    "https://adb-1.net:port", "https://adb-1.net:99999", "https://[::1", "https://999.1.1.1", "https://a..net",
+    "https://.net", "http://adb-1.net", "http://10.0.0.1", "http://[2001:db8::1]", "http://localhost.evil.net",
+    "http://127.0.0.1.evil.net", "http://127.0.0.1@evil.net",
+])  # fmt: skip
+def test_bad_hosts_are_refused(text):
+    with pytest.raises(InventoryError) as caught:
+        normalize_host(text)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("text", ["http://token:{}@adb-1.net", "https://token:{}@", "https://adb 1.net/?token={}"])
+def test_a_token_in_a_bad_url_is_not_shown(text):
+    with pytest.raises(InventoryError) as caught:
+        normalize_host(text.format(SECRET))
+    assert SECRET not in str(caught.value)
+
+
+# Tokens
+
+
+def test_repr_has_no_token():
+    config = DatabricksConfig(A, SECRET)
+    assert SECRET not in repr(config)
+    assert SECRET not in str(config)
+    assert SECRET not in f"{config}"
+
+
+@pytest.mark.parametrize("token", ["", "a b", "a\nb", "a\r\nX-Other: 1", "caf\u00e9", "\x00"])
+def test_a_token_that_none_can_be_is_refused_without_showing_it(environment, token):
+    text = message_of(None, A, token)
+    assert not token.strip() or token not in text
+
+
+def test_a_pasted_token_with_spaces_around_it_is_not_shown(environment):
+    environment(HOST=A, TOKEN=f"{SECRET} and more")
+    assert SECRET not in message_of()
+
+
+@pytest.mark.parametrize("data", [
+    f"host={A}\ntoken={SECRET}\n".encode(),
+    f"[x\ntoken={SECRET}\n".encode(),
+    f"[x]\n{SECRET}\n".encode(),
+    f"[x]\ntoken={SECRET}\ntoken={SECRET}\n".encode(),
+    f"[x]\ntoken={SECRET}\n[x]\ntoken={SECRET}\n".encode(),
+    b"\x00\x01" + SECRET.encode(),
+    b"[x]\ntoken=" + SECRET.encode() + b"\xff\xfe\n",
+    b"\xff\xfe" + f"[x]\ntoken={SECRET}\n".encode("utf-16-le"),
+    ("{" + f'"token": "{SECRET}"' + "}").encode(),
+])  # fmt: skip
+def test_a_broken_profile_file_is_named_without_its_token(profiles, data):
+    path = profiles(data)
+    with pytest.raises(InventoryError) as caught:
+        load_databricks_config("x")
+    assert str(path) in str(caught.value)
+    assert len(str(caught.value).splitlines()) <= 2
+    chain = [caught.value]
+    while chain[-1].__cause__ or (chain[-1].__context__ and not chain[-1].__suppress_context__):
+        chain.append(chain[-1].__cause__ or chain[-1].__context__)
+    assert not [error for error in chain if SECRET in str(error) or SECRET in repr(error)]
+
+
+@pytest.mark.parametrize("kind", ["directory", "below a file", "too long a name"])
+def test_a_profile_file_that_cannot_be_read_is_named(tmp_path, environment, kind):
+    (tmp_path / "file").write_text("")
+    path = tmp_path / {"directory": "", "below a file": "file/x", "too long a name": "x" * 300}[kind]
+    environment(CONFIG_FILE=str(path), HOST=A)
+    assert str(path) in message_of("x")
+
+
+def test_a_profile_file_without_permission_is_named(profiles, monkeypatch):
+    path = profiles(f"[x]\nhost={A}\ntoken={SECRET}\n")
+    if os.name == "nt":
+        pytest.skip("chmod takes no reading away on Windows")
+    path.chmod(0)
+    if os.access(path, os.R_OK):
+        pytest.skip("runs as root, who may read everything")
+    text = message_of("x")
+    assert str(path) in text
+    assert SECRET not in text
+
+
+def test_no_login_at_all_says_what_to_do():
+    text = message_of()
+    assert "DATABRICKS_HOST" in text
+    assert "databricks configure" in text
