@@ -1506,8 +1506,7 @@ def scan_into(checkpoint: Checkpoint, names: list[str], config: DatabricksConfig
         checkpoint.close(remove=nothing)
         if checkpoint.path and not nothing:
             saved = sum(name in checkpoint.lines for name in names)
-            log.error("stopped; %s of %s users are saved. Go on with:\n  %s", f"{saved:,}", f"{len(names):,}",
-                      resume_command(args))
+            error.hint = f"\n{saved:,} of {len(names):,} users are saved; go on with:\n  {resume_command(args)}"  # type: ignore
         raise
     complete = not summary.statuses["partial"] + summary.statuses["error"]
     borrowed = args.resume and not args.users_file and checkpoint.header["options"].get("users") != "named"
@@ -1564,13 +1563,14 @@ def run_command(parser: argparse.ArgumentParser, argv: list[str] | None, run: Ca
     except SystemExit as stop:  # --help
         return int(stop.code or 0)
     except InventoryError as error:
-        log.error("%s", error, exc_info=debug)
+        log.error("%s%s", error, getattr(error, "hint", ""), exc_info=debug)
         return 2
-    except KeyboardInterrupt:
-        log.error("interrupted")
+    except KeyboardInterrupt as error:
+        log.error("interrupted%s", getattr(error, "hint", ""))
         return 130
     except Exception as error:  # a bug
-        log.error("%s: %s; --debug shows where", type(error).__name__, error, exc_info=debug)
+        where = getattr(error, "hint", "")
+        log.error("%s: %s; --debug shows where%s", type(error).__name__, error, where, exc_info=debug)
         return 2
     finally:
         log.removeHandler(handler)
