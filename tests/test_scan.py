@@ -410,11 +410,13 @@ def test_a_request_that_is_not_answered_is_tried_again(clock, monkeypatch):
         assert_all_true(server, scan(server, clock))
 
 
-def test_every_request_may_fail_now_and_then(clock):
+def test_every_listing_may_fail_now_and_then(clock):
     kinds = ("500", "503", "reset", "truncated", "reset_body", "truncated_json", "html", "empty_429")
-    with FakeDatabricks(users=12, shape="small", faults=[Fault(kind, rate=0.03) for kind in kinds]) as server:
-        server.change(faults=[Fault("500", rate=0, api="scim"), *server.settings.faults])
+    names = [f"user{number}@example.com" for number in range(20)]
+    with small_server(names) as server:
+        server.change(faults=[Fault(kind, rate=0.03, api=api) for kind in kinds for api in FILE_SYSTEMS])
         assert_all_true(server, scan(server, clock))
+        assert server.counts.faults.total() > 5
 
 
 def test_a_directory_too_large_for_the_api_is_named_with_the_way_round(clock):
@@ -972,9 +974,9 @@ def make_accounts(names, frontier):
     return Accounts(names, FILE_SYSTEMS, frontier, admin=None, everyone=())
 
 
-def run_engine(client, frontier, accounts, deadline, on_answer=lambda: None):
+def run_engine(client, frontier, accounts, deadline, on_answer=lambda: None, threads=4):
     """Run until the deadline; what it did not reach, and the results so far."""
-    for _ in Engine(client, frontier, accounts, 4, deadline).run():
+    for _ in Engine(client, frontier, accounts, threads, deadline).run():
         on_answer()
     left = frontier.take_all()
     assert frontier.take_all() == []
@@ -1026,3 +1028,12 @@ def test_an_engine_past_its_deadline_asks_for_nothing(clock):
         accounts.open_user()
         left, results = run_engine(client, frontier, accounts, clock.now)
         assert (len(left), results, server.total_requests) == (2, [], 0)
+
+
+def test_what_was_in_flight_when_an_outage_was_noticed_has_used_up_no_attempt(clock):
+    with wide_server(40, latency=0.05) as server:
+        server.change(faults=[Fault("503", api="dbfs", path=f"{HOME}/d{number:04}") for number in range(40)])
+        client, frontier = make_client(server, clock), Frontier()
+        left, _ = run_engine(client, frontier, make_accounts([ANN], frontier), clock.now + 1, threads=16)
+        assert server.statuses[503] > 16
+    assert sum(directory.attempts for directory in left) == 10
