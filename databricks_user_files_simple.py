@@ -17,22 +17,27 @@ import json
 import logging
 import math
 import os
+import platform
 import queue
 import random
 import re
 import shlex
 import signal
+import socket
 import sys
 import tempfile
 import threading
 import time
 import unicodedata
+import uuid
+import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -48,6 +53,7 @@ FILE_SYSTEMS = ("dbfs", "workspace")
 WORKSPACE_DIRECTORIES = ("DIRECTORY", "REPO")  # object_types that are descended into; every other is a file
 WORKSPACE_OBJECT_SIZE = 10_000  # bytes; an estimate, because workspace/list gives no size for notebooks
 LARGEST_DIRECTORIES = 5  # kept per user and file system
+ME_PATH = "/api/2.0/preview/scim/v2/Me"
 CONNECT_SECONDS, READ_SECONDS = 10, 90  # DBFS itself gives up on a large directory after about 60 s
 LONGEST_BODY = 64 * 1024**2  # bytes
 LARGE_BODY = 1024**2  # bytes; decoded one at a time, because the decoded form takes about ten times as much memory
@@ -64,6 +70,13 @@ DEFAULT_THREADS, MOST_THREADS = 16, 1000
 OPEN_USERS = 500  # scanned at the same time at most: bounds the memory, and what a crash can lose
 CHECKPOINT_FILE = ".checkpoint_progress.json"
 SYNC_SECONDS = 1.0
+FIRST_BATCH_SECONDS, LONGEST_BATCH_SECONDS = 1.0, 20.0  # of listing, in one Spark query
+LARGEST_BATCH = 500  # directories
+LOWEST_BATCH_RATE = 2.0  # requests/s that a batch must be left, or fewer run at once
+SILENT_SECONDS = READ_SECONDS + 60.0  # after its end, until a batch counts as lost
+LOST_BATCHES = 3  # in a row, until the session counts as lost
+SPARK_START_SECONDS = 180.0  # for each of: session, first query, first Python worker
+CLUSTER_START_SECONDS, CLUSTER_POLL_SECONDS = 600.0, 10.0
 LABELS = {"dbfs": "DBFS", "workspace": "Workspace"}
 BIGGEST_USERS = 10  # in the closing summary
 STATUSES = ("success", "empty", "partial", "error")
@@ -363,6 +376,12 @@ class Pacer:
                 self.recent.popleft()
             self.rate = next_rate(self.rate, False, len(self.recent))
 
+    def leave(self, now: float, retry_after: float = 0.0) -> None:
+        """The API is away: only probes go from now on."""
+        self.failing_since = self.failing_since if self.failures else now
+        self.failures, self.away, self.probe_wait = max(self.failures, 1), True, FIRST_PROBE
+        self.next_at = now + max(FIRST_PROBE, retry_after)
+
     def failed(self, error: DatabricksError, sent_at: float, now: float, probe: bool = False) -> None:
         """Takes note of a failure. Raises InventoryError when the API has been away for LONGEST_OUTAGE."""
         if error.kind == "rate limit" and not self.away:
@@ -376,12 +395,10 @@ class Pacer:
             raise InventoryError(f"no success for {LONGEST_OUTAGE / 60:.0f} minutes; the last failure: {error}")
         if self.away and probe:
             self.probe_wait = min(self.probe_wait * 2, LAST_PROBE)
+            self.next_at = now + max(self.probe_wait, error.retry_after)
         elif not self.away and self.failures >= OUTAGE_FAILURES:
             log.warning("%d failures in a row, the last: %s. Waiting until the service is back", self.failures, error)
-            self.away, self.probe_wait = True, FIRST_PROBE
-        else:
-            return
-        self.next_at = now + max(self.probe_wait, error.retry_after)
+            self.leave(now, error.retry_after)
 
 
 class DatabricksClient:
@@ -559,7 +576,7 @@ def caller_is_admin(client: DatabricksClient) -> bool | None:
     Raises InventoryError where the workspace does not answer, or refuses the login.
     """
     try:
-        groups = client.get("scim", "/api/2.0/preview/scim/v2/Me", {}, parse_record).get("groups")
+        groups = client.get("scim", ME_PATH, {}, parse_record).get("groups")
     except DatabricksError as error:
         if error.kind == "login" or error.kind in RETRIES or 300 <= (error.status or 0) < 400:
             raise run_error(error, client.config) from error
@@ -672,11 +689,17 @@ class Frontier:
         else:
             heapq.heappush(self.ready[directory.file_system], (directory.user, -self.pushed, directory))
 
-    def pop(self, file_systems: list[str], now: float) -> Directory | None:
+    def wake(self, now: float) -> None:
         while self.waiting and self.waiting[0][0] <= now:
             directory = heapq.heappop(self.waiting)[2]
             directory.not_before = 0.0
             self.push(directory)
+
+    def count(self, file_systems: list[str]) -> int:
+        return sum(len(self.ready[name]) for name in file_systems)
+
+    def pop(self, file_systems: list[str], now: float) -> Directory | None:
+        self.wake(now)
         heaps = [self.ready[name] for name in file_systems if self.ready[name]]
         return heapq.heappop(min(heaps, key=lambda heap: heap[0][:2]))[2] if heaps else None
 
@@ -968,7 +991,8 @@ def check_username(username: str) -> str:
 
 def scan_users(usernames: Iterable[str], config: DatabricksConfig, threads: int = DEFAULT_THREADS,
                file_systems: tuple[str, ...] = FILE_SYSTEMS, client: DatabricksClient | None = None,
-               on_tick: Callable[[], None] = lambda: None, everyone: Iterable[str] = ()) -> Iterator[UserResult]:
+               on_tick: Callable[[], None] = lambda: None, everyone: Iterable[str] = (),
+               make_engine: Callable[..., Any] = Engine) -> Iterator[UserResult]:
     """Scans users from this process; yields each result when it is complete, nearly in order.
 
     `on_tick` is called at least once a second. `everyone` names further users of the same inventory, whose homes are
@@ -984,7 +1008,7 @@ def scan_users(usernames: Iterable[str], config: DatabricksConfig, threads: int 
         log.warning("this login is not in the group admins: the inventory may miss other users' homes")
     frontier = Frontier()
     accounts = Accounts(names, file_systems, frontier, admin, everyone)
-    for _ in Engine(client, frontier, accounts, threads).run():
+    for _ in make_engine(client, frontier, accounts, threads).run():
         while accounts.finished:
             yield accounts.finished.popleft()
         on_tick()
@@ -1191,6 +1215,388 @@ def move_aside(path: Path) -> None:
     path.rename(aside)
     log.warning("an unfinished run's checkpoint is now %s; --resume --checkpoint %s goes on with it", aside,
                 shlex.quote(str(aside)))
+
+
+# --- Spark Connect --------------------------------------------------------------------------------------------------
+
+
+class BatchAccounts:
+    """On a worker, in place of Accounts: notes what the driver has to be told."""
+
+    def __init__(self) -> None:
+        self.totals: dict[tuple[int, str], FileSystemTotals] = {}
+        self.failures: list[tuple[Directory, DatabricksError]] = []
+        self.homes: dict[str, list[str]] = {}
+
+    def can_open(self) -> bool:
+        return False
+
+    def open_user(self) -> bool:
+        return False
+
+    def listed(self, directory: Directory, totals: FileSystemTotals, children: list[str]) -> None:
+        if directory.user == HOMES:
+            self.homes[directory.file_system] = children
+        elif directory.user >= 0:
+            self.totals.setdefault((directory.user, directory.file_system), FileSystemTotals()).add(totals)
+
+    def failed(self, directory: Directory, error: DatabricksError) -> None:
+        if directory.user != PROBE:
+            self.failures.append((directory, error))
+
+
+def run_batch(config: DatabricksConfig, directories: list[tuple[Any, ...]], threads: int, seconds: float,
+              rates: dict[str, float | None]) -> str:
+    """On a worker: lists these directories and what is below, for about so many seconds. Returns JSON for take_batch().
+
+    Changes nothing, so that Spark may run it twice. Without directories it only finds out whether the API answers.
+    """
+    client, frontier, accounts = DatabricksClient(config, threads), Frontier(), BatchAccounts()
+    started = client.clock()
+    report: dict[str, Any] = {"worker": f"{socket.gethostname()}:{os.getpid()}", "python": platform.python_version()}
+    try:
+        if not directories:
+            client.get("scim", ME_PATH, {}, lambda body: body)
+        for values in directories:
+            frontier.push(shifted(Directory(*values), started))
+        engine = Engine(client, frontier, accounts, threads, started + seconds)
+        for name, pacer in engine.pacers.items():  # batches that begin together do not send together
+            pacer.rate = rates.get(name)
+            pacer.next_at = started + random.random() / pacer.rate if pacer.rate else 0.0
+        for _ in engine.run():
+            pass
+    except (DatabricksError, InventoryError) as error:  # nothing of it counts
+        return json.dumps(report | {"error": str(error)})
+    now = client.clock()
+    return json.dumps(report | {
+        "seconds": now - started, "statistics": client.statistics, "homes": accounts.homes,
+        "totals": [(user, name, asdict(totals)) for (user, name), totals in accounts.totals.items()],
+        "failures": [(astuple(shifted(directory, -now)), vars(error)) for directory, error in accounts.failures],
+        "left": [astuple(shifted(directory, -now)) for directory in frontier.take_all()],
+        "pacers": {name: (pacer.rate, pacer.away and pacer.succeeded_at < started)
+                   for name, pacer in engine.pacers.items()},
+    })
+
+
+def shifted(directory: Directory, seconds: float) -> Directory:
+    """The same on another machine's clock."""
+    not_before = max(directory.not_before + seconds, 0.0) if directory.not_before else 0.0
+    failed_at = None if directory.failed_at is None else directory.failed_at + seconds
+    return replace(directory, not_before=not_before, failed_at=failed_at)
+
+
+class ClusterEngine:
+    """In place of Engine, on the driver: hands the frontier out to the workers of a Spark session, in short batches.
+
+    A batch is one query on one task slot. What it does not reach comes back, so that a giant user spreads over all
+    slots, no query lives long enough to be abandoned, and a lost one costs seconds. When the session is lost, a new
+    one is made, once; then, or where there are no workers at all, this process goes on alone.
+    """
+
+    def __init__(self, connect: Callable[[], Any], client: DatabricksClient, frontier: Frontier, accounts: Accounts,
+                 threads: int):
+        self.connect, self.client, self.frontier, self.accounts = connect, client, frontier, accounts
+        self.threads = threads
+        self.pacers = {name: client.pacers.setdefault(name, Pacer()) for name in FILE_SYSTEMS}
+        self.rates: dict[str, float | None] = dict.fromkeys(FILE_SYSTEMS)  # requests/s of all batches together
+        self.results: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
+        self.sent: dict[int, tuple[list[Directory], dict[str, float | None], float]] = {}  # directories, rates, until
+        self.tag, self.batches, self.failures, self.slots, self.seconds = f"inventory-{uuid.uuid4()}", 0, 0, 0, 0.0
+
+    def run(self) -> Iterator[None]:
+        """As Engine.run()."""
+        try:
+            for _ in range(2):
+                self.start()
+                yield from self.run_batches()
+                if not self.anything_left():
+                    return
+                log.warning("the Spark session is lost")
+        except SparkUnavailable as error:
+            log.warning("%s", error)
+        finally:
+            self.cancel()
+        log.warning("this run goes on sequentially, from this machine alone")
+        yield from Engine(self.client, self.frontier, self.accounts, self.threads).run()
+
+    def start(self) -> None:
+        """Connects, and finds out whether the workers can work. Raises SparkUnavailable."""
+        try:
+            self.spark = in_thread(self.connect, SPARK_START_SECONDS)
+            self.slots = in_thread(self.count_slots, SPARK_START_SECONDS)
+            report = json.loads(in_thread(partial(self.query, [], 1.0, {}), SPARK_START_SECONDS))
+        except Exception as error:
+            raise spark_unavailable(error) from error
+        if "error" in report:
+            raise SparkUnavailable(f"Parallel processing not available: workers cannot reach {self.client.config.host} "
+                                   f"({report['error']}). Let them through its network and proxy.")
+        log.info("parallel: %d task slots, Spark %s, workers with Python %s", self.slots, self.spark.version,
+                 report["python"])
+        if self.slots < 2 or len(self.accounts.usernames) < 10:
+            log.info("with one task slot, or fewer than 10 users, --no-parallel is as fast")
+        self.failures, self.seconds = 0, FIRST_BATCH_SECONDS
+
+    def count_slots(self) -> int:
+        functions = self.spark_functions()
+        return self.spark.range(0, 10**6).select(functions.spark_partition_id()).distinct().count()
+
+    def spark_functions(self) -> Any:
+        """The functions that go with the session, which is a Connect one or a notebook's classic one."""
+        connect = ".connect." in type(self.spark).__module__
+        return import_module("pyspark.sql.connect.functions" if connect else "pyspark.sql.functions")
+
+    def query(self, directories: list[Directory], seconds: float, rates: dict[str, float | None]) -> str:
+        now = self.client.clock()
+        values = [astuple(shifted(directory, -now)) for directory in directories]
+        work = partial(run_batch, self.client.config, values, self.threads, seconds, rates)
+        if __name__ != "__main__":  # functions of __main__ go by value anyway; the workers do not have this file
+            import_module("pyspark.cloudpickle").register_pickle_by_value(sys.modules[__name__])
+        if hasattr(self.spark, "addTag"):
+            self.spark.addTag(self.tag)
+        column = self.spark_functions().udf(lambda _: work(), "string")("id")
+        return self.spark.range(0, 1, 1, 1).select(column).collect()[0][0]
+
+    def run_batches(self) -> Iterator[None]:
+        """Until nothing is left, or the session is lost."""
+        while self.failures < LOST_BATCHES:
+            self.hand_out()
+            if not self.sent and not self.anything_left():
+                return
+            try:
+                number, result = self.results.get(timeout=1.0 if self.sent else 0.05)
+                self.take(number, result)
+            except queue.Empty:
+                self.drop_overdue()
+            self.probe()
+            yield
+        for number in list(self.sent):
+            self.give_back(number)
+
+    def anything_left(self) -> bool:
+        return bool(self.frontier.waiting or any(self.frontier.ready.values()) or self.accounts.can_open())
+
+    def hand_out(self) -> None:
+        free = [name for name, pacer in self.pacers.items() if not pacer.away]
+        limits = [max(1, int(rate // LOWEST_BATCH_RATE)) for rate in self.rates.values() if rate]
+        most = min([self.slots, *limits])
+        while free and len(self.sent) < most:
+            self.frontier.wake(self.client.clock())
+            while self.frontier.count(free) < self.slots * self.threads and self.accounts.open_user():
+                pass
+            count = min(math.ceil(self.frontier.count(free) / (most - len(self.sent))), LARGEST_BATCH)
+            if not count:
+                return
+            plenty = count >= self.threads and len(self.sent) == most - 1
+            self.seconds = min(self.seconds * 2, LONGEST_BATCH_SECONDS) if plenty else FIRST_BATCH_SECONDS
+            directories = [self.frontier.pop(free, 0.0) for _ in range(count)]
+            rates = {name: rate and rate / most for name, rate in self.rates.items()}
+            self.send([directory for directory in directories if directory], rates)
+
+    def send(self, directories: list[Directory], rates: dict[str, float | None]) -> None:
+        self.batches += 1
+        number, seconds = self.batches, self.seconds
+        self.sent[number] = directories, rates, self.client.clock() + seconds + SILENT_SECONDS
+
+        def run_query() -> None:
+            try:
+                result: Any = self.query(directories, seconds, rates)
+            except Exception as error:
+                result = error
+            self.results.put((number, result))
+
+        threading.Thread(target=run_query, daemon=True).start()
+
+    def give_back(self, number: int) -> None:
+        for directory in self.sent.pop(number)[0]:
+            self.frontier.push(directory)
+
+    def drop_overdue(self) -> None:
+        for number in [number for number, (_, _, until) in self.sent.items() if until < self.client.clock()]:
+            log.debug("batch %d is overdue: it goes out again", number)
+            self.failures += 1
+            self.give_back(number)
+
+    def take(self, number: int, result: Any) -> None:
+        """Takes in what a batch tells; one that was given back already does not count."""
+        if number not in self.sent:
+            return
+        report = {"error": one_line(str(result), 300)} if isinstance(result, Exception) else json.loads(result)
+        if "error" in report:
+            log.debug("batch %d failed, and goes out again: %s", number, report["error"])
+            self.failures += 1
+            self.give_back(number)
+            if not isinstance(result, Exception):  # on the worker, perhaps its token: only the driver's own counts
+                caller_is_admin(self.client)
+            return
+        self.failures = 0
+        directories, rates, _ = self.sent.pop(number)
+        users = sorted({self.accounts.open[user].username for user, *_ in report["totals"]})
+        log.debug("batch %d on %s: %d directories, %d left after %.1f s, %s; %s", number, report["worker"],
+                  len(directories), len(report["left"]), report["seconds"], report["statistics"], ", ".join(users))
+        self.client.statistics.update(report["statistics"])
+        self.take_rates(report["pacers"], rates)
+        self.take_directories(directories, report)
+
+    def take_directories(self, directories: list[Directory], report: dict[str, Any]) -> None:
+        now, change = self.client.clock(), Counter[int]()
+        failures = [(shifted(Directory(*values), now), error) for values, error in report["failures"]]
+        left = [shifted(Directory(*values), now) for values in report["left"]]
+        for directory in directories:
+            change[directory.user] -= 1
+        for directory in (*left, *(directory for directory, _ in failures)):
+            change[directory.user] += 1
+        for directory in left:
+            self.frontier.push(directory)
+        for user, file_system, totals in report["totals"]:
+            self.accounts.dbfs_listed |= file_system == "dbfs"
+            self.accounts.totals_of(Directory(user, file_system, "")).add(FileSystemTotals(**totals))
+        for user, difference in change.items():
+            if user >= 0:
+                self.accounts.settle(Directory(user, "", ""), difference)
+        for directory, error in failures:
+            self.accounts.failed(directory, DatabricksError(**error))
+        for file_system, children in report["homes"].items():
+            self.accounts.listed(Directory(HOMES, file_system, "/Users"), FileSystemTotals(), children)
+
+    def take_rates(self, pacers: dict[str, Any], started: dict[str, float | None]) -> None:
+        """Adds up what the batches found to be let through."""
+        running = len(self.sent) + 1
+        for name, (rate, away) in pacers.items():
+            before, total = started.get(name), self.rates[name]
+            if rate and before and total:
+                self.rates[name] = max(LOWEST_RATE, total + rate - before)
+            elif rate:
+                self.rates[name] = rate * running if total is None else total + (rate - total / running)
+            elif before:
+                self.rates[name] = None
+            if away and not self.pacers[name].away:
+                log.warning("%s does not answer the workers: waiting until it is back", LABELS[name])
+                self.pacers[name].leave(self.client.clock())
+
+    def probe(self) -> None:
+        """Asks an API that is away whether it is back. Raises InventoryError after LONGEST_OUTAGE."""
+        for name, pacer in self.pacers.items():
+            now = self.client.clock()
+            if pacer.away and pacer.next_at <= now and self.anything_left():
+                try:
+                    self.client.statistics["requests"] += 1
+                    self.client.attempt(f"/api/2.0/{name}/list", {"path": "/"}, partial(parse_listing, name, "/"))
+                    pacer.answered(self.client.clock())
+                except DatabricksError as error:
+                    if error.kind in RETRIES and error.kind != "too slow":
+                        pacer.failed(error, now, self.client.clock(), probe=True)
+                    else:
+                        pacer.answered(self.client.clock())
+
+    def cancel(self) -> None:
+        """Ends the batches under way on the cluster, by their tag: the user's own queries go on."""
+        if self.sent and hasattr(self.spark, "interruptTag"):
+            with suppress(Exception):
+                in_thread(partial(self.spark.interruptTag, self.tag), 1.0)
+
+
+class SparkUnavailable(Exception):
+    """There are no workers to be had: what to tell people, as a sentence."""
+
+
+def in_thread(function: Callable[[], Any], seconds: float) -> Any:
+    """function(), given up after so many seconds with TimeoutError: Spark's client itself tries for ten minutes."""
+    answers: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+
+    def call() -> None:
+        try:
+            answers.put((function(), None))
+        except BaseException as error:
+            answers.put((None, error))
+
+    threading.Thread(target=call, daemon=True).start()
+    try:
+        answer, error = answers.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError(f"no answer within {seconds:.0f} s") from None
+    if error:
+        raise error
+    return answer
+
+
+def spark_unavailable(error: Exception) -> SparkUnavailable:
+    text = " ".join(str(error).split())
+    if isinstance(error, ImportError):
+        text = f"{error}: pip install 'pyspark[connect]' 'pandas<3'"
+    if versions := re.search(r"different version: (\S+) than that in driver: (\d+\.\d+)", text):
+        cluster = versions[1].rstrip(".,")
+        return SparkUnavailable(f"Python version mismatch: client {versions[2]}, cluster {cluster}. Run this with the "
+                                "cluster's Python version.")
+    return SparkUnavailable(f"Parallel processing not available: {one_line(text, 300)}.")
+
+
+def connect_remote(remote: str) -> Any:
+    """A session of a Spark Connect server; local[N] starts one, which ends with this process."""
+    builder = import_module("pyspark.sql").SparkSession.builder.remote(remote)
+    if not remote.startswith("local"):
+        return patient(builder.create())
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # else the workers run the first python3 on PATH
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # says that the bar of a server that runs already cannot be changed
+        return patient(builder.config("spark.ui.showConsoleProgress", "false").getOrCreate())
+
+
+def connect_cluster(client: DatabricksClient, cluster_id: str) -> Any:
+    core = import_module("pyspark.sql.connect.client.core")
+    base = getattr(core, "DefaultChannelBuilder", None) or core.ChannelBuilder  # 4.x, 3.5
+
+    class CurrentLogin(base):  # type: ignore[misc, valid-type]
+        """Gives the login of the moment to every call, so that a session outlives an OAuth token."""
+
+        def metadata(self) -> list[tuple[str, str]]:
+            return [*super().metadata(), ("authorization", f"Bearer {client.config.token}"),
+                    ("x-databricks-cluster-id", cluster_id)]
+
+    session = import_module("pyspark.sql.connect.session").SparkSession
+    return patient(session.builder.channelBuilder(CurrentLogin(connect_url(client.config.host))).create())
+
+
+def connect_url(host: str) -> str:
+    """The Spark Connect URL of a workspace: TLS, and port 443 unless its URL has another."""
+    parts = urlsplit(host)
+    name = f"[{parts.hostname}]" if ":" in str(parts.hostname) else parts.hostname
+    return f"sc://{name}:{parts.port or 443}/;use_ssl=true"
+
+
+def patient(session: Any) -> Any:
+    """The session, with a client that gives up after about a minute instead of ten."""
+    with suppress(ImportError, AttributeError):
+        policy = import_module("pyspark.sql.connect.client.retries").DefaultPolicy
+        session.client.set_retry_policies([policy(max_retries=8, max_backoff=10_000)])
+    return session
+
+
+def wait_for_cluster(client: DatabricksClient, cluster_id: str) -> None:
+    """Until the cluster runs. Raises SparkUnavailable for one that does not and will not."""
+    until = client.clock() + CLUSTER_START_SECONDS
+    while True:
+        try:
+            cluster = client.get("clusters", "/api/2.1/clusters/get", {"cluster_id": cluster_id}, parse_record)
+        except DatabricksError as error:
+            raise SparkUnavailable(f"Parallel processing not available: cluster {cluster_id}: {error}.") from error
+        state, message = cluster.get("state"), one_line(str(cluster.get("state_message") or ""), 200)
+        if state in ("RUNNING", "RESIZING"):
+            return
+        if state not in ("PENDING", "RESTARTING") or client.clock() >= until:
+            raise SparkUnavailable(f"Parallel processing not available: cluster {cluster_id} is {state} {message}. "
+                                   "Start it and run again.")
+        log.info("cluster %s is %s %s", cluster_id, state, message)
+        client.sleep(CLUSTER_POLL_SECONDS)
+
+
+def process_user_batch_parallel(spark: Any, usernames: Iterable[str], config: DatabricksConfig,
+                                threads: int = DEFAULT_THREADS, **options: Any) -> Iterator[UserResult]:
+    """scan_users() spread over the workers of a Spark session (Connect, or the classic one of a notebook).
+
+    The same results, arguments and exceptions; `threads` is per task slot. Where the workers cannot do it, a warning
+    says why, and this process does it alone.
+    """
+    return scan_users(usernames, config, threads, make_engine=partial(ClusterEngine, lambda: spark), **options)
 
 
 # --- Output ---------------------------------------------------------------------------------------------------------
@@ -1455,6 +1861,11 @@ def build_parser() -> argparse.ArgumentParser:
                                                           "largest directories, all that could not be listed")
     parser.add_argument("--threads", metavar="N", type=partial(whole_number, most=MOST_THREADS),
                         default=DEFAULT_THREADS, help="requests in flight at the most (default: %(default)s)")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--cluster-id", metavar="ID", help="spread the scan over this Databricks cluster")
+    where.add_argument("--spark-remote", metavar="URL", default=os.environ.get("SPARK_REMOTE"),
+                       help="spread it over any Spark Connect server; local[N] starts one (default: SPARK_REMOTE)")
+    parser.add_argument("--no-parallel", action="store_true", help="scan from this machine alone in any case")
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--dbfs-only", action="store_true", help="leave the Workspace out")
     only.add_argument("--workspace-only", action="store_true", help="leave DBFS out")
@@ -1497,7 +1908,8 @@ def scan_into(checkpoint: Checkpoint, names: list[str], config: DatabricksConfig
     progress = Progress(len(names), len(names) - len(left), client.statistics, args.quiet)
     try:
         with closing(progress):
-            for result in scan_users(left, config, args.threads, file_systems, client, progress.tick, names):
+            engine = choose_engine(args, client) if left else Engine
+            for result in scan_users(left, config, args.threads, file_systems, client, progress.tick, names, engine):
                 checkpoint.save(result)
                 progress.user_done()
         summary = write_results((checkpoint.load(name) for name in names), args.output, args.details)
@@ -1513,6 +1925,23 @@ def scan_into(checkpoint: Checkpoint, names: list[str], config: DatabricksConfig
     checkpoint.close(finished=not borrowed or bool(checkpoint.finished), remove=complete and not borrowed)
     tell(*summary.lines(client.statistics, time.monotonic() - started))
     return 0 if complete else 1
+
+
+def choose_engine(args: argparse.Namespace, client: DatabricksClient) -> Callable[..., Any]:
+    """The mode, and a line that says which and why."""
+    if args.no_parallel or not (args.cluster_id or args.spark_remote):
+        log.info("sequential: up to %d requests at a time from this machine", args.threads)
+        return Engine
+    try:
+        if not args.cluster_id:
+            log.info("parallel, over Spark Connect %s", args.spark_remote.partition(";")[0])
+            return partial(ClusterEngine, partial(connect_remote, args.spark_remote))
+        log.info("parallel, on cluster %s", args.cluster_id)
+        wait_for_cluster(client, args.cluster_id)
+        return partial(ClusterEngine, partial(connect_cluster, client, args.cluster_id))
+    except SparkUnavailable as error:
+        log.warning("%s This run is sequential.", error)
+        return Engine
 
 
 def resume_command(args: argparse.Namespace) -> str:
