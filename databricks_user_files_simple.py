@@ -1605,49 +1605,43 @@ def process_user_batch_parallel(spark: Any, usernames: Iterable[str], config: Da
 @contextmanager
 def open_output(path: str) -> Iterator[Any]:
     """A text file that gets its name when it is complete; '-' is stdout. Raises InventoryError."""
-    target = os.path.realpath(path)
-    temporary = os.path.join(os.path.dirname(target), f".{os.path.basename(target)}.{os.getpid()}.tmp")
+    target, temporary = os.path.realpath(path), path
+    if not is_stream(path):
+        temporary = os.path.join(os.path.dirname(target), f".{os.path.basename(target)}.{os.getpid()}.tmp")
     try:
-        if path == "-" or is_special(path):
-            with open_stream(path) as file:
-                yield file
-            return
-        with open(temporary, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+        with open_text(temporary) as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if temporary != path:
+                os.fsync(file.fileno())
     except BaseException as error:
-        with suppress(OSError):
-            os.unlink(temporary)
+        if temporary != path:
+            with suppress(OSError):
+                os.unlink(temporary)
         if isinstance(error, OSError):
-            raise InventoryError(f"{path} cannot be written: {error.strerror}") from error
+            raise InventoryError(f"{'stdout' if path == '-' else path} cannot be written: {error.strerror}") from error
         raise
     try:
-        os.replace(temporary, target)
+        if temporary != path:
+            os.replace(temporary, target)
     except OSError as error:
         raise InventoryError(f"{path} cannot be replaced ({error.strerror}); the result is in {temporary}") from error
 
 
-@contextmanager
-def open_stream(path: str) -> Iterator[Any]:
-    """stdout for '-', or a device, as UTF-8."""
-    if path != "-":
-        with open(path, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            yield file
-        return
-    if hasattr(sys.stdout, "reconfigure"):  # not in a notebook
-        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace", newline="\n")
-    try:
-        yield sys.stdout
-        sys.stdout.flush()
-    except OSError:  # the reader is gone: what is left in the buffer must not fail again when Python exits
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise
+def open_text(path: str) -> Any:
+    """The file, or stdout, for UTF-8 with line ends as they are written."""
+    file: Any = path
+    if path == "-":
+        try:
+            file = os.dup(sys.stdout.fileno())
+        except (OSError, AttributeError):  # a notebook's
+            return nullcontext(sys.stdout)
+    return open(file, "w", encoding="utf-8", errors="backslashreplace", newline="")
 
 
-def is_special(path: str) -> bool:
-    """Whether it is /dev/null or the like, which is written to but not replaced."""
-    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+def is_stream(path: str) -> bool:
+    """Whether it is stdout, /dev/null or the like, which is written to but not replaced."""
+    return path == "-" or os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 
 def check_output(path: str) -> None:
@@ -1655,7 +1649,7 @@ def check_output(path: str) -> None:
     try:
         if os.path.isdir(path or "."):
             raise IsADirectoryError(0, "it is a folder")
-        if path != "-" and not is_special(path):
+        if not is_stream(path):
             with tempfile.NamedTemporaryFile(dir=os.path.dirname(os.path.realpath(path))):
                 pass
     except OSError as error:
@@ -1693,13 +1687,14 @@ class Summary:
 
     def lines(self, statistics: Counter[str], seconds: float) -> list[str]:
         statuses = ", ".join(f"{self.statuses[status]:,} {status}" for status in STATUSES if self.statuses[status])
-        lines = [f"{self.statuses.total():,} users: {statuses}"]
+        count = self.statuses.total()
+        lines = [f"{count:,} user{'s' * (count != 1)}: {statuses}"]
         for name, sums in self.totals.items():
             note = f"  (estimated: {WORKSPACE_OBJECT_SIZE:,} bytes an object)" if name == "workspace" else ""
             lines.append(f"{LABELS[name]:<10}{sums.files:>14,} files{human_size(sums.bytes):>14}{note}")
         lines.append(f"{statistics['requests']:,} requests, {statistics['retries']:,} of them repeats, "
                      f"{statistics['rate_limited']:,} answered 429, in {timedelta(seconds=round(seconds))}")
-        if self.statuses.total() == 1:
+        if count == 1:
             return lines + breakdown(self.biggest[0])
         width = max(len(user.username) for user in self.biggest)
         lines += [f"  {user.username:<{width}}{user.file_count:>14,} files{human_size(user.total_size):>14}"
@@ -1883,7 +1878,7 @@ def run(args: argparse.Namespace) -> int:
     tell(f"Workspace {config.host}, login from {config.source}")
     names = read_usernames(args.users, args.users_file)
     files = [os.path.realpath(path) for path in (args.output, args.details, args.users_file, args.checkpoint)
-             if path not in (None, "-") and not is_special(path)]
+             if path is not None and not is_stream(path)]
     if len(set(files)) < len(files):
         raise InventoryError("--output, --details, --users-file and --checkpoint must be different files")
     check_output(args.output)

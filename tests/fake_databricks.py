@@ -40,7 +40,9 @@ MAX_HEAD = 65_536
 MAX_BODY = 1_000_000
 USERS_URL = "/api/2.0/preview/scim/v2/Users"
 ME_URL = "/api/2.0/preview/scim/v2/Me"
-ROUTES = {"/api/2.0/dbfs/list": "dbfs", "/api/2.0/workspace/list": "workspace", USERS_URL: "scim", ME_URL: "scim"}
+CLUSTER_URL = "/api/2.1/clusters/get"
+ROUTES = {"/api/2.0/dbfs/list": "dbfs", "/api/2.0/workspace/list": "workspace", USERS_URL: "scim", ME_URL: "scim",
+          CLUSTER_URL: "clusters"}  # fmt: skip
 
 
 # Entries of a listing
@@ -766,6 +768,7 @@ class Settings:
     scim_limit_status: 429, or 500 as SCIM has done. bad_token: 403 (plain text) or 401 (JSON).
     expire_after_requests: the token is refused after so many; setting it or token starts the count again.
     outage: None, `close` or `503`. groups: `auto` follows admin, None leaves them out, or a list of names.
+    clusters: id -> what clusters/get shows of it, or a list of what it shows in turn, the last one for good.
     """
 
     latency: float = 0.0
@@ -781,6 +784,7 @@ class Settings:
     admin: bool = True
     caller: str | None = None
     groups: str | list | None = "auto"
+    clusters: dict = field(default_factory=dict)
     dbfs_disabled: bool = False
     scim_limit_status: int = 429
     scim_page_cap: int = 100
@@ -1098,6 +1102,8 @@ def request_key(request):
         return api, "Me"
     if request.path == USERS_URL:
         return api, max(whole_number(request.query.get("startIndex"), 1), 1)
+    if request.path == CLUSTER_URL:
+        return api, request.query.get("cluster_id", "")
     return api, plain_path(api, request.query.get("path", ""))
 
 
@@ -1322,6 +1328,8 @@ class FakeDatabricks:
         if api == "other":
             message = f"No API found for '{request.method} {request.path}'"
             return error_answer(api, 404, "ENDPOINT_NOT_FOUND", message)
+        if api == "clusters":
+            return self.cluster(path)
         if not path.startswith("/"):
             return error_answer(api, 400, "INVALID_PARAMETER_VALUE", f"Path must be absolute: {path}")
         return self.dbfs(path) if api == "dbfs" else self.workspace_listing(path)
@@ -1385,6 +1393,15 @@ class FakeDatabricks:
             resource["groups"] = [{"display": group, "type": "direct", "value": str(100 + number)}
                                   for number, group in enumerate(groups)]  # fmt: skip
         return Answer(200, encode(resource))
+
+    def cluster(self, cluster_id):
+        """A cluster, in the next of its states."""
+        shown = self.settings.clusters.get(cluster_id)
+        if not shown:
+            return error_answer("clusters", 400, "INVALID_PARAMETER_VALUE", f"Cluster {cluster_id} does not exist")
+        if isinstance(shown, list):
+            shown = shown.pop(0) if len(shown) > 1 else shown[0]
+        return Answer(200, encode({"cluster_id": cluster_id, **shown}))
 
     def scim_page(self, start, query):
         """A page of users; without any, the key Resources is missing."""
