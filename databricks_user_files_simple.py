@@ -33,7 +33,7 @@ import uuid
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, astuple, dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from functools import partial
@@ -1049,7 +1049,10 @@ class Checkpoint:
         try:
             if header is None:
                 self.file: Any = open(str(path), "r+b", buffering=0)
-                self.header = self.read()
+                with ExitStack() as unless_read:
+                    unless_read.callback(self.file.close)
+                    self.header = self.read()
+                    unless_read.pop_all()
             else:
                 self.file = open(path, "x+b", buffering=0) if path else tempfile.TemporaryFile(buffering=0)
                 self.header, start = header, json.dumps({"version": 1, **header, "results": []})[:-2].encode()

@@ -1160,10 +1160,10 @@ class FakeDatabricks:
         ready.set()
         self.loop.run_forever()
         server.close()
-        for connection in list(self.connections):
-            connection.transport.abort()
-        # One more turn, in which the transports close their sockets.
-        self.loop.run_until_complete(asyncio.sleep(0))
+        for _ in range(3):  # a connection may have come with the last turn, and closes its socket in the next
+            for connection in list(self.connections):
+                connection.transport.abort()
+            self.loop.run_until_complete(asyncio.sleep(0))
         self.loop.close()
 
     def __enter__(self):
