@@ -8,6 +8,7 @@ scan_users(usernames, load_databricks_config()) yields a UserResult for each use
 from __future__ import annotations
 
 import argparse
+import atexit
 import configparser
 import csv
 import heapq
@@ -73,8 +74,9 @@ SYNC_SECONDS = 1.0
 FIRST_BATCH_SECONDS, LONGEST_BATCH_SECONDS = 1.0, 20.0  # of listing, in one Spark query
 LARGEST_BATCH = 500  # directories
 LOWEST_BATCH_RATE = 2.0  # requests/s that a batch must be left, or fewer run at once
-SILENT_SECONDS = READ_SECONDS + 60.0  # after its end, until a batch counts as lost
+SILENT_SECONDS = 2 * READ_SECONDS + 60.0  # after its end, until a batch counts as lost
 LOST_BATCHES = 3  # in a row, until the session counts as lost
+CANCEL_SECONDS = 1.2  # for ending what is under way, of the 2 s in which an interrupted run ends
 SPARK_START_SECONDS = 180.0  # for each of: session, first query, first Python worker
 CLUSTER_START_SECONDS, CLUSTER_POLL_SECONDS = 600.0, 10.0
 LABELS = {"dbfs": "DBFS", "workspace": "Workspace"}
@@ -352,7 +354,7 @@ class Pacer:
     def __init__(self) -> None:
         self.rate: float | None = None
         self.next_at = 0.0
-        self.changed_at = self.succeeded_at = -math.inf
+        self.changed_at = self.answered_at = self.succeeded_at = -math.inf
         self.recent: deque[float] = deque()  # successes of the last second
         self.failures = 0  # in a row
         self.failing_since = self.probe_wait = 0.0
@@ -368,7 +370,7 @@ class Pacer:
         """Takes note of an answer that is none of RETRIES."""
         if self.away:
             self.away, self.next_at = False, now
-        self.failures = 0
+        self.failures, self.answered_at = 0, now
         if success:
             self.succeeded_at = now
             self.recent.append(now)
@@ -781,6 +783,9 @@ class Engine:
 
     def anything_left(self) -> bool:
         return bool(self.frontier.waiting or any(self.frontier.ready.values()) or self.accounts.can_open())
+
+    def can_list(self) -> bool:
+        return any(self.frontier.ready[name] and not pacer.away for name, pacer in self.pacers.items())
 
     def list_directories(self) -> None:
         """What each thread does."""
@@ -1249,26 +1254,29 @@ class BatchAccounts:
 
 
 def run_batch(config: DatabricksConfig, directories: list[tuple[Any, ...]], threads: int, seconds: float,
-              rates: dict[str, float | None]) -> str:
-    """On a worker: lists these directories and what is below, for about so many seconds. Returns JSON for take_batch().
+              pace: dict[str, tuple[float | None, float]]) -> str:
+    """On a worker: lists these directories and what is below, for about so many seconds. Returns JSON for take().
 
-    Changes nothing, so that Spark may run it twice. Without directories it only finds out whether the API answers.
+    `pace` has, for each API, this batch's share of its rate, and the seconds since its last success. Changes nothing,
+    so that Spark may run it twice. Without directories it only finds out whether the API can be reached.
     """
     client, frontier, accounts = DatabricksClient(config, threads), Frontier(), BatchAccounts()
     started = client.clock()
     report: dict[str, Any] = {"worker": f"{socket.gethostname()}:{os.getpid()}", "python": platform.python_version()}
     try:
         if not directories:
-            client.get("scim", ME_PATH, {}, lambda body: body)
+            caller_is_admin(client)
         for values in directories:
             frontier.push(shifted(Directory(*values), started))
         engine = Engine(client, frontier, accounts, threads, started + seconds)
-        for name, pacer in engine.pacers.items():  # batches that begin together do not send together
-            pacer.rate = rates.get(name)
-            pacer.next_at = started + random.random() / pacer.rate if pacer.rate else 0.0
+        for name, (rate, since_success) in pace.items():
+            pacer = engine.pacers[name]
+            pacer.rate, pacer.succeeded_at = rate, started - since_success
+            pacer.next_at = started + random.random() / rate if rate else 0.0  # not all batches in the same moment
         for _ in engine.run():
-            pass
-    except (DatabricksError, InventoryError) as error:  # nothing of it counts
+            if not engine.in_flight and not engine.can_list():  # the driver waits, the task slot does not
+                break
+    except InventoryError as error:  # nothing of it counts
         return json.dumps(report | {"error": str(error)})
     now = client.clock()
     return json.dumps(report | {
@@ -1276,7 +1284,7 @@ def run_batch(config: DatabricksConfig, directories: list[tuple[Any, ...]], thre
         "totals": [(user, name, asdict(totals)) for (user, name), totals in accounts.totals.items()],
         "failures": [(astuple(shifted(directory, -now)), vars(error)) for directory, error in accounts.failures],
         "left": [astuple(shifted(directory, -now)) for directory in frontier.take_all()],
-        "pacers": {name: (pacer.rate, pacer.away and pacer.succeeded_at < started)
+        "pacers": {name: (pacer.rate, pacer.failures, pacer.answered_at >= started, now - pacer.succeeded_at)
                    for name, pacer in engine.pacers.items()},
     })
 
@@ -1288,6 +1296,14 @@ def shifted(directory: Directory, seconds: float) -> Directory:
     return replace(directory, not_before=not_before, failed_at=failed_at)
 
 
+@dataclass
+class Batch:
+    directories: list[Directory]
+    pace: dict[str, tuple[float | None, float]]
+    seconds: float
+    sent_at: float
+
+
 class ClusterEngine:
     """In place of Engine, on the driver: hands the frontier out to the workers of a Spark session, in short batches.
 
@@ -1297,14 +1313,16 @@ class ClusterEngine:
     """
 
     def __init__(self, connect: Callable[[], Any], client: DatabricksClient, frontier: Frontier, accounts: Accounts,
-                 threads: int):
+                 threads: int, own: bool = False):
+        """`own` sessions are stopped in the end."""
         self.connect, self.client, self.frontier, self.accounts = connect, client, frontier, accounts
-        self.threads = threads
+        self.threads, self.own, self.spark, self.ending = threads, own, None, False
         self.pacers = {name: client.pacers.setdefault(name, Pacer()) for name in FILE_SYSTEMS}
         self.rates: dict[str, float | None] = dict.fromkeys(FILE_SYSTEMS)  # requests/s of all batches together
-        self.results: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
-        self.sent: dict[int, tuple[list[Directory], dict[str, float | None], float]] = {}  # directories, rates, until
-        self.tag, self.batches, self.failures, self.slots, self.seconds = f"inventory-{uuid.uuid4()}", 0, 0, 0, 0.0
+        self.results: queue.SimpleQueue[tuple[int | str, Any]] = queue.SimpleQueue()  # of batches and probes
+        self.sent: dict[int, Batch] = {}
+        self.tag, self.batches, self.slots, self.seconds = f"inventory-{uuid.uuid4()}", 0, 0, 0.0
+        self.failures, self.failed_at, self.allowed = 0, -math.inf, 1
 
     def run(self) -> Iterator[None]:
         """As Engine.run()."""
@@ -1315,26 +1333,29 @@ class ClusterEngine:
                 if not self.anything_left():
                     return
                 log.warning("the Spark session is lost")
+                self.release()
         except SparkUnavailable as error:
             log.warning("%s", error)
         finally:
             self.cancel()
+            self.release()
         log.warning("this run goes on sequentially, from this machine alone")
         yield from Engine(self.client, self.frontier, self.accounts, self.threads).run()
 
     def start(self) -> None:
         """Connects, and finds out whether the workers can work. Raises SparkUnavailable."""
+        self.ending = False
         try:
             self.spark = in_thread(self.connect, SPARK_START_SECONDS)
             self.slots = in_thread(self.count_slots, SPARK_START_SECONDS)
-            report = json.loads(in_thread(partial(self.query, [], 1.0, {}), SPARK_START_SECONDS))
+            report = json.loads(in_thread(partial(self.query, Batch([], {}, 1.0, 0.0)), SPARK_START_SECONDS))
+            version = in_thread(lambda: self.spark.version, SPARK_START_SECONDS)
         except Exception as error:
             raise spark_unavailable(error) from error
         if "error" in report:
             raise SparkUnavailable(f"Parallel processing not available: workers cannot reach {self.client.config.host} "
                                    f"({report['error']}). Let them through its network and proxy.")
-        log.info("parallel: %d task slots, Spark %s, workers with Python %s", self.slots, self.spark.version,
-                 report["python"])
+        log.info("parallel: %d task slots, Spark %s, workers with Python %s", self.slots, version, report["python"])
         if self.slots < 2 or len(self.accounts.usernames) < 10:
             log.info("with one task slot, or fewer than 10 users, --no-parallel is as fast")
         self.failures, self.seconds = 0, FIRST_BATCH_SECONDS
@@ -1348,15 +1369,17 @@ class ClusterEngine:
         connect = ".connect." in type(self.spark).__module__
         return import_module("pyspark.sql.connect.functions" if connect else "pyspark.sql.functions")
 
-    def query(self, directories: list[Directory], seconds: float, rates: dict[str, float | None]) -> str:
+    def query(self, batch: Batch) -> str:
         now = self.client.clock()
-        values = [astuple(shifted(directory, -now)) for directory in directories]
-        work = partial(run_batch, self.client.config, values, self.threads, seconds, rates)
+        values = [astuple(shifted(directory, -now)) for directory in batch.directories]
+        work = partial(run_batch, self.client.config, values, self.threads, batch.seconds, batch.pace)
         if __name__ != "__main__":  # functions of __main__ go by value anyway; the workers do not have this file
             import_module("pyspark.cloudpickle").register_pickle_by_value(sys.modules[__name__])
-        if hasattr(self.spark, "addTag"):
+        with suppress(RuntimeError, AttributeError):  # a classic session before Spark 4.0 has no tags
             self.spark.addTag(self.tag)
-        column = self.spark_functions().udf(lambda _: work(), "string")("id")
+        # A type by name, or Arrow left open, would be looked up in whatever session is active.
+        text = import_module("pyspark.sql.types").StringType()
+        column = self.spark_functions().udf(lambda _: work(), text, useArrow=False)("id")
         return self.spark.range(0, 1, 1, 1).select(column).collect()[0][0]
 
     def run_batches(self) -> Iterator[None]:
@@ -1365,13 +1388,12 @@ class ClusterEngine:
             self.hand_out()
             if not self.sent and not self.anything_left():
                 return
-            try:
-                number, result = self.results.get(timeout=1.0 if self.sent else 0.05)
-                self.take(number, result)
-            except queue.Empty:
-                self.drop_overdue()
+            with suppress(queue.Empty):
+                self.take(*self.results.get(timeout=1.0 if self.sent else 0.05))
+            self.drop_overdue()
             self.probe()
             yield
+        self.cancel()
         for number in list(self.sent):
             self.give_back(number)
 
@@ -1380,29 +1402,35 @@ class ClusterEngine:
 
     def hand_out(self) -> None:
         free = [name for name, pacer in self.pacers.items() if not pacer.away]
-        limits = [max(1, int(rate // LOWEST_BATCH_RATE)) for rate in self.rates.values() if rate]
-        most = min([self.slots, *limits])
-        while free and len(self.sent) < most:
-            self.frontier.wake(self.client.clock())
+        while free and len(self.sent) < self.slots:
+            now = self.client.clock()
+            self.frontier.wake(now)
             while self.frontier.count(free) < self.slots * self.threads and self.accounts.open_user():
                 pass
-            count = min(math.ceil(self.frontier.count(free) / (most - len(self.sent))), LARGEST_BATCH)
-            if not count:
+            ready = self.frontier.count(free)
+            limits = [max(1, int(rate // LOWEST_BATCH_RATE)) for name, rate in self.rates.items()
+                      if rate and self.frontier.ready[name]]
+            most = min([self.slots, self.allowed, *limits])
+            if not ready or len(self.sent) >= most:
                 return
+            fair = max(self.threads, math.ceil(ready / most))
+            count = min(math.ceil(ready / (most - len(self.sent))), fair, LARGEST_BATCH)
             plenty = count >= self.threads and len(self.sent) == most - 1
             self.seconds = min(self.seconds * 2, LONGEST_BATCH_SECONDS) if plenty else FIRST_BATCH_SECONDS
-            directories = [self.frontier.pop(free, 0.0) for _ in range(count)]
-            rates = {name: rate and rate / most for name, rate in self.rates.items()}
-            self.send([directory for directory in directories if directory], rates)
+            running = min(most, len(self.sent) + ready)
+            pace = {name: (rate and rate / running, now - self.pacers[name].succeeded_at)
+                    for name, rate in self.rates.items()}
+            directories = [directory for _ in range(count) if (directory := self.frontier.pop(free, now))]
+            self.send(Batch(directories, pace, self.seconds, now))
 
-    def send(self, directories: list[Directory], rates: dict[str, float | None]) -> None:
+    def send(self, batch: Batch) -> None:
         self.batches += 1
-        number, seconds = self.batches, self.seconds
-        self.sent[number] = directories, rates, self.client.clock() + seconds + SILENT_SECONDS
+        number = self.batches
+        self.sent[number] = batch
 
         def run_query() -> None:
             try:
-                result: Any = self.query(directories, seconds, rates)
+                result: Any = None if self.ending else self.query(batch)
             except Exception as error:
                 result = error
             self.results.put((number, result))
@@ -1410,35 +1438,52 @@ class ClusterEngine:
         threading.Thread(target=run_query, daemon=True).start()
 
     def give_back(self, number: int) -> None:
-        for directory in self.sent.pop(number)[0]:
+        for directory in self.sent.pop(number).directories:
             self.frontier.push(directory)
 
     def drop_overdue(self) -> None:
-        for number in [number for number, (_, _, until) in self.sent.items() if until < self.client.clock()]:
-            log.debug("batch %d is overdue: it goes out again", number)
-            self.failures += 1
-            self.give_back(number)
+        now = self.client.clock()
+        for number, batch in list(self.sent.items()):
+            if now > batch.sent_at + batch.seconds + SILENT_SECONDS:
+                self.fail(number, "overdue")
 
-    def take(self, number: int, result: Any) -> None:
-        """Takes in what a batch tells; one that was given back already does not count."""
-        if number not in self.sent:
-            return
-        report = {"error": one_line(str(result), 300)} if isinstance(result, Exception) else json.loads(result)
-        if "error" in report:
-            log.debug("batch %d failed, and goes out again: %s", number, report["error"])
-            self.failures += 1
-            self.give_back(number)
-            if not isinstance(result, Exception):  # on the worker, perhaps its token: only the driver's own counts
-                caller_is_admin(self.client)
-            return
-        self.failures = 0
-        directories, rates, _ = self.sent.pop(number)
-        users = sorted({self.accounts.open[user].username for user, *_ in report["totals"]})
-        log.debug("batch %d on %s: %d directories, %d left after %.1f s, %s; %s", number, report["worker"],
-                  len(directories), len(report["left"]), report["seconds"], report["statistics"], ", ".join(users))
-        self.client.statistics.update(report["statistics"])
-        self.take_rates(report["pacers"], rates)
-        self.take_directories(directories, report)
+    def fail(self, number: int, reason: str) -> None:
+        """The batch goes out again. What fails together, as when a machine is lost, counts once."""
+        log.debug("batch %d goes out again: %s", number, reason)
+        if self.sent[number].sent_at > self.failed_at:
+            self.failures, self.failed_at = self.failures + 1, self.client.clock()
+        self.give_back(number)
+
+    def take(self, key: int | str, result: Any) -> None:
+        """Takes in what a batch tells, or a probe. A batch that was given back already does not count."""
+        if isinstance(key, str):
+            self.take_probe(key, result)
+        elif key not in self.sent:
+            pass
+        elif isinstance(result, Exception):
+            self.fail(key, spark_text(result))
+        elif "error" in (report := json.loads(result)):
+            self.fail(key, report["error"])
+            self.check_login()
+        else:
+            self.failures, self.allowed, batch = 0, self.allowed * 2, self.sent.pop(key)  # a slow start finds the pace
+            users = sorted({self.accounts.open[user].username for user, *_ in report["totals"]})
+            log.debug("batch %d on %s: %d directories, %d left after %.1f s, %s; %s", key, report["worker"],
+                      len(batch.directories), len(report["left"]), report["seconds"], report["statistics"],
+                      ", ".join(users))
+            self.client.statistics.update(report["statistics"])
+            for name, (rate, failures, answered, since_success) in report["pacers"].items():
+                self.take_rate(name, rate, batch.pace[name][0])
+                self.take_failures(name, failures, answered, since_success)
+            self.take_directories(batch.directories, report)
+
+    def check_login(self) -> None:
+        """A worker's refused login may be an old token; the driver's own ends the run."""
+        try:
+            self.client.attempt(ME_PATH, {}, parse_record)
+        except DatabricksError as error:
+            if error.kind == "login":
+                raise run_error(error, self.client.config) from error
 
     def take_directories(self, directories: list[Directory], report: dict[str, Any]) -> None:
         now, change = self.client.clock(), Counter[int]()
@@ -1461,41 +1506,73 @@ class ClusterEngine:
         for file_system, children in report["homes"].items():
             self.accounts.listed(Directory(HOMES, file_system, "/Users"), FileSystemTotals(), children)
 
-    def take_rates(self, pacers: dict[str, Any], started: dict[str, float | None]) -> None:
+    def take_rate(self, name: str, rate: float | None, before: float | None) -> None:
         """Adds up what the batches found to be let through."""
-        running = len(self.sent) + 1
-        for name, (rate, away) in pacers.items():
-            before, total = started.get(name), self.rates[name]
-            if rate and before and total:
-                self.rates[name] = max(LOWEST_RATE, total + rate - before)
-            elif rate:
-                self.rates[name] = rate * running if total is None else total + (rate - total / running)
-            elif before:
-                self.rates[name] = None
-            if away and not self.pacers[name].away:
-                log.warning("%s does not answer the workers: waiting until it is back", LABELS[name])
-                self.pacers[name].leave(self.client.clock())
+        running, total = len(self.sent) + 1, self.rates[name]
+        if rate and before and total:
+            self.rates[name] = max(LOWEST_RATE, total + rate - before)
+        elif rate:
+            self.rates[name] = rate * running if total is None else total + (rate - total / running)
+        elif before:
+            self.rates[name] = None
+
+    def take_failures(self, name: str, failures: int, answered: bool, since_success: float) -> None:
+        """The outage rule, over all batches together."""
+        pacer, now = self.pacers[name], self.client.clock()
+        pacer.succeeded_at = max(pacer.succeeded_at, now - since_success)
+        if pacer.away:
+            return
+        if answered:
+            pacer.failures = 0
+        if failures:
+            pacer.failing_since = pacer.failing_since if pacer.failures else now
+            pacer.failures += failures
+        if pacer.failures >= OUTAGE_FAILURES:
+            log.warning("%s does not answer the workers: waiting until it is back", LABELS[name])
+            pacer.leave(now)
 
     def probe(self) -> None:
-        """Asks an API that is away whether it is back. Raises InventoryError after LONGEST_OUTAGE."""
+        """Asks an API that is away whether it is back."""
+        now = self.client.clock()
         for name, pacer in self.pacers.items():
-            now = self.client.clock()
             if pacer.away and pacer.next_at <= now and self.anything_left():
-                try:
-                    self.client.statistics["requests"] += 1
-                    self.client.attempt(f"/api/2.0/{name}/list", {"path": "/"}, partial(parse_listing, name, "/"))
-                    pacer.answered(self.client.clock())
-                except DatabricksError as error:
-                    if error.kind in RETRIES and error.kind != "too slow":
-                        pacer.failed(error, now, self.client.clock(), probe=True)
-                    else:
-                        pacer.answered(self.client.clock())
+                pacer.sent(now)
+                self.client.statistics["requests"] += 1
+                threading.Thread(target=self.ask, args=(name,), daemon=True).start()
+
+    def ask(self, name: str) -> None:
+        error = None
+        try:
+            self.client.attempt(f"/api/2.0/{name}/list", {"path": "/"}, partial(parse_listing, name, "/"))
+        except DatabricksError as failure:
+            error = failure
+        self.results.put((name, error))
+
+    def take_probe(self, name: str, error: DatabricksError | None) -> None:
+        """Raises InventoryError after LONGEST_OUTAGE."""
+        now, pacer = self.client.clock(), self.pacers[name]
+        if error and error.kind in RETRIES and error.kind != "too slow":
+            pacer.failed(error, now, now, probe=True)
+        else:
+            pacer.answered(now)
 
     def cancel(self) -> None:
         """Ends the batches under way on the cluster, by their tag: the user's own queries go on."""
-        if self.sent and hasattr(self.spark, "interruptTag"):
+        self.ending, waiting, until = True, set(self.sent), time.monotonic() + CANCEL_SECONDS
+        while waiting and time.monotonic() < until:  # one that was on its way to the server comes after the first call
             with suppress(Exception):
-                in_thread(partial(self.spark.interruptTag, self.tag), 1.0)
+                in_thread(partial(self.spark.interruptTag, self.tag), CANCEL_SECONDS / 2)
+            with suppress(queue.Empty):
+                while True:
+                    waiting.discard(self.results.get(timeout=0.1)[0])
+
+    def release(self) -> None:
+        if self.own and self.spark is not None:
+            with suppress(Exception):
+                atexit.unregister(self.spark.client._on_exit)  # it would try for minutes to reach a server that is gone
+            with suppress(Exception):
+                in_thread(self.spark.stop, CANCEL_SECONDS / 2)
+            self.spark = None
 
 
 class SparkUnavailable(Exception):
@@ -1522,15 +1599,21 @@ def in_thread(function: Callable[[], Any], seconds: float) -> Any:
     return answer
 
 
+def spark_text(error: Exception) -> str:
+    """What Spark says, on a line, without the token that a connection URL may have."""
+    return one_line(re.sub(r"(?i)(token=)[^;\s']+", r"\1***", str(error)), 300)
+
+
 def spark_unavailable(error: Exception) -> SparkUnavailable:
-    text = " ".join(str(error).split())
     if isinstance(error, ImportError):
-        text = f"{error}: pip install 'pyspark[connect]' 'pandas<3'"
-    if versions := re.search(r"different version: (\S+) than that in driver: (\d+\.\d+)", text):
-        cluster = versions[1].rstrip(".,")
+        return SparkUnavailable(f"Parallel processing not available: {error}; pip install 'pyspark[connect]' "
+                                "'pandas<3'.")
+    # Spark 4 writes "different version: 3.12 than that in driver: 3.11", 3.5 "different version (3, 12) than ..."
+    if versions := re.search(r"different version:? (.+?) than that in driver:? (\d+\.\d+)", str(error)):
+        cluster = ".".join(re.findall(r"\d+", versions[1])[:2])
         return SparkUnavailable(f"Python version mismatch: client {versions[2]}, cluster {cluster}. Run this with the "
                                 "cluster's Python version.")
-    return SparkUnavailable(f"Parallel processing not available: {one_line(text, 300)}.")
+    return SparkUnavailable(f"Parallel processing not available: {spark_text(error)}.")
 
 
 def connect_remote(remote: str) -> Any:
@@ -1539,9 +1622,7 @@ def connect_remote(remote: str) -> Any:
     if not remote.startswith("local"):
         return patient(builder.create())
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # else the workers run the first python3 on PATH
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # says that the bar of a server that runs already cannot be changed
-        return patient(builder.config("spark.ui.showConsoleProgress", "false").getOrCreate())
+    return patient(builder.config("spark.ui.showConsoleProgress", "false").getOrCreate())
 
 
 def connect_cluster(client: DatabricksClient, cluster_id: str) -> Any:
@@ -1567,10 +1648,12 @@ def connect_url(host: str) -> str:
 
 
 def patient(session: Any) -> Any:
-    """The session, with a client that gives up after about a minute instead of ten."""
-    with suppress(ImportError, AttributeError):
+    """The session, with a client that gives up after about ten seconds instead of ten minutes."""
+    try:
         policy = import_module("pyspark.sql.connect.client.retries").DefaultPolicy
-        session.client.set_retry_policies([policy(max_retries=8, max_backoff=10_000)])
+        session.client.set_retry_policies([policy(max_retries=5, max_backoff=5_000)])
+    except (ImportError, AttributeError):  # 3.5
+        session.client._retry_policy.update(max_retries=5, max_backoff=5_000)
     return session
 
 
@@ -1930,15 +2013,18 @@ def choose_engine(args: argparse.Namespace, client: DatabricksClient) -> Callabl
     if args.no_parallel or not (args.cluster_id or args.spark_remote):
         log.info("sequential: up to %d requests at a time from this machine", args.threads)
         return Engine
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"pyspark\.")  # what matters comes as an exception
     try:
         if not args.cluster_id:
             log.info("parallel, over Spark Connect %s", args.spark_remote.partition(";")[0])
-            return partial(ClusterEngine, partial(connect_remote, args.spark_remote))
+            return partial(ClusterEngine, partial(connect_remote, args.spark_remote), own=True)
         log.info("parallel, on cluster %s", args.cluster_id)
+        import_module("pyspark")
         wait_for_cluster(client, args.cluster_id)
-        return partial(ClusterEngine, partial(connect_cluster, client, args.cluster_id))
-    except SparkUnavailable as error:
-        log.warning("%s This run is sequential.", error)
+        return partial(ClusterEngine, partial(connect_cluster, client, args.cluster_id), own=True)
+    except (SparkUnavailable, ImportError) as error:
+        problem = error if isinstance(error, SparkUnavailable) else spark_unavailable(error)
+        log.warning("%s This run goes on sequentially", problem)
         return Engine
 
 
@@ -2010,4 +2096,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__" and "get_ipython" not in globals():  # not when pasted into a notebook
-    raise SystemExit(main())
+    exit_code = main()
+    if "pyspark" in sys.modules:  # its threads would be waited for: minutes, if its server is gone
+        with suppress(OSError):
+            sys.stderr.flush()
+        os._exit(exit_code)
+    raise SystemExit(exit_code)

@@ -1,0 +1,1006 @@
+"""The scan on real Spark Connect workers: its results are those of the sequential scan, whatever goes wrong.
+
+One Connect server, local[8], serves all tests. Its workers may import nothing of this project. The tests of one scan
+use one session from this process, whose workers are warm; the tests of the command start it as a process.
+"""
+
+import base64
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from concurrent import futures
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+import databricks_user_files_simple as scanner
+from databricks_user_files_simple import DatabricksClient, DatabricksConfig, process_user_batch_parallel, scan_users
+from tests.conftest import ROOT, SCANNER
+from tests.fake_databricks import FakeDatabricks, Fault
+from tests.test_checkpoint import NAME, asked_for, saved_users, true_csv, until, write_users
+
+WORDS = ("--users-file", "users.txt", "-o", "out.csv", "--threads", "4")
+PATIENCE = 75  # seconds, with a server that is silent: SPEC has 60
+NOT_ON_WORKERS = ("databricks_user_files_simple", "databricks_user_list", "tests", "tqdm", "responses", "hypothesis")
+needs_posix = pytest.mark.skipif(os.name == "nt", reason="signals and a shell script of POSIX")
+needs_pyspark = pytest.mark.skipif(find_spec("pyspark") is None, reason="pyspark is not installed")
+
+
+# The server
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def block_imports(folder, *names):
+    """A folder for PYTHONPATH with which Python cannot import these packages."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Blocked:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.partition('.')[0] in {names!r}:\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}')\n"
+        "sys.meta_path.insert(0, Blocked())\n", encoding="utf-8")  # fmt: skip
+    return folder
+
+
+class ConnectServer:
+    """A Spark Connect server of its own process group; its workers start through a script that tests can change."""
+
+    def __init__(self, folder, master):
+        home = Path(find_spec("pyspark").origin).parent
+        self.folder, self.port, self.python = folder, free_port(), folder / "worker-python"
+        self.remote = f"sc://127.0.0.1:{self.port}"
+        self.blocked = block_imports(folder / "blocked", *NOT_ON_WORKERS)
+        self.set_workers()
+        (folder / "events").mkdir()
+        settings = {
+            "spark.ui.enabled": "false", "spark.connect.grpc.binding.port": self.port,
+            "spark.eventLog.enabled": "true", "spark.eventLog.compress": "false",
+            "spark.eventLog.dir": (folder / "events").as_uri(), "spark.sql.warehouse.dir": (folder / "sql").as_uri(),
+        }  # fmt: skip
+        words = [word for name, value in settings.items() for word in ("--conf", f"{name}={value}")]
+        command = [home / "bin" / "spark-submit", "--class", "org.apache.spark.sql.connect.service.SparkConnectServer",
+                   "--master", master, *words]  # fmt: skip
+        environment = {**os.environ, "SPARK_HOME": str(home), "PYSPARK_PYTHON": str(self.python)}
+        with open(folder / "console", "wb") as console:
+            self.process = subprocess.Popen(list(map(str, command)), env=environment, cwd=folder, stdout=console,
+                                            stdin=subprocess.DEVNULL, stderr=console, start_new_session=True)
+        until(self.is_started, 90)
+
+    def is_started(self):
+        """From its console: whoever tries to connect to a free port may be connected to himself."""
+        text = (self.folder / "console").read_text(encoding="utf-8")
+        assert self.process.poll() is None, text[-3000:]
+        return "Spark Connect server started at" in text
+
+    def set_workers(self, python=sys.executable, **variables):
+        """What the workers of sessions from now on are: Spark starts each session's anew."""
+        lines = ["#!/bin/sh", f"export PYTHONPATH='{self.blocked}':\"$PYTHONPATH\""]
+        lines += [f"export {name}='{value}'" for name, value in variables.items()]
+        temporary = self.python.with_suffix(".new")
+        temporary.write_text("\n".join([*lines, f"exec '{python}' \"$@\""]) + "\n", encoding="utf-8")
+        temporary.chmod(0o755)
+        temporary.replace(self.python)
+
+    @contextmanager
+    def workers(self, python=sys.executable, **variables):
+        self.set_workers(python, **variables)
+        yield
+        self.set_workers()
+
+    def session(self):
+        from pyspark.sql import SparkSession
+        return SparkSession.builder.remote(self.remote).create()
+
+    def texts(self):
+        """What the server has written: console and event log."""
+        files = [self.folder / "console", *(self.folder / "events").rglob("*")]
+        return {path.name: path.read_text(encoding="utf-8", errors="replace") for path in files if path.is_file()}
+
+    def kill(self):
+        """As a machine that is gone: no farewell to the client."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@contextmanager
+def connect_server_of(folder, master):
+    if os.name == "nt" or not shutil.which("java") or find_spec("pyspark") is None:
+        pytest.skip("a Spark Connect server needs POSIX, Java and pyspark[connect]")
+    server = ConnectServer(folder, master)
+    try:
+        yield server
+    finally:
+        if server.process.poll() is None:
+            server.kill()
+
+
+@pytest.fixture(scope="session")
+def connect_server(tmp_path_factory):
+    with connect_server_of(tmp_path_factory.mktemp("connect"), "local[8]") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def spark(connect_server):
+    """One session for all tests of this process; stopped, because at exit it would look for its server for minutes."""
+    session = connect_server.session()
+    yield session
+    session.stop()
+
+
+# Helpers
+
+
+def config_of(server):
+    return DatabricksConfig(server.url, server.settings.token, "test")
+
+
+def scan(spark, server, names=None, threads=4, **options):
+    """The results of process_user_batch_parallel."""
+    return list(process_user_batch_parallel(spark, names or server.user_names, config_of(server), threads, **options))
+
+
+def write_csv(results, names):
+    by_name = {result.username: result for result in results}
+    assert sorted(by_name) == sorted(names)
+    assert len(by_name) == len(results)
+    scanner.write_results((by_name[name] for name in names), "in_process.csv", None)
+    return Path("in_process.csv").read_bytes()
+
+
+def comparable(results):
+    """Results in an order, without what may differ from run to run."""
+    plain = [asdict(replace(result, scanned_at="")) for result in results]
+    for result in plain:
+        for totals in (result["dbfs"], result["workspace"]):
+            if totals:
+                totals["failures"].sort(key=lambda failure: failure["path"])
+                totals.pop("largest")  # of equally large ones any may be kept
+    return sorted(plain, key=lambda result: result["username"])
+
+
+def listed_twice(server):
+    return {key: number for key, number in server.requests.items() if number > 1 and key[0] != "scim"}
+
+
+def log_lines(caplog):
+    return [record.getMessage() for record in caplog.records if record.name == "databricks_user_files"]
+
+
+def warnings_of(caplog):
+    return [record.getMessage() for record in caplog.records
+            if record.name == "databricks_user_files" and record.levelno >= logging.WARNING]  # fmt: skip
+
+
+BATCH_LINE = re.compile(r"batch (\d+) on ([^ ]+:\d+): (\d+) directories, (\d+) left after ([\d.]+) s")
+
+
+def batches_of(lines):
+    """(worker, directories, left, seconds, line) of each batch that the debug lines tell of."""
+    found = [(BATCH_LINE.search(line), line) for line in lines]
+    return [(match[2], int(match[3]), int(match[4]), float(match[5]), line) for match, line in found if match]
+
+
+@contextmanager
+def running(server, login, *words, **variables):
+    """The scanner as a process that is not waited for; killed at the end."""
+    environment = {**os.environ, **login(server), "PYTHONDONTWRITEBYTECODE": "1", **variables}
+    command = [sys.executable, str(ROOT / SCANNER), *WORDS, *words]
+    with subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, text=True) as process:  # fmt: skip
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.fixture
+def debug(caplog):
+    caplog.set_level(logging.DEBUG, "databricks_user_files")
+    return caplog
+
+
+@pytest.fixture
+def hasty(monkeypatch):
+    """Waits of a tenth, on the workers too: what the functions refer to goes with them."""
+    waits = {kind: (attempts, first / 10) for kind, (attempts, first) in scanner.RETRIES.items()}
+    monkeypatch.setattr(scanner, "RETRIES", waits)
+    monkeypatch.setattr(scanner, "FIRST_PROBE", 0.3)
+
+
+@pytest.fixture
+def small():
+    """Twelve users with about twenty directories each, answers after 5 ms."""
+    with FakeDatabricks(users=12, shape="small", latency=0.005) as server:
+        yield server
+
+
+# The results are the same
+
+
+def test_the_csv_of_the_command_is_the_truth_and_that_of_a_sequential_run(connect_server, command, login):
+    with FakeDatabricks(users=50, latency=0.01) as server:
+        write_users(server.user_names)
+        done = command(SCANNER, *WORDS, "--details", "parallel.jsonl", "--debug",
+                       env={**login(server), "SPARK_REMOTE": connect_server.remote}, timeout=90)
+        assert done.code == 0, done
+        assert "warning" not in done.err
+        assert Path("out.csv").read_bytes() == true_csv(server)
+        assert listed_twice(server) == {}
+        assert not Path(NAME).exists()
+        assert connect_server.remote in done.err.split("batch ")[0]  # the first lines say which mode
+        batches = batches_of(done.err.splitlines())
+        assert len({worker for worker, *_ in batches}) >= 6
+        assert server.settings.token not in done.out + done.err
+        sequential = command(SCANNER, *WORDS[:2], "-o", "sequential.csv", "--details", "sequential.jsonl",
+                             env=login(server), timeout=90)
+        assert sequential.code == 0, sequential
+    assert Path("sequential.csv").read_bytes() == Path("out.csv").read_bytes()
+    assert details("sequential.jsonl") == details("parallel.jsonl")
+
+
+def details(path):
+    """--details without what differs from run to run."""
+    users = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    for user in users:
+        user.pop("scanned_at", None)
+    return users
+
+
+def test_in_process_the_results_are_the_truth(spark, small):
+    results = scan(spark, small)
+    assert write_csv(results, small.user_names) == true_csv(small)
+    assert listed_twice(small) == {}
+    assert comparable(results) == comparable(scan_users(small.user_names, config_of(small)))
+
+
+@pytest.mark.parametrize("file_systems", [("dbfs",), ("workspace",)])
+def test_one_file_system_alone(spark, small, file_systems):
+    results = scan(spark, small, file_systems=file_systems)
+    assert comparable(results) == comparable(scan_users(small.user_names, config_of(small), 4, file_systems))
+    assert {api for api, _ in small.requests} == {"scim", *file_systems}
+
+
+def test_a_result_comes_before_the_last_user_is_scanned(spark):
+    with FakeDatabricks(users=30, shape="small", shapes={29: "giant"}, latency=0.005) as server:
+        first = next(iter(process_user_batch_parallel(spark, server.user_names, config_of(server), 4)))
+        assert first.username in server.user_names[:29]
+        assert server.total_requests < 3000
+
+
+def test_one_giant_user_is_spread_over_the_workers(spark, debug):
+    """3,000 directories: one user in the mid of twenty."""
+    with FakeDatabricks(users=20, shape="empty", shapes={9: "giant"}, latency=0.05) as server:
+        results = scan(spark, server)
+        assert write_csv(results, server.user_names) == true_csv(server)
+        assert listed_twice(server) == {}
+        giant = server.user_names[9]
+        workers = {worker for worker, *_, line in batches_of(log_lines(debug)) if giant in line}
+    assert len(workers) >= 8, workers
+
+
+def test_debug_lines_tell_workers_users_retries_sizes_and_times(spark, small, hasty, debug):
+    small.change(faults=[Fault("500", rate=0.05, api="dbfs")])
+    results = scan(spark, small)
+    assert write_csv(results, small.user_names) == true_csv(small)
+    batches = batches_of(log_lines(debug))
+    assert all(worker.startswith(socket.gethostname() + ":") for worker, *_ in batches)
+    assert all(any(name in line for *_, line in batches) for name in small.user_names)
+    assert all(directories > 0 and seconds < 30 for _, directories, _, seconds, _ in batches)
+    assert sum(int(found[1]) for *_, line in batches if (found := re.search(r"retries\D+(\d+)", line))) >= 5
+
+
+# Where the code comes from
+
+NOTEBOOK = """
+def get_ipython():
+    pass
+
+with open({script!r}, encoding="utf-8") as cell:
+    exec(compile(cell.read(), "<cell>", "exec"), globals())
+from pyspark.sql import SparkSession
+spark = SparkSession.builder.remote({remote!r}).create()
+config = DatabricksConfig({url!r}, {token!r}, "notebook")
+logging.basicConfig(level=logging.INFO)
+results = {{result.username: result for result in process_user_batch_parallel(spark, {names!r}, config, 4)}}
+write_results((results[name] for name in {names!r}), "out.csv", None)
+"""
+
+
+def test_from_a_notebook_cell(connect_server, small):
+    text = NOTEBOOK.format(script=str(ROOT / SCANNER), remote=connect_server.remote, url=small.url,
+                           token=small.settings.token, names=small.user_names)
+    done = subprocess.run([sys.executable, "-W", "error::UserWarning", "-"], input=text, capture_output=True,
+                          text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "8 task slots" in done.stderr
+    assert "WARNING" not in done.stderr, done.stderr
+    assert Path("out.csv").read_bytes() == true_csv(small)
+
+
+def test_workers_cannot_import_this_project(connect_server):
+    """What the other tests show, that code goes by value, they show because of this."""
+    for name in ("databricks_user_files_simple", "tqdm"):
+        done = subprocess.run([connect_server.python, "-c", f"import {name}"], capture_output=True, text=True,
+                              check=False, cwd=connect_server.folder)
+        assert "ModuleNotFoundError" in done.stderr
+
+
+# Faults: the directories go out again, and what fails for good is said
+
+FAULTS = [Fault(kind, rate=0.03) for kind in ("500", "503", "reset", "truncated", "html", "empty_429")]
+
+
+def test_through_faults_the_results_are_the_truth(spark, small, hasty, debug):
+    small.change(faults=FAULTS)
+    results = scan(spark, small)
+    assert write_csv(results, small.user_names) == true_csv(small)
+    assert set(small.counts.faults) == {fault.kind for fault in FAULTS}
+    assert warnings_of(debug) == []
+
+
+def some_directory(server, file_system="dbfs"):
+    """A directory below a home that has directories of its own."""
+    workspace = server.workspace
+    for index, name in enumerate(server.user_names):
+        tree = workspace.stored_tree(index, file_system) if workspace.directory_count(index, file_system) else {}
+        for path in tree:
+            if path.count("/") == 1 and any(other.startswith(f"{path}/") for other in tree):
+                return name, f"/Users/{name}{path}"
+    raise AssertionError("there is none")
+
+
+@pytest.mark.parametrize(("kind", "asked"), [("500", 10), ("403", 1), ("400", 1)])
+def test_a_directory_that_fails_for_good_is_in_its_users_result(spark, small, hasty, kind, asked):
+    name, path = some_directory(small)
+    small.change(faults=[Fault(kind, path=path)])
+    results = {result.username: result for result in scan(spark, small)}
+    assert {user for user, result in results.items() if result.status not in ("success", "empty")} == {name}
+    assert results[name].status == "partial"
+    assert [failure["path"] for failure in results[name].dbfs.failures] == [path]
+    assert small.requests["dbfs", path] == asked
+    assert comparable(results.values()) == comparable(scan_users(small.user_names, config_of(small), 4))
+
+
+def test_a_login_that_is_no_admins(spark, small):
+    small.change(admin=False)
+    results = scan(spark, small)
+    assert comparable(results) == comparable(scan_users(small.user_names, config_of(small), 4))
+    assert {result.status for result in results} >= {"partial"}
+
+
+def test_where_dbfs_is_disabled_it_is_left_out_for_all(spark, small, debug):
+    small.change(dbfs_disabled=True)
+    results = scan(spark, small)
+    assert sum("DBFS is left out" in line for line in warnings_of(debug)) == 1
+    assert comparable(results) == comparable(scan_users(small.user_names, config_of(small), 4))
+
+
+def test_homes_in_other_letter_case_are_found(spark):
+    with FakeDatabricks(users=12, shape="case", shapes={3: "small", 5: "none", 6: "none"}) as server:
+        results = scan(spark, server)
+        assert write_csv(results, server.user_names) == true_csv(server)
+        assert server.requests["dbfs", "/Users"] == server.requests["workspace", "/Users"] == 1
+
+
+@pytest.mark.parametrize("outage", ["close", "503"])
+def test_an_outage_in_mid_run_is_waited_for(spark, hasty, debug, outage):
+    with FakeDatabricks(users=20, shape="small", latency=0.02) as server:
+        over = threading.Timer(4, server.change, kwargs={"outage": None})
+
+        def begin():
+            until(lambda: server.total_requests > 100)
+            server.change(outage=outage)
+            over.start()
+
+        thread = threading.Thread(target=begin)
+        thread.start()
+        results = scan(spark, server)
+        thread.join()
+        over.cancel()
+        assert server.settings.outage is None, "it was over before"
+        assert write_csv(results, server.user_names) == true_csv(server)
+    assert warnings_of(debug)
+    assert not any("sequential" in line for line in warnings_of(debug)), warnings_of(debug)
+
+
+def test_a_login_that_is_refused_in_mid_run_stops_it(spark, small):
+    small.change(expire_after_requests=60, bad_token=401)
+    with pytest.raises(scanner.InventoryError):
+        scan(spark, small)
+
+
+# Killed and interrupted
+
+
+@needs_posix
+def test_a_worker_killed_in_mid_scan_costs_nothing(spark, debug):
+    with FakeDatabricks(users=30, shape="small", latency=0.02) as server:
+        seen, killed = {}, []
+
+        def kill():  # two of the eight, which are all at work now
+            killed.extend(list(seen)[-2:])
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
+            server.change(latency=0.0)
+
+        def watch(record):
+            seen.update({int(worker.rpartition(":")[2]): True for worker, *_ in batches_of([record.getMessage()])})
+            if server.total_requests > 150 and not server.settings.latency > 1 and not killed:
+                server.change(latency=2.0)
+                threading.Timer(1.0, kill).start()
+            return True
+
+        log = logging.getLogger("databricks_user_files")
+        log.addFilter(watch)
+        try:
+            results = scan(spark, server)
+        finally:
+            log.removeFilter(watch)
+        assert killed
+        assert write_csv(results, server.user_names) == true_csv(server)
+    assert any("goes out again" in line for line in log_lines(debug))
+    assert not any("sequential" in line for line in warnings_of(debug))
+
+
+def hanging(server, condition):
+    """All requests hang from the moment on at which the condition is true."""
+    gate = Fault("hang", seconds=60)
+    gate.applies = lambda *_: condition()
+    server.change(faults=[gate])
+    return gate
+
+
+def resumed(server, command, login, remote, saved):
+    """The rest of a run: the truth, and nothing of those who were saved is listed again."""
+    until(lambda: server.in_flight == 0)
+    server.change(faults=[], latency=0.005)
+    server.counts_reset()
+    done = command(SCANNER, *WORDS, "--resume", "--spark-remote", remote, env=login(server), timeout=60)
+    assert done.code == 0, done
+    assert "task slots" in done.err
+    assert [asked_for(server, name) for name in saved] == [0] * len(saved)
+    assert Path("out.csv").read_bytes() == true_csv(server)
+    assert not Path(NAME).exists()
+
+
+@needs_posix
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["SIGKILL", "SIGINT"])
+def test_killed_or_interrupted_it_goes_on_with_resume(connect_server, command, login, number):
+    with FakeDatabricks(users=30, shape="small", latency=0.1) as server:
+        write_users(server.user_names)
+        gate = hanging(server, lambda: len(saved_users()) >= 5)
+        with running(server, login, "--spark-remote", connect_server.remote) as process:
+            until(lambda: process.poll() is not None or gate.hits >= 8, 60)
+            began = time.monotonic()
+            process.send_signal(number)
+            _, err = process.communicate(timeout=30)
+            seconds = time.monotonic() - began
+        saved = saved_users()
+        assert len(saved) >= 5
+        assert not Path("out.csv").exists()
+        if number == signal.SIGINT:
+            assert (process.returncode, seconds < 4) == (130, True), (seconds, err)
+            assert "--resume" in err
+            assert "Traceback" not in err, err
+            until(lambda: server.in_flight == 0, 10)  # the cancelled batches; of themselves they last a minute
+        else:
+            server.change(faults=[])
+            for connection in list(server.connections):
+                server.loop.call_soon_threadsafe(connection.transport.abort)
+        resumed(server, command, login, connect_server.remote, saved)
+
+
+@needs_posix
+def test_interrupting_leaves_the_users_own_queries_alone(spark):
+    """Of the session of a notebook: the batches are cancelled by their tag, a query of the user's goes on."""
+    from pyspark.sql.connect.functions import udf
+    answers = []
+    slow = udf(lambda _: __import__("time").sleep(3) or "done", "string")("id")
+    query = threading.Thread(target=lambda: answers.extend(spark.range(0, 1, 1, 1).select(slow).collect()))
+    with FakeDatabricks(users=12, shape="small", latency=0.05) as server:
+        gate = hanging(server, lambda: server.total_requests > 50)
+        query.start()
+        results = process_user_batch_parallel(spark, server.user_names, config_of(server), 4)
+        with pytest.raises(KeyboardInterrupt):
+            for _ in results_until(results, gate):
+                pass
+        until(lambda: server.in_flight == 0, 10)
+        query.join()
+    assert [row[0] for row in answers] == ["done"]
+
+
+def results_until(results, gate):
+    """The results; a KeyboardInterrupt inside of the generator once requests hang."""
+    main = threading.main_thread().ident
+    thread = threading.Thread(target=lambda: (until(lambda: gate.hits >= 4), signal.pthread_kill(main, signal.SIGINT)))
+    thread.start()
+    try:
+        yield from results
+    finally:
+        thread.join()
+
+
+@needs_posix
+def test_a_connect_server_that_is_killed_and_stays_away(tmp_path, login):
+    """The rest is scanned from here; nobody waits long for a server that is gone, nor at the end for its farewell."""
+    folder = tmp_path / "connect"
+    folder.mkdir()
+    with connect_server_of(folder, "local[4]") as connect, FakeDatabricks(users=30, shape="small") as server:
+        server.change(latency=0.1)
+        write_users(server.user_names)
+        with running(server, login, "--spark-remote", connect.remote) as process:
+            until(lambda: process.poll() is not None or len(saved_users()) >= 3, 60)
+            connect.kill()
+            server.change(latency=0.0)
+            began = time.monotonic()
+            until(lambda: process.poll() is not None or Path("out.csv").exists(), PATIENCE)
+            _, err = process.communicate(timeout=5)
+            print(f"{time.monotonic() - began:.0f} s from the kill to the end")
+        assert process.returncode == 0, err
+        assert Path("out.csv").read_bytes() == true_csv(server)
+    assert "sequential" in err
+    assert "Traceback" not in err, err
+    assert "RETRIES_EXCEEDED" not in err, err
+
+
+# Warnings
+
+
+def assert_sequential(server, done, *texts):
+    """It went on alone after one warning that has these texts, and its results are right."""
+    assert done.code == 0, done
+    found = [line for line in done.err.splitlines() if line.startswith("warning: ") and texts[0] in line]
+    assert len(found) == 1, done
+    assert [text for text in texts if text not in found[0]] == [], found
+    assert "sequential" in done.err
+    assert "Traceback" not in done.err
+    assert Path("out.csv").read_bytes() == true_csv(server)
+
+
+CLUSTERS = {
+    "terminated": ({"state": "TERMINATED", "state_message": "Inactive for 60 minutes."},
+                   ["TERMINATED", "Inactive for 60 minutes", "Start it"]),
+    "error": ({"state": "ERROR", "state_message": "No capacity."}, ["ERROR", "No capacity"]),
+    "unknown": (None, ["does not exist"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CLUSTERS)
+def test_a_cluster_that_does_not_run(small, command, login, case):
+    shown, texts = CLUSTERS[case]
+    small.change(clusters={"0123-456789-abc": shown})
+    write_users(small.user_names)
+    done = command(SCANNER, *WORDS, "--cluster-id", "0123-456789-abc", env=login(small))
+    assert_sequential(small, done, "Parallel processing not available", "0123-456789-abc", *texts)
+
+
+STATES = {  # what clusters/get shows in turn, seconds waited, what is raised
+    "running": (["RUNNING"], 0, None), "resizing": (["RESIZING"], 0, None),
+    "starts": (["PENDING", "PENDING", "RUNNING"], 20, None), "restarts": (["RESTARTING", "RUNNING"], 10, None),
+    "fails": (["PENDING", "TERMINATED"], 10, "TERMINATED"), "never": (["PENDING"], 600, "PENDING"),
+    "terminating": (["TERMINATING"], 0, "TERMINATING"), "unknown state": (["UNKNOWN"], 0, "UNKNOWN"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", STATES)
+def test_waiting_for_a_cluster(small, clock, caplog, case):
+    states, seconds, raised = STATES[case]
+    caplog.set_level(logging.INFO, "databricks_user_files")
+    small.change(clusters={"c": [{"state": state, "state_message": f"about {state}"} for state in states]})
+    client = DatabricksClient(config_of(small), clock=clock, sleep=clock.sleep)
+    if raised:
+        with pytest.raises(scanner.SparkUnavailable, match=f"Parallel processing not available.*{raised}"):
+            scanner.wait_for_cluster(client, "c")
+    else:
+        scanner.wait_for_cluster(client, "c")
+    assert abs(sum(clock.waits) - seconds) <= 10 * (seconds > 0)
+    progress = [line for line in log_lines(caplog) if "about" in line]
+    assert len(progress) >= sum(state in ("PENDING", "RESTARTING") for state in states)
+
+
+@pytest.mark.parametrize("word", ["--cluster-id", "--spark-remote"])
+def test_without_pyspark_it_says_so_and_goes_on(small, command, login, tmp_path, word):
+    blocked = block_imports(tmp_path / "blocked", "pyspark")
+    small.change(clusters={"c": {"state": "RUNNING"}})
+    write_users(small.user_names)
+    environment = {**login(small), "PYTHONPATH": str(blocked)}
+    done = command(SCANNER, *WORDS, word, "c" if word == "--cluster-id" else "sc://localhost:1", env=environment)
+    assert_sequential(small, done, "Parallel processing not available", "pyspark", "pip install")
+
+
+def test_without_pyspark_all_else_works(small, command, login, tmp_path):
+    environment = {**login(small), "PYTHONPATH": str(block_imports(tmp_path / "blocked", "pyspark"))}
+    write_users(small.user_names)
+    assert command(SCANNER, "--help", env=environment).code == 0
+    done = command(SCANNER, *WORDS, env=environment)
+    assert done.code == 0, done
+    assert "warning" not in done.err
+    assert Path("out.csv").read_bytes() == true_csv(small)
+
+
+def test_no_parallel_wins(small, command, login, tmp_path):
+    """Nothing of Spark is touched: pyspark cannot even be imported, and nothing is said about it."""
+    blocked = block_imports(tmp_path / "blocked", "pyspark")
+    write_users(small.user_names)
+    for words, remote in ((("--cluster-id", "c"), ""), (("--spark-remote", "sc://localhost:1"), ""), ((), "local[2]")):
+        environment = {**login(small), "PYTHONPATH": str(blocked), **({"SPARK_REMOTE": remote} if remote else {})}
+        done = command(SCANNER, *WORDS, "--no-parallel", *words, env=environment)
+        assert done.code == 0, done
+        assert "sequential" in done.err
+        assert "warning" not in done.err
+        assert Path("out.csv").read_bytes() == true_csv(small)
+        assert not any(api == "clusters" for api, _ in small.requests)
+
+
+@pytest.mark.soak
+@needs_pyspark
+def test_a_server_that_cannot_be_reached(small, login):
+    write_users(small.user_names)
+    with running(small, login, "--spark-remote", f"sc://127.0.0.1:{free_port()}") as process:
+        until(lambda: process.poll() is not None or Path("out.csv").exists(), PATIENCE)
+        _, err = process.communicate(timeout=5)
+    assert process.returncode == 0, err
+    assert Path("out.csv").read_bytes() == true_csv(small)
+    assert "Parallel processing not available" in err
+    assert "RETRIES_EXCEEDED" not in err, err
+
+
+def test_workers_that_cannot_reach_the_workspace(connect_server, small, debug):
+    with connect_server.workers(HTTP_PROXY=f"http://127.0.0.1:{free_port()}"):
+        session = connect_server.session()
+        results = scan(session, small)
+        session.stop()
+    assert write_csv(results, small.user_names) == true_csv(small)
+    warned = [line for line in warnings_of(debug) if "Parallel processing not available" in line]
+    assert len(warned) == 1, warned
+    assert small.url in warned[0]
+    assert "network" in warned[0]
+    assert batches_of(log_lines(debug)) == []
+
+
+def other_python():
+    """An interpreter of another minor version, or None. It needs no packages: a mismatched worker runs nothing."""
+    versions = Path(os.environ.get("PYENV_ROOT", "/root/.pyenv")) / "versions"
+    for path in [*sorted(versions.glob("3.1[0-9].*/bin/python")), *map(shutil.which, ("python3.10", "python3.12"))]:
+        if path and python_version(path) not in ("", f"3.{sys.version_info.minor}"):
+            return str(path)
+    return None
+
+
+def python_version(path):
+    code = "import sys; print('3.%d' % sys.version_info.minor)"
+    done = subprocess.run([path, "-c", code], capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+def test_workers_of_another_python_version(connect_server, small, debug):
+    """With two real interpreters."""
+    if (python := other_python()) is None:
+        pytest.skip("there is no other Python 3 on this machine")
+    with connect_server.workers(python):
+        session = connect_server.session()
+        results = scan(session, small)
+        session.stop()
+    assert write_csv(results, small.user_names) == true_csv(small)
+    client, cluster = f"3.{sys.version_info.minor}", python_version(python)
+    warned = [line for line in warnings_of(debug) if "Python version mismatch" in line]
+    assert len(warned) == 1, warnings_of(debug)
+    assert f"client {client}, cluster {cluster}." in warned[0]
+    assert "on sequentially" in warnings_of(debug)[-1]
+
+
+def test_python_versions_are_read_from_the_error():
+    text = ("(org.apache.spark.api.python.PythonException) pyspark.errors.exceptions.base.PySparkRuntimeError: "
+            "[PYTHON_VERSION_MISMATCH] Python in worker has different version: {} than that in driver: 3.12, "
+            "PySpark cannot run with different minor versions.")  # fmt: skip
+    for found in ("3.11", "3.9"):
+        message = str(scanner.spark_unavailable(RuntimeError(text.format(found))))
+        assert message.startswith(f"Python version mismatch: client 3.12, cluster {found}. ")
+
+
+@pytest.mark.parametrize(("users", "hint"), [(9, True), (10, False)])
+def test_for_fewer_than_ten_users_there_is_a_hint(spark, caplog, users, hint):
+    caplog.set_level(logging.INFO, "databricks_user_files")
+    with FakeDatabricks(users=users, shape="empty") as server:
+        results = scan(spark, server)
+        assert write_csv(results, server.user_names) == true_csv(server)
+    assert any("--no-parallel" in line for line in log_lines(caplog)) == hint
+    assert warnings_of(caplog) == []
+
+
+# The connection as Databricks wants it
+
+URLS = [
+    ("https://adb-1.2.azuredatabricks.net", "sc://adb-1.2.azuredatabricks.net:443/;use_ssl=true"),
+    ("https://dbc-1.cloud.databricks.com", "sc://dbc-1.cloud.databricks.com:443/;use_ssl=true"),
+    ("https://localhost:8443", "sc://localhost:8443/;use_ssl=true"),
+    ("https://[::1]:8443", "sc://[::1]:8443/;use_ssl=true"),
+    ("https://[::1]", "sc://[::1]:443/;use_ssl=true"),
+]
+
+
+@pytest.mark.parametrize(("host", "url"), URLS)
+def test_the_url_of_a_cluster(host, url):
+    assert scanner.connect_url(host) == url
+
+
+@needs_pyspark
+@pytest.mark.parametrize(("host", "url"), URLS)
+def test_pyspark_reads_the_url_as_meant(host, url):
+    from pyspark.sql.connect.client.core import DefaultChannelBuilder
+    builder = DefaultChannelBuilder(scanner.connect_url(host))
+    assert builder.secure
+    assert builder.endpoint == url[len("sc://"):url.index("/;")]
+    assert builder.metadata() == []
+
+
+class Endpoint:
+    """One TLS port with a certificate of its own: REST goes to the fake workspace, gRPC to a Connect server.
+
+    It keeps the metadata of every gRPC call: (method, {name: [values]}).
+    """
+
+    def __init__(self, folder, rest_port, connect_port):
+        self.certificate, self.calls, self.rest_port = make_certificate(folder), [], rest_port
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.load_cert_chain(self.certificate, folder / "key.pem")
+        self.context.set_alpn_protocols(["h2", "http/1.1"])
+        self.start_grpc(connect_port)
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"https://localhost:{self.listener.getsockname()[1]}"
+        self.thread = threading.Thread(target=self.accept, daemon=True)
+        self.thread.start()
+
+    def start_grpc(self, connect_port):
+        """A gRPC server that takes note of the metadata and forwards bytes as they are."""
+        import grpc
+        endpoint, self.upstream = self, grpc.insecure_channel(f"127.0.0.1:{connect_port}")
+
+        class Forward(grpc.GenericRpcHandler):
+            def service(self, details):
+                metadata = {}
+                for name, value in details.invocation_metadata:
+                    metadata.setdefault(name, []).append(value)
+                endpoint.calls.append((details.method.rpartition("/")[2], metadata))
+                return endpoint.handler(details.method)
+
+        self.grpc = grpc.server(futures.ThreadPoolExecutor(64), [Forward()])
+        self.grpc_port = self.grpc.add_insecure_port("127.0.0.1:0")
+        self.grpc.start()
+
+    def handler(self, method):
+        import grpc
+        name = method.rpartition("/")[2]
+        if name in ("ExecutePlan", "ReattachExecute"):
+            call = self.upstream.unary_stream(method)
+            return grpc.unary_stream_rpc_method_handler(lambda request, context: forwarded(call, request, context))
+        if name == "AddArtifacts":
+            call = self.upstream.stream_unary(method)
+            return grpc.stream_unary_rpc_method_handler(lambda request, context: call(request))
+        call = self.upstream.unary_unary(method)
+        return grpc.unary_unary_rpc_method_handler(lambda request, context: call(request))
+
+    def accept(self):
+        while True:
+            try:
+                plain, _ = self.listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self.serve, args=(plain,), daemon=True).start()
+
+    def serve(self, plain):
+        """One connection, forwarded according to the protocol that was agreed on."""
+        import selectors
+        try:
+            with self.context.wrap_socket(plain, server_side=True) as client:
+                port = self.grpc_port if client.selected_alpn_protocol() == "h2" else self.rest_port
+                with socket.create_connection(("127.0.0.1", port)) as upstream, selectors.DefaultSelector() as ready:
+                    ready.register(client, selectors.EVENT_READ, upstream)
+                    ready.register(upstream, selectors.EVENT_READ, client)
+                    while True:
+                        for key, _ in ready.select():
+                            data = key.fileobj.recv(65536)
+                            while key.fileobj is client and client.pending():
+                                data += client.recv(65536)
+                            if not data:
+                                return
+                            key.data.sendall(data)
+        except OSError:  # the other side went away
+            pass
+
+    def close(self):
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        self.thread.join()
+        self.grpc.stop(0).wait()
+        self.upstream.close()
+
+
+def forwarded(call, request, context):
+    """A stream of answers, or the error that it ends with."""
+    import grpc
+    try:
+        yield from call(request)
+    except grpc.RpcError as error:
+        context.set_trailing_metadata(error.trailing_metadata() or ())
+        context.abort(error.code(), error.details())
+
+
+def make_certificate(folder):
+    if not shutil.which("openssl"):
+        pytest.skip("makes a certificate with openssl, which is not there")
+    names = "subjectAltName=DNS:localhost,IP:127.0.0.1"
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
+                    "-addext", names, "-keyout", folder / "key.pem", "-out", folder / "certificate.pem"],
+                   check=True, capture_output=True)  # fmt: skip
+    return folder / "certificate.pem"
+
+
+@pytest.fixture
+def endpoint(connect_server, small, tmp_path):
+    place = Endpoint(tmp_path, small.port, connect_server.port)
+    yield place
+    place.close()
+
+
+def test_a_run_on_a_cluster_sends_its_login_over_tls_with_every_call(connect_server, small, endpoint, command, login):
+    small.change(clusters={"0123-456789-abc": [{"state": "RUNNING"}]})
+    write_users(small.user_names)
+    certificate = str(endpoint.certificate)
+    environment = {**login(small), "DATABRICKS_HOST": endpoint.url, "REQUESTS_CA_BUNDLE": certificate,
+                   "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": certificate}
+    with connect_server.workers(REQUESTS_CA_BUNDLE=certificate):
+        done = command(SCANNER, *WORDS, "--cluster-id", "0123-456789-abc", "--debug", env=environment, timeout=60)
+    assert done.code == 0, done
+    assert "warning" not in done.err, done
+    assert len(batches_of(done.err.splitlines())) > 3
+    assert Path("out.csv").read_bytes() == true_csv(small)
+    assert listed_twice(small) == {}
+    methods = Counter(method for method, _ in endpoint.calls)
+    assert methods["ExecutePlan"] > 3
+    wanted = {"authorization": [f"Bearer {small.settings.token}"], "x-databricks-cluster-id": ["0123-456789-abc"]}
+    wrong = [(method, metadata) for method, metadata in endpoint.calls if metadata.items() < wanted.items()
+             or any(metadata.get(name) != value for name, value in wanted.items())]  # fmt: skip
+    assert wrong == []
+
+
+CHANGING_LOGIN = """
+import sys
+from dataclasses import replace
+sys.path.insert(0, {root!r})
+import databricks_user_files_simple as scanner
+client = scanner.DatabricksClient(scanner.DatabricksConfig({url!r}, "first-token"))
+session = scanner.connect_cluster(client, "0123-456789-abc")
+print(session.range(3).count())
+client.config = replace(client.config, token="second-token")
+print(session.range(4).count())
+"""
+
+
+def test_the_login_of_the_moment_goes_with_every_call(endpoint):
+    """In a process of its own: gRPC reads the certificates once."""
+    environment = {**os.environ, "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": str(endpoint.certificate)}
+    text = CHANGING_LOGIN.format(root=str(ROOT), url=endpoint.url)
+    done = subprocess.run([sys.executable, "-c", text], env=environment, capture_output=True, text=True, timeout=60,
+                          check=False)
+    assert done.stdout.split() == ["3", "4"], done.stderr
+    calls = [(method, *metadata["authorization"]) for method, metadata in endpoint.calls]
+    tokens = [token for method, token in calls if method == "ExecutePlan"]  # the last of them is of the session's end
+    assert tokens[:2] == ["Bearer first-token", "Bearer second-token"]
+    late = calls[calls.index(("ExecutePlan", "Bearer second-token")):]
+    old = {method for method, token in late if token == "Bearer first-token"}
+    assert old <= {"ReleaseExecute"}  # of the first query, sent when nobody waits for it
+
+
+# No token where others can read
+
+
+def spellings(token):
+    """The token, and what it is within base64 at any position."""
+    encoded = [base64.b64encode(b"x" * shift + token.encode()).decode()[4:-4] for shift in range(3)]
+    return [token, *encoded]
+
+
+def test_the_token_is_nowhere_on_the_server(spark, connect_server, monkeypatch):
+    from pyspark.sql.connect.dataframe import DataFrame
+    token, plans, collect = "dapi0123456789secret9876543210", [], DataFrame.collect
+
+    def explain_and_collect(frame):
+        plans.append(frame._explain_string(extended=True))
+        return collect(frame)
+
+    monkeypatch.setattr(DataFrame, "collect", explain_and_collect)
+    with FakeDatabricks(users=12, shape="small", token=token) as server:
+        results = scan(spark, server)
+        assert write_csv(results, server.user_names) == true_csv(server)
+    assert len(plans) >= 2
+    assert all("Physical Plan" in plan for plan in plans)
+    texts = {**connect_server.texts(), "explain": "\n".join(plans),
+             "configuration": str([tuple(row) for row in spark.sql("SET -v").collect()])}
+    assert any("SparkListenerJobEnd" in text for text in texts.values()), list(texts)
+    assert [name for name, text in texts.items() if any(spelling in text for spelling in spellings(token))] == []
+
+
+# Rates
+
+
+@pytest.mark.soak
+def test_at_a_limit_the_workers_share_the_pace(spark, debug):
+    """About 20 s at 30 requests/s for each API: all is found, and few requests are refused."""
+    with FakeDatabricks(users=20, shape="bench", directories=60, latency=0.02, limit=30) as server:
+        began = time.monotonic()
+        results = scan(spark, server, threads=16)
+        seconds = time.monotonic() - began
+        assert write_csv(results, server.user_names) == true_csv(server)
+        refused = server.statuses[429]
+        print(f"{server.total_requests} requests, {refused} of them refused, {seconds:.1f} s")
+    assert {result.status for result in results} == {"success"}
+    assert refused <= 0.1 * server.total_requests, f"{refused} of {server.total_requests}"
+    assert seconds < 1.6 * 600 / 30, f"{seconds:.0f} s"
+
+
+# A cluster of several machines, all of them this one
+
+
+@contextmanager
+def standalone_cluster(folder):
+    """A master and two workers with four slots each; the master's URL."""
+    home, port = Path(find_spec("pyspark").origin).parent, free_port()
+    url, started = f"spark://127.0.0.1:{port}", []
+    package = "org.apache.spark.deploy"
+    commands = [[f"{package}.master.Master", "--host", "127.0.0.1", "--port", port, "--webui-port", 0]]
+    commands += [[f"{package}.worker.Worker", "--cores", 4, "--memory", "1g", "--webui-port", 0, "--work-dir",
+                  folder / f"work{number}", url] for number in (1, 2)]  # fmt: skip
+    environment = {**os.environ, "SPARK_HOME": str(home)}
+    with open(folder / "cluster", "wb") as output:
+        for words in commands:
+            command = [str(home / "bin" / "spark-class"), *map(str, words)]
+            started.append(subprocess.Popen(command, env=environment, cwd=folder, stdout=output, stderr=output,
+                                            start_new_session=True))  # fmt: skip
+    try:
+        until(lambda: (folder / "cluster").read_text(encoding="utf-8").count("Registering worker") == 2, 60)
+        yield url
+    finally:
+        for process in started:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait()
+
+
+@pytest.mark.soak
+def test_on_a_master_and_two_workers(tmp_path, command, login):
+    if os.name == "nt" or not shutil.which("java") or find_spec("pyspark") is None:
+        pytest.skip("a Spark cluster needs POSIX, Java and pyspark[connect]")
+    folder = tmp_path / "cluster"
+    folder.mkdir()
+    with standalone_cluster(folder) as url, connect_server_of(folder, url) as connect, FakeDatabricks(
+            users=60, latency=0.01) as server:  # fmt: skip
+        until(lambda: connect.texts()["console"].count("Registered executor") == 2, 60)
+        write_users(server.user_names)
+        done = command(SCANNER, *WORDS, "--spark-remote", connect.remote, "--debug", env=login(server), timeout=120)
+        assert done.code == 0, done
+        assert "warning" not in done.err
+        assert "8 task slots" in done.err, done.err[:500]
+        assert Path("out.csv").read_bytes() == true_csv(server)
+        assert listed_twice(server) == {}
+    assert len(batches_of(done.err.splitlines())) > 8
+    executors = list(folder.glob("work*/app-*/*/stderr"))
+    assert len({path.parts[-4] for path in executors}) == 2, executors
