@@ -839,7 +839,7 @@ class Engine:
         if wait is None:
             self.accounts.failed(directory, error)
         else:
-            statistics["retries"] += 1
+            statistics.update(retries=1, seconds_of_waits=math.ceil(wait))
             log.debug("%s:%s: %s; again in %.1f s", directory.file_system, directory.path, error, wait)
             directory.not_before = now + wait
             self.frontier.push(directory)
@@ -1344,14 +1344,14 @@ class ClusterEngine:
 
     def start(self) -> None:
         """Connects, and finds out whether the workers can work. Raises SparkUnavailable."""
-        self.ending = False
+        self.ending, version = False, "unknown"
         try:
             self.spark = in_thread(self.connect, SPARK_START_SECONDS)
+            version = in_thread(lambda: self.spark.version, SPARK_START_SECONDS)
             self.slots = in_thread(self.count_slots, SPARK_START_SECONDS)
             report = json.loads(in_thread(partial(self.query, Batch([], {}, 1.0, 0.0)), SPARK_START_SECONDS))
-            version = in_thread(lambda: self.spark.version, SPARK_START_SECONDS)
         except Exception as error:
-            raise spark_unavailable(error) from error
+            raise spark_unavailable(error, version) from error
         if "error" in report:
             raise SparkUnavailable(f"Parallel processing not available: workers cannot reach {self.client.config.host} "
                                    f"({report['error']}). Let them through its network and proxy.")
@@ -1604,7 +1604,8 @@ def spark_text(error: Exception) -> str:
     return one_line(re.sub(r"(?i)(token=)[^;\s']+", r"\1***", str(error)), 300)
 
 
-def spark_unavailable(error: Exception) -> SparkUnavailable:
+def spark_unavailable(error: Exception, version: str = "unknown") -> SparkUnavailable:
+    """`version` is the server's Spark."""
     if isinstance(error, ImportError):
         return SparkUnavailable(f"Parallel processing not available: {error}; pip install 'pyspark[connect]' "
                                 "'pandas<3'.")
@@ -1613,7 +1614,9 @@ def spark_unavailable(error: Exception) -> SparkUnavailable:
         cluster = ".".join(re.findall(r"\d+", versions[1])[:2])
         return SparkUnavailable(f"Python version mismatch: client {versions[2]}, cluster {cluster}. Run this with the "
                                 "cluster's Python version.")
-    return SparkUnavailable(f"Parallel processing not available: {spark_text(error)}.")
+    client = getattr(sys.modules.get("pyspark"), "__version__", "unknown")
+    return SparkUnavailable(f"Parallel processing not available: {spark_text(error)} (Spark: client {client}, server "
+                            f"{version}).")
 
 
 def connect_remote(remote: str) -> Any:

@@ -433,18 +433,18 @@ def test_a_login_that_is_refused_in_mid_run_stops_it(spark, small):
 
 @needs_posix
 def test_a_worker_killed_in_mid_scan_costs_nothing(spark, debug):
-    with FakeDatabricks(users=30, shape="small", latency=0.02) as server:
+    with FakeDatabricks(users=60, shape="small", latency=0.05) as server:
         seen, killed = {}, []
 
-        def kill():  # two of the eight, which are all at work now
-            killed.extend(list(seen)[-2:])
+        def kill():  # all that have been at work so far: most of them are again
+            killed.extend(seen)
             for pid in killed:
                 os.kill(pid, signal.SIGKILL)
             server.change(latency=0.0)
 
         def watch(record):
             seen.update({int(worker.rpartition(":")[2]): True for worker, *_ in batches_of([record.getMessage()])})
-            if server.total_requests > 150 and not server.settings.latency > 1 and not killed:
+            if len(seen) > 2 and not server.settings.latency > 1 and not killed:
                 server.change(latency=2.0)
                 threading.Timer(1.0, kill).start()
             return True
@@ -872,7 +872,7 @@ def test_a_run_on_a_cluster_sends_its_login_over_tls_with_every_call(connect_ser
         done = command(SCANNER, *WORDS, "--cluster-id", "0123-456789-abc", "--debug", env=environment, timeout=60)
     assert done.code == 0, done
     assert "warning" not in done.err, done
-    assert len(batches_of(done.err.splitlines())) > 3
+    assert len(batches_of(done.err.splitlines())) > 1
     assert Path("out.csv").read_bytes() == true_csv(small)
     assert listed_twice(small) == {}
     methods = Counter(method for method, _ in endpoint.calls)
