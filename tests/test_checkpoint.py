@@ -84,9 +84,9 @@ def write_users(names, path="users.txt"):
 
 
 @contextmanager
-def running(server, login, *words, prefix=()):
+def running(server, login, *words, prefix=(), **variables):
     """The scanner as a process that is not waited for; killed at the end."""
-    environment = {**os.environ, **login(server), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {**os.environ, **login(server), "PYTHONDONTWRITEBYTECODE": "1", **variables}
     command = [*prefix, sys.executable, str(ROOT / SCANNER), *(words or WORDS)]
     with subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE, text=True) as process:  # fmt: skip

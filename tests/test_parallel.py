@@ -28,6 +28,7 @@ import pytest
 
 import databricks_user_files_simple as scanner
 from databricks_user_files_simple import DatabricksClient, DatabricksConfig, process_user_batch_parallel, scan_users
+from tests import test_checkpoint
 from tests.conftest import ROOT, SCANNER
 from tests.fake_databricks import FakeDatabricks, Fault
 from tests.test_checkpoint import NAME, asked_for, saved_users, true_csv, until, write_users
@@ -199,17 +200,9 @@ def batches_of(lines):
     return [(match[2], int(match[3]), int(match[4]), float(match[5]), line) for match, line in found if match]
 
 
-@contextmanager
 def running(server, login, *words, **variables):
     """The scanner as a process that is not waited for; killed at the end."""
-    environment = {**os.environ, **login(server), "PYTHONDONTWRITEBYTECODE": "1", **variables}
-    command = [sys.executable, str(ROOT / SCANNER), *WORDS, *words]
-    with subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, text=True) as process:  # fmt: skip
-        try:
-            yield process
-        finally:
-            process.kill()
+    return test_checkpoint.running(server, login, *WORDS, *words, **variables)
 
 
 @pytest.fixture
