@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 from databricks_user_files_simple import Checkpoint, FileSystemTotals, UserResult, open_checkpoint
 from tests.conftest import ROOT, SCANNER
+from tests.connect_server import until
 from tests.fake_databricks import FakeDatabricks, Fault, dbfs_file
 
 NAME = ".checkpoint_progress.json"
@@ -33,14 +34,6 @@ needs_posix = pytest.mark.skipif(os.name == "nt", reason="signals and mounts of 
 
 
 # Helpers
-
-
-def until(condition, seconds=20):
-    """Wait for something to become true."""
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit, "did not happen"
-        time.sleep(0.001)
 
 
 def saved_users(path=NAME):

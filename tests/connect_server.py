@@ -1,0 +1,142 @@
+"""A real Spark Connect server on this machine, and a cluster of a master and two workers: pyspark carries both."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+NOT_ON_WORKERS = ("databricks_user_files_simple", "databricks_user_list", "tests", "tqdm", "responses", "hypothesis")
+
+
+def until(condition, seconds=20):
+    """Wait for something to become true."""
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit, "did not happen"
+        time.sleep(0.001)
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def block_imports(folder, *names):
+    """A folder for PYTHONPATH with which Python cannot import these packages."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Blocked:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.partition('.')[0] in {names!r}:\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}')\n"
+        "sys.meta_path.insert(0, Blocked())\n", encoding="utf-8")  # fmt: skip
+    return folder
+
+
+class ConnectServer:
+    """A Spark Connect server of its own process group; its workers start through a script that tests can change."""
+
+    def __init__(self, folder, master):
+        home = Path(find_spec("pyspark").origin).parent
+        self.folder, self.port, self.python = folder, free_port(), folder / "worker-python"
+        self.remote = f"sc://127.0.0.1:{self.port}"
+        self.blocked = block_imports(folder / "blocked", *NOT_ON_WORKERS)
+        self.set_workers()
+        (folder / "events").mkdir()
+        settings = {
+            "spark.ui.enabled": "false", "spark.connect.grpc.binding.port": self.port,
+            "spark.eventLog.enabled": "true", "spark.eventLog.compress": "false",
+            "spark.eventLog.dir": (folder / "events").as_uri(), "spark.sql.warehouse.dir": (folder / "sql").as_uri(),
+        }  # fmt: skip
+        words = [word for name, value in settings.items() for word in ("--conf", f"{name}={value}")]
+        command = [home / "bin" / "spark-submit", "--class", "org.apache.spark.sql.connect.service.SparkConnectServer",
+                   "--master", master, *words]  # fmt: skip
+        environment = {**os.environ, "SPARK_HOME": str(home), "PYSPARK_PYTHON": str(self.python)}
+        with open(folder / "console", "wb") as console:
+            self.process = subprocess.Popen(list(map(str, command)), env=environment, cwd=folder, stdout=console,
+                                            stdin=subprocess.DEVNULL, stderr=console, start_new_session=True)
+        until(self.is_started, 90)
+
+    def is_started(self):
+        """From its console: whoever tries to connect to a free port may be connected to himself."""
+        text = (self.folder / "console").read_text(encoding="utf-8")
+        assert self.process.poll() is None, text[-3000:]
+        return "Spark Connect server started at" in text
+
+    def set_workers(self, python=sys.executable, **variables):
+        """What the workers of sessions from now on are: Spark starts each session's anew."""
+        lines = ["#!/bin/sh", f"export PYTHONPATH='{self.blocked}':\"$PYTHONPATH\""]
+        lines += [f"export {name}='{value}'" for name, value in variables.items()]
+        temporary = self.python.with_suffix(".new")
+        temporary.write_text("\n".join([*lines, f"exec '{python}' \"$@\""]) + "\n", encoding="utf-8")
+        temporary.chmod(0o755)
+        temporary.replace(self.python)
+
+    @contextmanager
+    def workers(self, python=sys.executable, **variables):
+        self.set_workers(python, **variables)
+        yield
+        self.set_workers()
+
+    def session(self):
+        from pyspark.sql import SparkSession
+        return SparkSession.builder.remote(self.remote).create()
+
+    def texts(self):
+        """What the server has written: console and event log."""
+        files = [self.folder / "console", *(self.folder / "events").rglob("*")]
+        return {path.name: path.read_text(encoding="utf-8", errors="replace") for path in files if path.is_file()}
+
+    def kill(self):
+        """As a machine that is gone: no farewell to the client."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def why_not():
+    """Why no Spark Connect server can run here; None if it can."""
+    if os.name == "nt" or not shutil.which("java") or find_spec("pyspark") is None:
+        return "a Spark Connect server needs POSIX, Java and pyspark[connect]"
+    return None
+
+
+@contextmanager
+def connect_server_of(folder, master):
+    """A server, killed in the end."""
+    server = ConnectServer(folder, master)
+    try:
+        yield server
+    finally:
+        if server.process.poll() is None:
+            server.kill()
+
+
+@contextmanager
+def standalone_cluster(folder):
+    """A master and two workers with four slots each; the master's URL."""
+    home, port = Path(find_spec("pyspark").origin).parent, free_port()
+    url, started = f"spark://127.0.0.1:{port}", []
+    package = "org.apache.spark.deploy"
+    commands = [[f"{package}.master.Master", "--host", "127.0.0.1", "--port", port, "--webui-port", 0]]
+    commands += [[f"{package}.worker.Worker", "--cores", 4, "--memory", "1g", "--webui-port", 0, "--work-dir",
+                  folder / f"work{number}", url] for number in (1, 2)]  # fmt: skip
+    environment = {**os.environ, "SPARK_HOME": str(home)}
+    with open(folder / "cluster", "wb") as output:
+        for words in commands:
+            command = [str(home / "bin" / "spark-class"), *map(str, words)]
+            started.append(subprocess.Popen(command, env=environment, cwd=folder, stdout=output, stderr=output,
+                                            start_new_session=True))  # fmt: skip
+    try:
+        until(lambda: (folder / "cluster").read_text(encoding="utf-8").count("Registering worker") == 2, 60)
+        yield url
+    finally:
+        for process in started:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait()
