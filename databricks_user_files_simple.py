@@ -1751,6 +1751,10 @@ def safe_cell(text: str) -> str:
     return re.sub("\r(?!\n)", " ", text)  # the csv module does not quote a cell for it, but ends a row at it
 
 
+def counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
 def human_size(size: float) -> str:
     units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"]
     while size >= 1024 and len(units) > 1:
@@ -1777,7 +1781,7 @@ class Summary:
     def lines(self, statistics: Counter[str], seconds: float) -> list[str]:
         statuses = ", ".join(f"{self.statuses[status]:,} {status}" for status in STATUSES if self.statuses[status])
         count = self.statuses.total()
-        lines = [f"{count:,} user{'s' * (count != 1)}: {statuses}"]
+        lines = [f"{counted(count, 'user')}: {statuses}"]
         for name, sums in self.totals.items():
             note = f"  (estimated: {WORKSPACE_OBJECT_SIZE:,} bytes an object)" if name == "workspace" else ""
             lines.append(f"{LABELS[name]:<10}{sums.files:>14,} files{human_size(sums.bytes):>14}{note}")
