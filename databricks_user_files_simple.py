@@ -2055,7 +2055,8 @@ def resume_command(args: argparse.Namespace) -> str:
         at = words.index("--token")
         del words[at:at + 2]
     words.insert(words.index("--") if "--" in words else len(words), "--resume")
-    return shlex.join(["python3", sys.argv[0], *words]) + ("  # and the --token" if args.token else "")
+    command = shlex.join([sys.executable or "python3", sys.argv[0], *words])
+    return command + ("  # and the --token" if args.token else "")
 
 
 @contextmanager
