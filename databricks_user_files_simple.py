@@ -18,7 +18,6 @@ import json
 import logging
 import math
 import os
-import platform
 import queue
 import random
 import re
@@ -30,7 +29,6 @@ import tempfile
 import threading
 import time
 import unicodedata
-import uuid
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -1262,7 +1260,7 @@ def run_batch(config: DatabricksConfig, directories: list[tuple[Any, ...]], thre
     """
     client, frontier, accounts = DatabricksClient(config, threads), Frontier(), BatchAccounts()
     started = client.clock()
-    report: dict[str, Any] = {"worker": f"{socket.gethostname()}:{os.getpid()}", "python": platform.python_version()}
+    report: dict[str, Any] = {"worker": f"{socket.gethostname()}:{os.getpid()}", "python": sys.version.split()[0]}
     try:
         if not directories:
             caller_is_admin(client)
@@ -1321,7 +1319,7 @@ class ClusterEngine:
         self.rates: dict[str, float | None] = dict.fromkeys(FILE_SYSTEMS)  # requests/s of all batches together
         self.results: queue.SimpleQueue[tuple[int | str, Any]] = queue.SimpleQueue()  # of batches and probes
         self.sent: dict[int, Batch] = {}
-        self.tag, self.batches, self.slots, self.seconds = f"inventory-{uuid.uuid4()}", 0, 0, 0.0
+        self.tag, self.batches, self.slots, self.seconds = f"inventory-{os.urandom(8).hex()}", 0, 0, 0.0
         self.failures, self.failed_at, self.allowed = 0, -math.inf, 1
 
     def run(self) -> Iterator[None]:
