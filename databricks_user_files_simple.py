@@ -1643,17 +1643,12 @@ class ClusterEngine:
             self.take_probe(key, result)
         elif key not in self.sent:
             pass
-        elif isinstance(result, DatabricksError):  # no token to send it with
-            if result.kind == "login":
-                raise run_error(result, self.client.config) from result
-            self.give_back(key)
-            for name in self.pacers:
-                self.take_failures(name, 1, False, math.inf)
+        elif isinstance(result, DatabricksError):  # it was not sent
+            self.wait_for_token(key, result)
         elif isinstance(result, Exception):
             self.fail(key, spark_text(result))
         elif "error" in (report := json.loads(result)):
-            self.fail(key, report["error"])
-            self.check_login()
+            self.take_refusal(key, report["error"])
         else:
             self.failures, self.allowed, batch = 0, self.allowed * 2, self.sent.pop(key)  # a slow start finds the pace
             users = sorted({self.accounts.open[user].username for user, *_ in report["totals"]})
@@ -1666,13 +1661,24 @@ class ClusterEngine:
                 self.take_failures(name, failures, answered, since_success)
             self.take_directories(batch.directories, report)
 
-    def check_login(self) -> None:
+    def take_refusal(self, number: int, reason: str) -> None:
         """A worker's refused login may be an old token; the driver's own ends the run."""
         try:
             self.client.attempt(ME_PATH, {}, parse_record)
         except DatabricksError as error:
-            if error.kind == "login":
-                raise run_error(error, self.client.config) from error
+            if error.kind == "login" or error.kind in RETRIES:
+                self.wait_for_token(number, error)
+                return
+        self.fail(number, reason)
+
+    def wait_for_token(self, number: int, error: DatabricksError) -> None:
+        """Until a probe finds the login to be good again. Raises InventoryError if it will not be."""
+        if error.kind == "login":
+            raise run_error(error, self.client.config) from error
+        log.debug("batch %d goes out again: %s", number, error)
+        self.give_back(number)
+        for name in self.pacers:
+            self.take_failures(name, OUTAGE_FAILURES, False, math.inf)
 
     def take_directories(self, directories: list[Directory], report: dict[str, Any]) -> None:
         now, change = self.client.clock(), Counter[int]()
