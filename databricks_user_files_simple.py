@@ -356,10 +356,7 @@ def config_from_notebook(host: str | None) -> DatabricksConfig | None:
     except Exception as error:  # a process beside the notebook, which has no login of its own
         log.debug("no login of a notebook: %s", error)
         return None
-    if host not in (None, found):
-        return None
-    login.host = found
-    return login.config()
+    return replace(login.config(), host=found) if host in (None, found) else None
 
 
 class Login:

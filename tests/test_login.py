@@ -512,6 +512,14 @@ def test_a_notebooks_own_login(tmp_path):
         assert sorted(rows) == sorted(truth)
 
 
+def test_a_notebook_of_a_runtime_without_that_module(tmp_path):
+    """Its host has TLS, which the fake workspace does not: nothing is asked of it."""
+    with FakeDatabricks(users=1) as server:
+        done = notebook(tmp_path, server, databricks_repl_context=REPL)
+        where = server.url.replace("http:", "https:")
+        assert done.stdout == f"{where} notebook (OAuth, runtime) {server.settings.token}\n", done.stderr
+
+
 def test_a_notebook_beside_which_something_is_configured(tmp_path, work, monkeypatch):
     with FakeDatabricks(users=3, shape="small", **LOGIN) as server, FakeDatabricks() as other:
         work(server)

@@ -401,6 +401,30 @@ def test_tokens_that_are_revoked_in_mid_run(spark, hasty, debug, oauth, endpoint
     assert not any("sequential" in line for line in warnings_of(debug)), warnings_of(debug)
 
 
+@pytest.mark.soak
+@pytest.mark.parametrize("mode", ["sequential", "parallel"])
+def test_tokens_of_a_minute_in_a_run_of_three(connect_server, command, mode):
+    pytest.importorskip("databricks.sdk.core")
+    login = {"clients": {"the-client": "the-secret"}, "token": "dapi-nobody-has-this", "token_lifetime": 60.0}
+    with FakeDatabricks(users=60, shape="bench", directories=120, latency=0.2, **login) as server:
+        write_users(server.user_names)
+        began = time.monotonic()
+        done = command(SCANNER, "--users-file", "users.txt", "-o", "out.csv",
+                       *(["--threads", "8"] if mode == "sequential" else ["--threads", "1"]), timeout=500, env={
+                           "DATABRICKS_HOST": server.url, "DATABRICKS_CLIENT_ID": "the-client",
+                           "DATABRICKS_CLIENT_SECRET": "the-secret",
+                           "SPARK_REMOTE": connect_server.remote if mode == "parallel" else ""})  # fmt: skip
+        seconds, tokens = time.monotonic() - began, server.requests["oidc", TOKEN_URL]
+        print(f"{mode}: {server.total_requests} requests in {seconds:.0f} s, {tokens} tokens, {server.statuses}")
+        assert done.code == 0, done
+        assert "warning" not in done.err, done
+        assert Path("out.csv").read_bytes() == true_csv(server)
+        assert listed_twice(server) == {}
+        assert seconds > 170
+        assert tokens >= 6
+        assert server.statuses[401] == 0
+
+
 def test_a_login_that_is_taken_away_in_mid_run_stops_it(spark, oauth):
     with FakeDatabricks(users=20, shape="small", latency=0.02) as server:
         config = oauth(server)
