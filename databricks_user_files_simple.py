@@ -371,7 +371,8 @@ class Login:
         self.source, self.host, self.values, self.lock = source, host, values, threading.Lock()
         self.kind = (values or {}).get("auth_type") or os.environ.get("DATABRICKS_AUTH_TYPE") or "oauth-m2m"
         self.sdk: Any = None
-        self.token, self.failure, self.fresh_until = "", None, -math.inf
+        self.failure: DatabricksError | None = None
+        self.token, self.fresh_until = "", -math.inf
 
     def config(self) -> DatabricksConfig:
         """Logs in. Raises InventoryError."""
