@@ -53,6 +53,27 @@ WORKSPACE_DIRECTORIES = ("DIRECTORY", "REPO")  # object_types that are descended
 WORKSPACE_OBJECT_SIZE = 10_000  # bytes; an estimate, because workspace/list gives no size for notebooks
 LARGEST_DIRECTORIES = 5  # kept per user and file system
 ME_PATH = "/api/2.0/preview/scim/v2/Me"
+METADATA_PATH = "/.well-known/databricks-config"  # what databricks-sdk asks a host for first
+LOGIN_KEYS = {  # of a profile, and the kind of login (auth_type of databricks-sdk) that each stands for
+    "token": "token", "client_secret": "oauth-m2m", "azure_client_secret": "azure-client-secret",
+    "google_credentials": "google-credentials", "google_service_account": "google-id",
+    "metadata_service_url": "metadata-service",
+}
+LOGIN_VARIABLES = (  # any of them says that the environment has a login for databricks-sdk
+    "DATABRICKS_AUTH_TYPE", "DATABRICKS_CLIENT_ID", "DATABRICKS_OIDC_TOKEN", "DATABRICKS_METADATA_SERVICE_URL",
+    "DATABRICKS_GOOGLE_SERVICE_ACCOUNT", "GOOGLE_CREDENTIALS", "ARM_CLIENT_ID",
+)
+MACHINE_SETTINGS = ("config_file", "databricks_cli_path", "azure_environment", "azure_tenant_id")  # not a login's own
+NOTEBOOK_LOGIN = {"auth_type": "runtime"}
+# What OAuth servers (RFC 6749), the command lines of Databricks and Azure, and databricks-sdk say of a bad login
+REFUSED_LOGIN = (r"invalid_(client|grant|scope|request)|unauthorized_client|access_denied|cannot configure default|"
+                 r"databricks OAuth is not|databricks auth login|az login|refresh token is invalid")
+REMEDIES = {
+    "oauth-m2m": "check its client_id and client_secret", "azure-cli": "run `az login`",
+    "databricks-cli": "put the Databricks CLI on the PATH, and run `databricks auth login`",
+}
+LOGIN_SECONDS = 60.0  # for one answer of databricks-sdk, whose requests have no time-out
+HELD_SECONDS, FAILED_SECONDS = 5.0, 1.0  # until databricks-sdk is asked again, for a token and after a failure
 CONNECT_SECONDS, READ_SECONDS = 10, 90  # DBFS itself gives up on a large directory after about 60 s
 LONGEST_BODY = 64 * 1024**2  # bytes
 LARGE_BODY = 1024**2  # bytes; decoded one at a time, because the decoded form takes about ten times as much memory
@@ -110,11 +131,19 @@ class DatabricksError(Exception):
 
 @dataclass(frozen=True)
 class DatabricksConfig:
-    """A workspace (`host`, e.g. https://adb-1.azuredatabricks.net), a login for it, and where that login comes from."""
+    """A workspace (`host`, e.g. https://adb-1.azuredatabricks.net), a login for it, and where that login comes from.
+
+    With `renew`, `token` was the first one only: renew(refused) gives that of the moment, another than `refused`.
+    """
 
     host: str
     token: str = field(repr=False)
     source: str = "given by the caller"
+    renew: Callable[[str], str] | None = field(default=None, repr=False, compare=False)
+
+    def current_token(self, refused: str = "") -> str:
+        """Raises DatabricksError where there is none to be had."""
+        return self.renew(refused) if self.renew else self.token
 
 
 @dataclass
@@ -226,18 +255,19 @@ class UserResult:
 
 def load_databricks_config(profile: str | None = None, workspace_url: str | None = None,
                            token: str | None = None) -> DatabricksConfig:
-    """Finds the workspace and a login for it: what is given here, else the CLI profile, else the environment.
+    """Finds the workspace and a login: what is given here, else the CLI profile, the environment, the notebook's own.
 
     Reads DATABRICKS_CONFIG_FILE (else ~/.databrickscfg), DATABRICKS_CONFIG_PROFILE, DATABRICKS_WORKSPACE_URL (else
     DATABRICKS_HOST) and DATABRICKS_TOKEN. A token goes only to the host it was configured with, or that is given
-    beside it. Raises InventoryError. Where profiles are kept: config.py of databricks-sdk.
+    beside it. A login without a token is made by databricks-sdk, which reads LOGIN_VARIABLES and others, too. Raises
+    InventoryError. Where profiles are kept: config.py of databricks-sdk.
     """
     host = None if workspace_url is None else normalize_host(workspace_url)
     if token is not None:
         if host is None:
             raise InventoryError("--token goes to no host but the one that is given with it: add --workspace-url")
         return DatabricksConfig(host, check_token(token), "command line")
-    config = config_from_profile(profile, host) or config_from_environment(host)
+    config = config_from_profile(profile, host) or config_from_environment(host) or config_from_notebook(host)
     if config is None:
         raise InventoryError(f"no login found {f'for {host} ' if host else ''}in {profile_file()} or the environment: "
                              "run `databricks configure`, or set DATABRICKS_HOST and DATABRICKS_TOKEN")
@@ -285,18 +315,147 @@ def config_from_profile(profile: str | None, host: str | None) -> DatabricksConf
         if named is None:
             return None
         raise InventoryError(f"{source} is for {configured}, and its token is not sent to {host}")
+    kind = kind_of_login(values)
+    if kind != "token":
+        cli_profile = name if kind == "databricks-cli" else ""  # which databricks-sdk would read the file for
+        return Login(source, configured, {**values, "auth_type": kind, "profile": cli_profile}).config()
     if not values.get("token"):
         raise InventoryError(f"{source} has no token; `databricks configure --profile {name}` asks for one")
     return DatabricksConfig(configured, check_token(values["token"]), source)
 
 
+def kind_of_login(values: dict[str, str]) -> str:
+    """What a profile logs in with: "token", or an auth_type of databricks-sdk."""
+    on_azure = re.search(r"azuredatabricks\.|databricks\.azure\.", values.get("host", ""))
+    without_key = "azure-cli" if on_azure else "databricks-cli"  # `databricks auth login` leaves no secret in the file
+    kind = values.get("auth_type") or next((LOGIN_KEYS[key] for key in LOGIN_KEYS if values.get(key)), without_key)
+    return "token" if kind == "pat" else kind
+
+
 def config_from_environment(host: str | None) -> DatabricksConfig | None:
-    token = os.environ.get("DATABRICKS_TOKEN")
+    token, kind = os.environ.get("DATABRICKS_TOKEN"), os.environ.get("DATABRICKS_AUTH_TYPE") or "pat"
     configured = os.environ.get("DATABRICKS_WORKSPACE_URL") or os.environ.get("DATABRICKS_HOST")
     target = normalize_host(configured) if configured else host
-    if not token or target is None or host not in (None, target):
+    if target is None or host not in (None, target):
         return None
-    return DatabricksConfig(target, check_token(token), "environment")
+    if token and kind == "pat":
+        return DatabricksConfig(target, check_token(token), "environment")
+    return Login("environment", target).config() if any(map(os.environ.get, LOGIN_VARIABLES)) else None
+
+
+def config_from_notebook(host: str | None) -> DatabricksConfig | None:
+    if "DATABRICKS_RUNTIME_VERSION" not in os.environ:
+        return None
+    login = Login("notebook", "", NOTEBOOK_LOGIN)
+    try:
+        found = normalize_host(login.connect().host)
+    except InventoryError:
+        raise
+    except Exception as error:  # a process beside the notebook, which has no login of its own
+        log.debug("no login of a notebook: %s", error)
+        return None
+    return replace(login.config(), host=found) if host in (None, found) else None
+
+
+class Login:
+    """A login by databricks-sdk, which renews its tokens 40 s before they expire. Any thread may call it.
+
+    The SDK is asked every HELD_SECONDS, because for some kinds of login that means a request each time. While it
+    fails, the old token serves until the workspace refuses it.
+    """
+
+    def __init__(self, source: str, host: str, values: dict[str, str] | None = None):
+        """With the values of a profile and nothing else; without any, with those of the environment."""
+        self.source, self.host, self.values, self.lock = source, host, values, threading.Lock()
+        self.kind = (values or {}).get("auth_type") or os.environ.get("DATABRICKS_AUTH_TYPE") or "oauth-m2m"
+        self.sdk: Any = None
+        self.failure: DatabricksError | None = None
+        self.token, self.fresh_until = "", -math.inf
+
+    def config(self) -> DatabricksConfig:
+        """Logs in. Raises InventoryError."""
+        try:
+            token = self()
+        except DatabricksError as error:
+            raise run_error(error, DatabricksConfig(self.host, "", self.source)) from None
+        return DatabricksConfig(self.host, token, f"{self.source} (OAuth, {self.sdk.auth_type})", self)
+
+    def __call__(self, refused: str = "") -> str:
+        """The token of the moment, another than `refused`. Raises DatabricksError, kind "login" if none will come."""
+        if not self.is_fresh(refused):
+            with self.lock:
+                if not self.is_fresh(refused):
+                    self.ask(anew=self.token == refused)
+        token, failure = self.token, self.failure
+        if failure and token in ("", refused):
+            raise DatabricksError(**vars(failure))
+        return token
+
+    def is_fresh(self, refused: str) -> bool:
+        return time.monotonic() < self.fresh_until and (self.failure is not None or self.token != refused)
+
+    def ask(self, anew: bool) -> None:
+        def authenticate() -> tuple[Any, str]:
+            sdk = None if anew else self.sdk
+            sdk = sdk or self.connect()
+            return sdk, sdk.authenticate().get("Authorization", "")
+
+        in_notebook = self.values == NOTEBOOK_LOGIN  # which is one of its thread
+        try:
+            self.sdk, header = authenticate() if in_notebook else in_thread(authenticate, LOGIN_SECONDS)
+            if not re.match("bearer ", header, re.I):
+                raise InventoryError(f"{self.source} has a login ({self.sdk.auth_type}) that gives no token")
+            self.token, self.failure = check_token(header[7:]), None
+        except InventoryError:
+            raise
+        except Exception as error:
+            self.sdk, self.failure = None, self.explain(error)  # a late SDK may keep its lock for ever
+            log.debug("%s", self.failure)
+        self.fresh_until = time.monotonic() + (FAILED_SECONDS if self.failure else HELD_SECONDS)
+
+    def explain(self, error: Exception) -> DatabricksError:
+        """What an exception means, without the secrets that the SDK, or who answered it, may have put into it."""
+        if isinstance(error, DatabricksError):
+            return error
+        chain: list[BaseException] = [error]
+        while chain[-1].__cause__:
+            chain.append(chain[-1].__cause__)
+        network = [link for link in chain if isinstance(link, (requests.ConnectionError, requests.Timeout))]
+        text = parse_error_body(re.split(r"\.? Config: |, please check", str(error))[0])[1]
+        kind = "connection" if network or isinstance(error, TimeoutError) else "server"
+        if network:
+            text = DatabricksClient(DatabricksConfig(self.host, "")).connection_error(network[0], "").message
+        for name, value in (*os.environ.items(), *(self.values or {}).items()):
+            if re.search("secret|token|password|credentials", name, re.I) and len(value) > 7:
+                text = text.replace(value, "***")
+        if not network and re.search(REFUSED_LOGIN, text):
+            kind, text = "login", f"{text}: {REMEDIES.get(self.kind, 'check it, or use a token')}"
+        return DatabricksError(kind, f"no token from {self.source}: {text}", "")
+
+    def connect(self) -> Any:
+        """A Config of databricks-sdk."""
+        try:
+            from databricks.sdk.core import Config
+        except ImportError:
+            raise InventoryError(f"{self.source} has no token, and databricks-sdk, which can log in without, is not "
+                                 "installed: pip install databricks-sdk") from None
+        if self.host:  # the SDK would hide why it does not answer
+            try:
+                DatabricksClient(DatabricksConfig(self.host, "")).attempt(METADATA_PATH, {}, parse_record)
+            except DatabricksError as error:
+                if error.kind in ("connection", "server"):
+                    raise
+        known = {attribute.name: attribute for attribute in Config.attributes()}
+        settings: dict[str, Any] = {"profile": ""}
+        if self.values is not None:  # nothing of another login that the environment may have
+            settings = {name: "" for name, attribute in known.items() if os.environ.get(attribute.env or "")
+                        and attribute.transform is str and name not in MACHINE_SETTINGS}
+            settings |= {name: value for name, value in self.values.items() if value and name in known}
+        settings |= {"host": self.host} if self.host else {}
+        config = Config(**settings | {"disable_async_token_refresh": True, "retry_timeout_seconds": 1})
+        if self.host and normalize_host(config.host) != self.host.removesuffix(":443"):
+            raise InventoryError(f"{self.source} is for {self.host}, and logs in to {config.host}")
+        return config
 
 
 def normalize_host(text: str) -> str:
@@ -407,29 +566,39 @@ class DatabricksClient:
     def __init__(self, config: DatabricksConfig, threads: int = 1, clock: Callable[[], float] = time.monotonic,
                  sleep: Callable[[float], None] = time.sleep, jitter: Callable[[], float] = random.random):
         self.config, self.clock, self.sleep, self.jitter = config, clock, sleep, jitter
+        self.tokens: set[str] = set()  # which no message may show
         self.statistics: Counter[str] = Counter()  # requests, retries, rate_limited (429), files
         self.pacers: dict[str, Pacer] = {}  # by API
         self.reached = False
         self.decoding = threading.Lock()
         self.session = requests.Session()
         self.session.mount(config.host, requests.adapters.HTTPAdapter(pool_connections=1, pool_maxsize=threads))
-        self.session.auth = self.authorize  # a header set on the session would be replaced from ~/.netrc
         self.session.headers.update({"Accept": "application/json", "User-Agent": "databricks-user-files"})
         # Proxies and CA bundle: read from the environment once, not at every request.
         settings = self.session.merge_environment_settings(config.host, {}, True, None, None)
         self.session.proxies, self.session.verify = settings["proxies"], settings["verify"]
         self.session.trust_env = False
 
-    def authorize(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = f"Bearer {self.config.token}"
-        return request
-
     def attempt(self, api_path: str, params: dict[str, Any], parse: Callable[[Any], Any]) -> Any:
-        """One GET; returns parse(the decoded body). Raises DatabricksError, also where parse raises MalformedAnswer."""
+        """One GET; returns parse(the decoded body). Raises DatabricksError, also where parse raises MalformedAnswer.
+
+        Where the token is refused, and there is another one, it goes once more.
+        """
+        token = self.config.current_token()
+        try:
+            return self.request(token, api_path, params, parse)
+        except DatabricksError as error:
+            other = self.config.current_token(token) if error.kind == "login" else token
+            if other == token:
+                raise
+        return self.request(other, api_path, params, parse)
+
+    def request(self, token: str, api_path: str, params: dict[str, Any], parse: Callable[[Any], Any]) -> Any:
         path = str(params.get("path", api_path))
+        self.tokens.add(token)
         try:
             with self.session.get(self.config.host + api_path, params=params, stream=True, allow_redirects=False,
-                                  timeout=(CONNECT_SECONDS, READ_SECONDS)) as response:
+                                  auth=partial(authorize, token), timeout=(CONNECT_SECONDS, READ_SECONDS)) as response:
                 self.reached = True
                 body = self.read_body(response)
             if response.status_code != 200:
@@ -509,7 +678,9 @@ class DatabricksClient:
         return DatabricksError(kind, message, path, response.status_code, error_code, retry_after)
 
     def mask(self, text: str) -> str:
-        return text.replace(self.config.token, "***") if len(self.config.token) > 7 else text
+        for token in tuple(self.tokens):
+            text = text.replace(token, "***") if len(token) > 7 else text
+        return text
 
     def connection_error(self, error: BaseException, path: str) -> DatabricksError:
         """For an exception of requests, whose own text is a page long: its first cause in a few words."""
@@ -525,6 +696,12 @@ class DatabricksClient:
             message = self.mask(one_line(str(reasons[-1]), 300)) if reasons else "the connection broke off"
         unreachable = any(isinstance(link, NO_CONNECTION) for link in chain)
         return DatabricksError("connection", message, path, unreachable=unreachable)
+
+
+def authorize(token: str, request: requests.PreparedRequest) -> requests.PreparedRequest:
+    """As an auth object of requests: a header set on the session would be replaced from ~/.netrc."""
+    request.headers["Authorization"] = f"Bearer {token}"
+    return request
 
 
 def classify_error(status: int, error_code: str, message: str) -> str:
@@ -588,6 +765,8 @@ def caller_is_admin(client: DatabricksClient) -> bool | None:
 
 def run_error(error: DatabricksError, config: DatabricksConfig) -> InventoryError:
     """What to tell people about an error that ends the run."""
+    if error.kind == "login" and error.status is None:  # Login's own, with its remedy
+        return InventoryError(error.message)
     if error.kind == "login":
         return InventoryError(f"{config.host} does not accept the token of {config.source} ({error}): renew it")
     if error.unreachable:
@@ -1370,7 +1549,9 @@ class ClusterEngine:
     def query(self, batch: Batch) -> str:
         now = self.client.clock()
         values = [astuple(shifted(directory, -now)) for directory in batch.directories]
-        work = partial(run_batch, self.client.config, values, self.threads, batch.seconds, batch.pace)
+        # A plain string: who has it cannot renew it, and needs no databricks-sdk.
+        config = replace(self.client.config, token=self.client.config.current_token(), renew=None)
+        work = partial(run_batch, config, values, self.threads, batch.seconds, batch.pace)
         if __name__ != "__main__":  # functions of __main__ go by value anyway; the workers do not have this file
             import_module("pyspark.cloudpickle").register_pickle_by_value(sys.modules[__name__])
         with suppress(RuntimeError, AttributeError):  # a classic session before Spark 4.0 has no tags
@@ -1458,11 +1639,12 @@ class ClusterEngine:
             self.take_probe(key, result)
         elif key not in self.sent:
             pass
+        elif isinstance(result, DatabricksError):  # it was not sent
+            self.wait_for_token(key, result)
         elif isinstance(result, Exception):
             self.fail(key, spark_text(result))
         elif "error" in (report := json.loads(result)):
-            self.fail(key, report["error"])
-            self.check_login()
+            self.take_refusal(key, report["error"])
         else:
             self.failures, self.allowed, batch = 0, self.allowed * 2, self.sent.pop(key)  # a slow start finds the pace
             users = sorted({self.accounts.open[user].username for user, *_ in report["totals"]})
@@ -1475,13 +1657,24 @@ class ClusterEngine:
                 self.take_failures(name, failures, answered, since_success)
             self.take_directories(batch.directories, report)
 
-    def check_login(self) -> None:
+    def take_refusal(self, number: int, reason: str) -> None:
         """A worker's refused login may be an old token; the driver's own ends the run."""
         try:
             self.client.attempt(ME_PATH, {}, parse_record)
         except DatabricksError as error:
-            if error.kind == "login":
-                raise run_error(error, self.client.config) from error
+            if error.kind == "login" or error.kind in RETRIES:
+                self.wait_for_token(number, error)
+                return
+        self.fail(number, reason)
+
+    def wait_for_token(self, number: int, error: DatabricksError) -> None:
+        """Until a probe finds the login to be good again. Raises InventoryError if it will not be."""
+        if error.kind == "login":
+            raise run_error(error, self.client.config) from error
+        log.debug("batch %d goes out again: %s", number, error)
+        self.give_back(number)
+        for name in self.pacers:
+            self.take_failures(name, OUTAGE_FAILURES, False, math.inf)
 
     def take_directories(self, directories: list[Directory], report: dict[str, Any]) -> None:
         now, change = self.client.clock(), Counter[int]()
@@ -1634,7 +1827,7 @@ def connect_cluster(client: DatabricksClient, cluster_id: str) -> Any:
         """Gives the login of the moment to every call, so that a session outlives an OAuth token."""
 
         def metadata(self) -> list[tuple[str, str]]:
-            return [*super().metadata(), ("authorization", f"Bearer {client.config.token}"),
+            return [*super().metadata(), ("authorization", f"Bearer {client.config.current_token()}"),
                     ("x-databricks-cluster-id", cluster_id)]
 
     session = import_module("pyspark.sql.connect.session").SparkSession
@@ -2066,6 +2259,7 @@ def run_command(parser: argparse.ArgumentParser, argv: list[str] | None, run: Ca
     handler, debug = StderrHandler(), False
     log.addHandler(handler)
     log.propagate = False
+    logging.getLogger("databricks.sdk").setLevel(logging.CRITICAL)  # what matters of it comes as an exception
     try:
         words = sys.argv[1:] if argv is None else argv
         parse = parser.parse_args if "--" in words else parser.parse_intermixed_args  # which does not know --

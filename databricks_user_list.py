@@ -16,6 +16,7 @@ from databricks_user_files_simple import (
     Parser,
     add_login_options,
     check_output,
+    kind_of_login,
     load_databricks_config,
     log,
     normalize_host,
@@ -107,10 +108,6 @@ def shown_host(values: dict[str, str]) -> str:
         return normalize_host(values["host"])
     except (KeyError, InventoryError):
         return "no host"
-
-
-def kind_of_login(values: dict[str, str]) -> str:
-    return "token" if values.get("token") else values.get("auth_type") or "OAuth"
 
 
 def build_parser() -> argparse.ArgumentParser:

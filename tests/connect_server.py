@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-NOT_ON_WORKERS = ("databricks_user_files_simple", "databricks_user_list", "tests", "tqdm", "responses", "hypothesis")
+NOT_ON_WORKERS = ("databricks_user_files_simple", "databricks_user_list", "tests", "tqdm", "responses", "hypothesis",
+                  "databricks")
 
 
 def until(condition, seconds=20):
