@@ -571,13 +571,11 @@ class DatabricksClient:
         self.pacers: dict[str, Pacer] = {}  # by API
         self.reached = False
         self.decoding = threading.Lock()
-        self.session = requests.Session()
-        self.session.mount(config.host, requests.adapters.HTTPAdapter(pool_connections=1, pool_maxsize=threads))
-        self.session.headers.update({"Accept": "application/json", "User-Agent": "databricks-user-files"})
-        # Proxies and CA bundle: read from the environment once, not at every request.
-        settings = self.session.merge_environment_settings(config.host, {}, True, None, None)
-        self.session.proxies, self.session.verify = settings["proxies"], settings["verify"]
-        self.session.trust_env = False
+        self.adapter = requests.adapters.HTTPAdapter(pool_connections=1, pool_maxsize=threads)
+        self.headers = {"Accept": "application/json", "Accept-Encoding": "gzip", "User-Agent": "databricks-user-files"}
+        # Proxies and CA bundle: read from the environment once. A session would do it, and more, at every request.
+        with requests.Session() as session:
+            self.settings = session.merge_environment_settings(config.host, {}, True, None, None)
 
     def attempt(self, api_path: str, params: dict[str, Any], parse: Callable[[Any], Any]) -> Any:
         """One GET; returns parse(the decoded body). Raises DatabricksError, also where parse raises MalformedAnswer.
@@ -597,8 +595,9 @@ class DatabricksClient:
         path = str(params.get("path", api_path))
         self.tokens.add(token)
         try:
-            with self.session.get(self.config.host + api_path, params=params, stream=True, allow_redirects=False,
-                                  auth=partial(authorize, token), timeout=(CONNECT_SECONDS, READ_SECONDS)) as response:
+            request = requests.Request("GET", self.config.host + api_path, self.headers, params=params,
+                                       auth=partial(authorize, token)).prepare()
+            with self.adapter.send(request, timeout=(CONNECT_SECONDS, READ_SECONDS), **self.settings) as response:
                 self.reached = True
                 body = self.read_body(response)
             if response.status_code != 200:

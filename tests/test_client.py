@@ -423,7 +423,7 @@ def test_no_proxy_is_obeyed(clock, monkeypatch):
 def test_a_ca_bundle_is_that_of_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "ca.pem"))
     client = DatabricksClient(DatabricksConfig("https://localhost:9", SECRET))
-    assert client.session.verify == str(tmp_path / "ca.pem")
+    assert client.settings["verify"] == str(tmp_path / "ca.pem")
 
 
 def test_a_name_that_is_no_unicode_is_refused_without_a_request(clock):
