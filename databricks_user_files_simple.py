@@ -99,7 +99,7 @@ CANCEL_SECONDS = 1.2  # for ending what is under way, of the 2 s in which an int
 SPARK_START_SECONDS = 180.0  # for each of: session, first query, first Python worker
 CLUSTER_START_SECONDS, CLUSTER_POLL_SECONDS = 600.0, 10.0
 LABELS = {"dbfs": "DBFS", "workspace": "Workspace"}
-BIGGEST_USERS = 10  # in the closing summary
+BIGGEST_USERS, SHOWN_FAILURES = 10, 5  # in the closing summary
 STATUSES = ("success", "empty", "partial", "error")
 NO_CONNECTION = (requests.ConnectTimeout, requests.exceptions.SSLError, requests.exceptions.ProxyError,
                  urllib3.exceptions.NewConnectionError)
@@ -1941,11 +1941,20 @@ def safe_cell(text: str) -> str:
     return re.sub("\r(?!\n)", " ", text)  # the csv module does not quote a cell for it, but ends a row at it
 
 
+def counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
 def human_size(size: float) -> str:
     units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"]
     while size >= 1024 and len(units) > 1:
         size, units = size / 1024, units[1:]
     return f"{size:,.0f} B" if units[0] == "B" else f"{size:,.1f} {units[0]}"
+
+
+def size_line(files: int, size: int, estimated: int, label: str) -> str:
+    """A line of the summary's table; names come last, whose width on a terminal is hard to tell."""
+    return f"{files:>14,}{human_size(size):>12}{human_size(estimated) if estimated else '-':>12}  {label}"
 
 
 class Summary:
@@ -1955,6 +1964,7 @@ class Summary:
         self.statuses: Counter[str] = Counter()
         self.totals: dict[str, FileSystemTotals] = {}
         self.biggest: list[UserResult] = []
+        self.incomplete: list[str] = []  # the first of them
 
     def add(self, result: UserResult) -> None:
         self.statuses[result.status] += 1
@@ -1963,35 +1973,42 @@ class Summary:
             sums.files += totals.files
             sums.bytes += totals.bytes
         self.biggest = heapq.nlargest(BIGGEST_USERS, [*self.biggest, result], key=lambda user: user.total_size)
+        if result.error and len(self.incomplete) < SHOWN_FAILURES:
+            self.incomplete.append("  " + one_line(f"{result.status}: {result.username}: {result.error}", 300))
 
     def lines(self, statistics: Counter[str], seconds: float) -> list[str]:
         statuses = ", ".join(f"{self.statuses[status]:,} {status}" for status in STATUSES if self.statuses[status])
-        count = self.statuses.total()
-        lines = [f"{count:,} user{'s' * (count != 1)}: {statuses}"]
+        count, failed = self.statuses.total(), self.statuses["partial"] + self.statuses["error"]
+        lines = [f"{counted(count, 'user')}: {statuses}", f"{'files':>14}{'size':>12}{'estimated':>12}"]
         for name, sums in self.totals.items():
-            note = f"  (estimated: {WORKSPACE_OBJECT_SIZE:,} bytes an object)" if name == "workspace" else ""
-            lines.append(f"{LABELS[name]:<10}{sums.files:>14,} files{human_size(sums.bytes):>14}{note}")
-        lines.append(f"{statistics['requests']:,} requests, {statistics['retries']:,} of them repeats, "
+            note = f", {WORKSPACE_OBJECT_SIZE:,} bytes an object" if name == "workspace" else ""
+            lines.append(size_line(sums.files, sums.bytes, sums.bytes * (name == "workspace"), LABELS[name] + note))
+        lines += breakdown(self.biggest[0]) if count == 1 else [
+            size_line(user.file_count, user.total_size, user.workspace.bytes if user.workspace else 0, user.username)
+            for user in self.biggest if user.file_count]
+        lines.append(f"{counted(statistics['requests'], 'request')}, {statistics['retries']:,} of them repeats, "
                      f"{statistics['rate_limited']:,} answered 429, in {timedelta(seconds=round(seconds))}")
-        if count == 1:
-            return lines + breakdown(self.biggest[0])
-        width = max(len(user.username) for user in self.biggest)
-        lines += [f"  {user.username:<{width}}{user.file_count:>14,} files{human_size(user.total_size):>14}"
-                  for user in self.biggest if user.file_count]
-        if self.statuses["partial"] + self.statuses["error"]:
-            lines.append("Rows with status partial or error lack what could not be listed: see their error column and "
-                         "--details; --resume tries these users again.")
+        if failed and count > 1:
+            lines += ["Not all could be listed:", *self.incomplete]
+            lines += [f"  and {counted(failed - SHOWN_FAILURES, 'more user')}"] * (failed > SHOWN_FAILURES)
+        if failed:
+            lines.append("What could not be listed is missing from the counts; --details names every such directory, "
+                         "--resume tries again.")
         return lines
 
 
 def breakdown(user: UserResult) -> list[str]:
-    """One user's totals by file system and object type, and the largest directories."""
+    """One user's object types by file system, and the largest directories."""
     lines = []
     for name, totals in user.scanned.items():
         types = ", ".join(f"{count:,} {object_type}" for object_type, count in sorted(totals.types.items()))
-        lines.append(f"{LABELS[name]}: {totals.directories:,} directories listed; {types or 'nothing in them'}")
-        lines += [f"  {at['files']:>12,} files{human_size(at['bytes']):>14}  {at['path']}" for at in totals.largest]
-        lines += [f"  not listed: {at['path']}: {at['error']}" for at in totals.failures[:LARGEST_DIRECTORIES]]
+        listed = f"{totals.directories:,} director{'y' if totals.directories == 1 else 'ies'} listed"
+        lines.append(f"{LABELS[name]}: {listed}{' with ' * bool(types)}{types}")
+        lines += [size_line(at["files"], at["bytes"], at["bytes"] * (name == "workspace"), at["path"])
+                  for at in totals.largest]
+        lines += [f"  not listed: {at['path']}: {at['error']}" for at in totals.failures[:SHOWN_FAILURES]]
+        if len(totals.failures) > SHOWN_FAILURES:
+            lines.append(f"  not listed: {len(totals.failures) - SHOWN_FAILURES:,} more")
     return lines
 
 
@@ -2019,7 +2036,7 @@ class Progress:
         if sys.stderr.isatty() and not quiet:
             with suppress(ImportError):
                 from tqdm import tqdm
-                shape = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} users [{elapsed}<{remaining}{postfix}]"
+                shape = "{bar}| {n:,}/{total:,} users [{elapsed}<{remaining}{postfix}]"
                 self.bar = tqdm(total=total, initial=done, bar_format=shape, dynamic_ncols=True)
 
     def user_done(self) -> None:
@@ -2176,8 +2193,8 @@ def scan_into(checkpoint: Checkpoint, names: list[str], config: DatabricksConfig
     if len(left) < len(names):
         dates = Counter(checkpoint.lines[name][3] for name in names if checkpoint.done(name))
         ended = f"the run in the checkpoint ended {checkpoint.finished}; " if checkpoint.finished else ""
-        log.info("%skept from the checkpoint: %s; to scan: %s users", ended, ", ".join(
-            f"{count:,} rows of {date}" for date, count in sorted(dates.items())), f"{len(left):,}")
+        log.info("%skept from the checkpoint: %s; to scan: %s", ended, ", ".join(
+            f"{counted(count, 'row')} of {date}" for date, count in sorted(dates.items())), counted(len(left), "user"))
     client, started = DatabricksClient(config, args.threads), time.monotonic()
     progress = Progress(len(names), len(names) - len(left), client.statistics, args.quiet)
     try:

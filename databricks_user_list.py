@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import argparse
 import csv
+from collections import Counter
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
 from databricks_user_files_simple import (
+    FILE_SYSTEMS,
     DatabricksClient,
     DatabricksError,
     InventoryError,
     MalformedAnswer,
     Parser,
     add_login_options,
+    caller_is_admin,
     check_output,
+    check_username,
+    counted,
     kind_of_login,
     load_databricks_config,
     log,
     normalize_host,
     open_output,
+    parse_listing,
     parse_record,
     profile_file,
     read_profiles,
@@ -32,40 +38,134 @@ from databricks_user_files_simple import (
 )
 
 PAGE_SIZE = 1000  # users asked for at a time; the service may send fewer
-USERS_PATH = "/api/2.0/preview/scim/v2/Users"
-ATTRIBUTES = "id,userName,displayName,active"  # groups would make the listing time out in large workspaces
+SCIM_PATHS = {"user": "/api/2.0/preview/scim/v2/Users",
+              "service_principal": "/api/2.0/preview/scim/v2/ServicePrincipals"}
+NAMES = {"user": "userName", "service_principal": "applicationId"}  # the attribute that is the name of the home
 CSV_COLUMNS = ("username", "display_name", "active", "user_id")
+KINDS = {"user": "user", "service_principal": "service principal", "unlisted": "unlisted home"}  # in words
 
 
-def list_users(client: DatabricksClient, most: int | None = None,
-               active_only: bool = False) -> tuple[list[dict[str, Any]], int]:
-    """The workspace's users in the service's order, each once, and how many are missing of those it says it has.
+def list_users(client: DatabricksClient, most: int | None = None, active_only: bool = False,
+               kind: str = "user") -> tuple[list[dict[str, str]], int]:
+    """Rows of the workspace's users (or service principals), each once, and how many it says it has beyond them.
 
-    At most `most` of them. Pages are asked for by startIndex, advanced by what came, until one is empty (iam.py of
-    databricks-sdk). Raises DatabricksError, and InventoryError for users without a name.
+    In the service's order, at most `most`. Pages are asked for by startIndex, advanced by what came, until one is empty
+    (iam.py of databricks-sdk). Raises DatabricksError, and InventoryError for users without a name.
     """
-    users: dict[str, dict[str, Any]] = {}
-    wanted: list[dict[str, Any]] = []
+    users: dict[str, dict[str, str]] = {}
+    wanted: list[dict[str, str]] = []
+    attributes = f"id,{NAMES[kind]},displayName,active"  # groups would make the listing time out in large workspaces
     start, total, before = 1, 0, None
     while most is None or len(wanted) < most:
         count = PAGE_SIZE if most is None else min(PAGE_SIZE, most - len(wanted))
-        params = {"attributes": ATTRIBUTES, "startIndex": start, "count": count}
-        page = client.get("scim", USERS_PATH, params, parse_page)
+        params = {"attributes": attributes, "startIndex": start, "count": count}
+        page = client.get("scim", SCIM_PATHS[kind], params, parse_page)
         total = max(total, page.get("totalResults", 0))
         found = page.get("Resources", [])
         if not found or found == before:  # the latter from a service that does not know startIndex
             return wanted, max(total - len(users), 0)
-        new = {user_key(user): user for user in found if user_key(user) not in users}
+        rows = [user_row(user, kind) for user in found]
+        new = {key: row for row in rows if (key := row["user_id"] or row["username"]) not in users}
         users |= new
-        wanted += [user for user in new.values() if not active_only or user.get("active") is not False]
+        wanted += [row for row in new.values() if not active_only or row["active"] != "false"]
         start, before = start + len(found), found
     return wanted[:most], 0
 
 
-def user_key(user: dict[str, Any]) -> str:
-    if not user.get("userName"):
-        raise InventoryError("the workspace shows users without their names: the login has to be that of an admin")
-    return str(user.get("id") or user["userName"])
+def user_row(user: dict[str, Any], kind: str) -> dict[str, str]:
+    """The CSV's row of a SCIM user or service principal."""
+    if not user.get(NAMES[kind]):
+        raise InventoryError(f"the workspace shows {KINDS[kind]}s without their names: the login has to be that of an "
+                             "admin")
+    active = "" if user.get("active") is None else str(bool(user["active"])).lower()
+    return {"username": str(user[NAMES[kind]]), "display_name": safe_cell(str(user.get("displayName") or "")),
+            "active": active, "user_id": str(user.get("id") or ""), "kind": kind}
+
+
+def list_all_homes(client: DatabricksClient, active_only: bool) -> tuple[list[dict[str, str]], int]:
+    """Rows of everybody who may have a home, and of the homes of nobody listed; returns as list_users() does.
+
+    Raises DatabricksError, also where /Users cannot be listed, and InventoryError.
+    """
+    if caller_is_admin(client) is False:  # who is none is shown no home but the own
+        raise InventoryError("this login is not in the group admins: --all-homes needs that of a workspace admin")
+    homes = list_homes(client)  # first, because a user who is made meanwhile is not to seem unlisted
+    (users, missing), (principals, missing_principals) = [list_again(client, kind=kind) for kind in SCIM_PATHS]
+    if missing + missing_principals:  # their homes would seem to be nobody's
+        return [], missing + missing_principals
+    listed = {row["username"]: row for row in users + principals}
+    unlisted = [dict.fromkeys(CSV_COLUMNS, "") | {"username": name, "kind": "unlisted"}
+                for name in unlisted_homes(listed, homes)]
+    rows = [*listed.values(), *unlisted]
+    if active_only:  # but where names differ in letter case alone, it takes all to tell whose home is whose
+        alike = Counter(row["username"].lower() for row in rows)
+        rows = [row for row in rows if row["active"] != "false" or alike[row["username"].lower()] > 1]
+    return rows, 0
+
+
+def list_again(client: DatabricksClient, kind: str = "user", **options: Any) -> tuple[list[dict[str, str]], int]:
+    """list_users(), a second time where users are missing; the better of both, warned about if it lacks some."""
+    users, missing = list_users(client, kind=kind, **options)
+    if missing:
+        log.info("%s fewer than the workspace says it has: listing them once more", counted(missing, KINDS[kind]))
+        users, missing = min((users, missing), list_users(client, kind=kind, **options), key=lambda listed: listed[1])
+    if missing:
+        log.warning("%s missing: the workspace says that it has more than it lists", counted(missing, KINDS[kind]))
+    return users, missing
+
+
+def list_homes(client: DatabricksClient) -> list[list[str]]:
+    """Names of the directories in /Users, for each file system that there is. Raises DatabricksError."""
+    homes = []
+    for file_system in FILE_SYSTEMS:
+        parse = partial(parse_listing, file_system, "/Users")
+        try:
+            totals, paths = client.get(file_system, f"/api/2.0/{file_system}/list", {"path": "/Users"}, parse)
+        except DatabricksError as error:
+            if file_system != "dbfs" or error.kind not in ("not found", "dbfs disabled"):
+                error.path = f"{file_system}:/Users"
+                raise
+            if error.kind == "dbfs disabled":
+                log.warning("DBFS is left out: %s", error)
+            continue
+        if totals.files:
+            log.warning("%s:/Users itself has %s, in nobody's home: the scanner does not count them", file_system,
+                        counted(totals.files, "file"))
+        homes.append([path.removeprefix("/Users/") for path in paths])
+    return homes
+
+
+def unlisted_homes(listed: Iterable[str], homes: list[list[str]]) -> list[str]:
+    """The homes that need a row of their own beside those of the listed names, sorted.
+
+    The scanner finds a home in other letter case than its user's, where there is one such home and one such user. Where
+    there are more, every home has its own row: the scanner takes each as it is, none is missed or counted twice.
+    """
+    alike = [Counter(name.lower() for name in names) for names in (listed, *homes)]
+    crowded = {folded for counts in alike for folded, count in counts.items() if count > 1}
+    names, seen, unlisted = set(listed), set(alike[0]), []
+    for name in sorted({name for names in homes for name in names} - names):
+        folded = name.lower()
+        if folded in crowded and folded in seen:
+            log.warning("/Users/%s is not the only home or name in this spelling; it has a row of its own", name)
+        if folded in crowded or folded not in seen:
+            unlisted.append(name)
+        seen.add(folded)
+    return unlisted
+
+
+def leave_out_refused(rows: list[dict[str, str]]) -> tuple[list[dict[str, str]], int]:
+    """The rows whose names the scanner takes from the CSV as they are, and how many others there were."""
+    taken = []
+    for row in rows:
+        try:
+            if check_username(row["username"]) != row["username"].strip():
+                raise ValueError
+            taken.append(row)
+        except ValueError:
+            log.warning("%r is left out: the scanner takes no such name (spaces around it, control characters, \\)",
+                        row["username"])
+    return taken, len(rows) - len(taken)
 
 
 def parse_page(body: Any) -> dict[str, Any]:
@@ -79,14 +179,11 @@ def parse_page(body: Any) -> dict[str, Any]:
     return body
 
 
-def write_users(users: Iterable[dict[str, Any]], output: str) -> None:
+def write_users(rows: Iterable[dict[str, str]], columns: Iterable[str], output: str) -> None:
     with open_output(output) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(CSV_COLUMNS)
-        for user in users:
-            active = "" if user.get("active") is None else str(bool(user["active"])).lower()
-            display_name = safe_cell(str(user.get("displayName") or ""))
-            writer.writerow([user["userName"], display_name, active, user.get("id", "")])
+        writer = csv.DictWriter(file, columns, lineterminator="\n", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def list_profiles() -> int:
@@ -117,6 +214,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-users", type=partial(whole_number, most=10**9 - 1), metavar="N",
                         help="no more than the first N")
     parser.add_argument("--active-only", action="store_true", help="leave deactivated users out")
+    parser.add_argument("--all-homes", action="store_true",
+                        help="add service principals, and homes under /Users that belong to nobody listed (deleted "
+                             "users), with a column that tells which")
     parser.add_argument("--list-profiles", action="store_true", help="show the profiles of ~/.databrickscfg, and end")
     parser.add_argument("--debug", action="store_true", help="each retry and wait; tracebacks")
     return parser
@@ -128,23 +228,26 @@ def run(args: argparse.Namespace) -> int:
     config = load_databricks_config(args.profile, args.workspace_url, args.token)
     tell(f"Workspace {config.host}, login from {config.source}")
     check_output(args.output)
-    client = DatabricksClient(config)
+    client, refused = DatabricksClient(config), 0
     try:
-        users, missing = list_users(client, args.max_users, args.active_only)
-        if missing:
-            log.info("%d users fewer than the workspace says it has: listing them once more", missing)
-            users, missing = min((users, missing), list_users(client, args.max_users, args.active_only),
-                                 key=lambda listed: listed[1])
+        if args.all_homes:
+            rows, missing = list_all_homes(client, args.active_only)
+            rows, refused = leave_out_refused(rows)
+        else:
+            rows, missing = list_again(client, most=args.max_users, active_only=args.active_only)
     except DatabricksError as error:
         if error.kind == "login" or error.unreachable:
             raise run_error(error, config) from error
-        log.error("the users could not be listed: %s. Nothing was written", error)
+        log.error("%s could not be listed: %s. Nothing was written", error.path, error)
         return 1
-    write_users(users, args.output)
-    log.info("%d users", len(users))
-    if missing:
-        log.warning("%d users are missing: the workspace says that it has more than it lists", missing)
-    return 1 if missing else 0
+    if args.all_homes and missing:
+        log.error("without them --all-homes cannot tell which homes belong to nobody. Nothing was written")
+        return 1
+    rows = rows[:args.max_users]
+    write_users(rows, CSV_COLUMNS + ("kind",) * args.all_homes, args.output)
+    kinds = Counter({"user": 0} | Counter(row["kind"] for row in rows))
+    log.info("%s", ", ".join(counted(kinds[kind], noun) for kind, noun in KINDS.items() if kind in kinds))
+    return 1 if missing or refused else 0
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -41,6 +41,7 @@ CACHED_ENTRIES = 500_000  # about 100 MB; without it 2,000 giant trees would be 
 MAX_HEAD = 65_536
 MAX_BODY = 1_000_000
 USERS_URL = "/api/2.0/preview/scim/v2/Users"
+SERVICE_PRINCIPALS_URL = "/api/2.0/preview/scim/v2/ServicePrincipals"
 ME_URL = "/api/2.0/preview/scim/v2/Me"
 CLUSTER_URL = "/api/2.1/clusters/get"
 METADATA_URL = "/.well-known/databricks-config"
@@ -48,7 +49,7 @@ DISCOVERY_URL = "/oidc/.well-known/oauth-authorization-server"
 TOKEN_URL = "/oidc/v1/token"
 LOGIN_URLS = (METADATA_URL, DISCOVERY_URL, TOKEN_URL)
 ROUTES = {"/api/2.0/dbfs/list": "dbfs", "/api/2.0/workspace/list": "workspace", USERS_URL: "scim", ME_URL: "scim",
-          CLUSTER_URL: "clusters"}  # fmt: skip
+          SERVICE_PRINCIPALS_URL: "scim", CLUSTER_URL: "clusters"}  # fmt: skip
 
 
 # Entries of a listing
@@ -383,6 +384,13 @@ def make_user_name(index):
     return f"{first}.{last}{number}@example.com"
 
 
+def make_home_name(kind, number):
+    """The applicationId of a service principal, or the name of somebody whom SCIM does not list any more."""
+    if kind == "service_principal":
+        return f"{crc32(b'%d' % number):08x}-0000-4000-8000-{number:012x}"
+    return make_user_name(number).replace("@", ".left@")
+
+
 def make_display_name(index, user_name):
     """A display name; some would run as a formula in a spreadsheet or break a careless CSV."""
     first, _, last = user_name.partition("@")[0].partition(".")
@@ -420,9 +428,11 @@ class Workspace:
     """The users and their trees: everything that can be listed, nothing of HTTP."""
 
     def __init__(self, users=50, seed=1, shape="mixed", shapes=None, directories=40, files_per_directory=5,
-                 fan_out=10, file_systems=FILE_SYSTEMS):  # fmt: skip
+                 fan_out=10, file_systems=FILE_SYSTEMS, service_principals=0, unlisted_homes=0):  # fmt: skip
         """users is a number, or a list of user names and SCIM dictionaries; shapes overrides shape by index.
 
+        service_principals (with applicationId) and unlisted_homes (that SCIM shows nobody of) likewise; their indexes
+        come after those of the users.
         directories, files_per_directory, fan_out and file_systems are of the shape bench: that many directories
         per user, shared out between the file systems.
         """
@@ -433,7 +443,9 @@ class Workspace:
         if unknown or fan_out < 1:
             raise ValueError(f"unknown shape {sorted(unknown)}; there are {', '.join(SHAPES)}; fan_out is at least 1")
         self.bench = (directories, files_per_directory, fan_out, tuple(file_systems))
+        self.owners = []  # of a home each, by index
         self.user_names = []
+        self.indexes = {"user": [], "service_principal": [], "unlisted": []}
         self.user_fields = {}
         self.home_indexes = {}
         self.explicit = {file_system: {} for file_system in FILE_SYSTEMS}
@@ -444,18 +456,24 @@ class Workspace:
         self.homes_bodies = {}
         for user in map(make_user_name, range(users)) if isinstance(users, int) else users:
             self.add_user(user)
+        for kind, more in (("service_principal", service_principals), ("unlisted", unlisted_homes)):
+            for user in [make_home_name(kind, number) for number in range(more)] if isinstance(more, int) else more:
+                self.add_user(user, kind=kind)
 
-    def add_user(self, user, shape=None, **scim_fields):
+    def add_user(self, user, shape=None, kind="user", **scim_fields):
         """Add a user by name or SCIM dictionary; scim_fields replace what would be made up."""
-        index = len(self.user_names)
+        index = len(self.owners)
         if isinstance(user, dict):
             scim_fields = {**user, **scim_fields}
-            user = user.get("userName", f"user{index}")
+            user = user.get("userName", user.get("applicationId", f"user{index}"))
         if shape:
             self.shapes[index] = shape
         if scim_fields:
             self.user_fields[index] = scim_fields
-        self.user_names.append(user)
+        self.owners.append(user)
+        self.indexes[kind].append(index)
+        if kind == "user":
+            self.user_names.append(user)
         self.home_indexes[self.home_name(index)] = index
         self.homes_bodies.clear()
 
@@ -478,12 +496,12 @@ class Workspace:
 
     def home_name(self, index):
         """The name of a user's home, which is the user name unless the shape is `case`."""
-        name = self.user_names[index]
+        name = self.owners[index]
         return other_case(name) if self.shape_of(index) == "case" else name
 
     def scim_user(self, index):
         """The SCIM resource of a user."""
-        name = self.user_names[index]
+        name = self.owners[index]
         display_name = make_display_name(index, name)
         given, _, family = display_name.partition(" ")
         number = crc32(f"{self.seed}:{index}".encode())
@@ -496,6 +514,17 @@ class Workspace:
             "name": {"givenName": given, "familyName": family},
             "groups": [{"display": "users", "type": "direct", "value": "100"}],
             "entitlements": [{"value": "workspace-access"}],
+            **self.user_fields.get(index, {}),
+        }
+
+    def scim_service_principal(self, index):
+        """The SCIM resource of a service principal."""
+        return {
+            "id": str(7_000_000_000_000_000 + index * 1_009),
+            "applicationId": self.owners[index],
+            "displayName": f"job {index}",
+            "active": index % 5 != 0,
+            "groups": [{"display": "users", "type": "direct", "value": "100"}],
             **self.user_fields.get(index, {}),
         }
 
@@ -514,11 +543,11 @@ class Workspace:
         shape = self.shape_of(index)
         if shape == "bench":
             return self.bench_tree(index, file_system).directories
-        return directory_counts(shape, self.seed, self.user_names[index])[FILE_SYSTEMS.index(file_system)]
+        return directory_counts(shape, self.seed, self.owners[index])[FILE_SYSTEMS.index(file_system)]
 
     def build(self, index, file_system):
         """Build a user's tree; it depends on the seed, the user name and the shape alone."""
-        generator = random.Random(f"{self.seed}:{self.user_names[index]}:{file_system}")
+        generator = random.Random(f"{self.seed}:{self.owners[index]}:{file_system}")
         builder = BUILDERS.get(self.shape_of(index), random_tree)
         return builder(generator, file_system, self.directory_count(index, file_system))
 
@@ -624,8 +653,8 @@ class Workspace:
         """What a complete scan of the user finds; home is for a tree that was added under another name."""
         if home is None:
             home = username
-            if username in self.user_names and not any(username in homes for homes in self.explicit_homes.values()):
-                home = self.home_name(self.user_names.index(username))
+            if username in self.owners and not any(username in homes for homes in self.explicit_homes.values()):
+                home = self.home_name(self.owners.index(username))
         return self.truth_of_home(username, home)
 
     def truth_of_home(self, username, home):
@@ -636,11 +665,11 @@ class Workspace:
                      workspace.files, workspace.directories, Counter(workspace.types))  # fmt: skip
 
     def write_truth(self, file_name):
-        """Write the truth of every user as a CSV."""
+        """Write the truth of every home as a CSV."""
         with open(file_name, "w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(("username", "file_count", "total_size"))
-            for index, username in enumerate(self.user_names):
+            for index, username in enumerate(self.owners):
                 truth = self.truth_of_home(username, self.home_name(index))
                 writer.writerow((username, truth.file_count, truth.total_size))
 
@@ -702,7 +731,7 @@ class Fault:
 
     kind is one of FAULT_KINDS. seconds: how long `hang` keeps silent, the pause after each byte of `drip`.
     status, error_code, message, headers, body, content_type: used in the answer in place of the kind's own.
-    path: as in the counts, so for scim the startIndex (a number) or "Me".
+    path: as in the counts, so for scim the startIndex (a number), "ServicePrincipals <startIndex>" or "Me".
     """
 
     kind: str
@@ -1106,7 +1135,7 @@ def plain_path(api, path):
 
 
 def request_key(request):
-    """The family of a request and what it asks for: a path, a startIndex, or `Me`."""
+    """The family of a request and what it asks for: a path, for scim as in Fault."""
     if request.path in LOGIN_URLS:
         return "oidc", request.path
     api = ROUTES.get(request.path) if request.method == "GET" else None
@@ -1114,8 +1143,9 @@ def request_key(request):
         return "other", request.path
     if request.path == ME_URL:
         return api, "Me"
-    if request.path == USERS_URL:
-        return api, max(whole_number(request.query.get("startIndex"), 1), 1)
+    if request.path in (USERS_URL, SERVICE_PRINCIPALS_URL):
+        start = max(whole_number(request.query.get("startIndex"), 1), 1)
+        return api, start if request.path == USERS_URL else f"ServicePrincipals {start}"
     if request.path == CLUSTER_URL:
         return api, request.query.get("cluster_id", "")
     return api, plain_path(api, request.query.get("path", ""))
@@ -1133,9 +1163,11 @@ class FakeDatabricks:
     """The server. Keywords are those of Workspace, those of Settings, and `limit` for all families at once."""
 
     def __init__(self, users=50, port=0, seed=1, shape="mixed", shapes=None, directories=40, files_per_directory=5,
-                 fan_out=10, file_systems=FILE_SYSTEMS, **settings):  # fmt: skip
+                 fan_out=10, file_systems=FILE_SYSTEMS, service_principals=0, unlisted_homes=0,
+                 **settings):  # fmt: skip
         """port 0 takes any free one; the server runs from start() or `with` on."""
-        self.workspace = Workspace(users, seed, shape, shapes, directories, files_per_directory, fan_out, file_systems)
+        self.workspace = Workspace(users, seed, shape, shapes, directories, files_per_directory, fan_out, file_systems,
+                                   service_principals, unlisted_homes)  # fmt: skip
         self.port = port
         self.settings = Settings()
         self.counts = Counts()
@@ -1204,7 +1236,7 @@ class FakeDatabricks:
 
     @property
     def requests(self):
-        """(api, path) -> number of requests; for scim the path is the startIndex, or `Me`."""
+        """(api, path) -> number of requests; for scim the path is as in Fault."""
         return self.counts.requests
 
     @property
@@ -1239,7 +1271,7 @@ class FakeDatabricks:
         self.workspace.add_tree(file_system, listings)
 
     def add_user(self, user, shape=None, **scim_fields):
-        """Add a user by name or SCIM dictionary."""
+        """Add a user by name or SCIM dictionary; kind="service_principal" or "unlisted": another owner of a home."""
         self.workspace.add_user(user, shape, **scim_fields)
 
     def revoke(self):
@@ -1348,7 +1380,8 @@ class FakeDatabricks:
     def content(self, api, path, request):
         """The answer of a service in good order."""
         if api == "scim":
-            return self.me() if path == "Me" else self.scim_page(path, request.query)
+            kind = "user" if isinstance(path, int) else "service_principal"
+            return self.me() if path == "Me" else self.scim_page(int(str(path).split()[-1]), request.query, kind)
         if api == "oidc":
             return self.issue_token(request) if path == TOKEN_URL else Answer(200, encode(self.login_endpoints(path)))
         if api == "other":
@@ -1454,17 +1487,17 @@ class FakeDatabricks:
         answer = {"access_token": token, "token_type": "Bearer", "expires_in": int(settings.token_lifetime)}
         return Answer(200, encode({**answer, "scope": "all-apis"}))
 
-    def scim_page(self, start, query):
-        """A page of users; without any, the key Resources is missing."""
-        settings = self.settings
+    def scim_page(self, start, query, kind="user"):
+        """A page of users or service principals; without any, the key Resources is missing."""
+        settings, listed = self.settings, self.workspace.indexes[kind]
         cap = settings.scim_page_cap
         count = max(0, min(whole_number(query.get("count"), cap), cap))
         positions = range(start - 1, start - 1 + count)
         indexes = [repeated_index(position, cap) for position in positions] if settings.scim_duplicates else positions
-        resources = [self.scim_resource(index, query) for index in indexes if index < len(self.user_names)]
+        resources = [self.scim_resource(listed[index], query, kind) for index in indexes if index < len(listed)]
         page = {
             "schemas": ["urn:ietf:params:scim:api:messages:2.0:ListResponse"],
-            "totalResults": len(self.user_names) + settings.total_results_offset,
+            "totalResults": len(listed) + settings.total_results_offset,
             "startIndex": start,
             "itemsPerPage": len(resources),
         }
@@ -1472,9 +1505,10 @@ class FakeDatabricks:
             page["Resources"] = resources
         return Answer(200, encode(page))
 
-    def scim_resource(self, index, query):
+    def scim_resource(self, index, query, kind):
         """A user as the caller may see it; who is no admin gets id and display name only."""
-        resource = self.workspace.scim_user(index)
+        show = self.workspace.scim_user if kind == "user" else self.workspace.scim_service_principal
+        resource = show(index)
         if not self.settings.admin:
             resource = {key: resource[key] for key in ("id", "displayName")}
         return asked_for(resource, query.get("attributes"), query.get("excludedAttributes"))
@@ -1514,6 +1548,8 @@ def build_parser():
     """The command line."""
     parser = argparse.ArgumentParser(description="An HTTP server that behaves as a Databricks workspace does.")
     parser.add_argument("--users", type=int, default=50, help="number of users (default: %(default)s)")
+    parser.add_argument("--service-principals", type=int, default=0, help="how many (default: %(default)s)")
+    parser.add_argument("--unlisted-homes", type=int, default=0, help="homes of nobody (default: %(default)s)")
     parser.add_argument("--port", type=int, default=0, help="port on 127.0.0.1, 0 for any free one")
     parser.add_argument("--seed", type=int, default=1, help="of trees and faults (default: %(default)s)")
     parser.add_argument("--token", default=DEFAULT_TOKEN, help="the valid token (default: %(default)s)")
@@ -1542,6 +1578,7 @@ def server_from(options):
         directories=options.directories, files_per_directory=options.files_per_directory,
         file_systems=(options.file_system,) if options.file_system else FILE_SYSTEMS,
         token=options.token, latency=options.latency, limits=limits, retry_after=options.retry_after,
+        service_principals=options.service_principals, unlisted_homes=options.unlisted_homes,
         in_flight_limit=options.in_flight_limit, faults=options.fault, count_paths=not options.no_count_paths,
     )  # fmt: skip
 

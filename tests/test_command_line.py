@@ -425,10 +425,33 @@ def test_the_summary_of_several_users(command, login):
     with add_three_users(FakeDatabricks(users=0)) as server:
         text = command(SCANNER, "a", "b", "c", "d", "-o", "out.csv", env=login(server)).err
     assert "4 users: 1 success, 1 empty, 1 partial, 1 error" in text
-    assert re.search(r"DBFS +3 files", text, re.I)
-    assert re.search(r"Workspace +3 files .*estimated", text, re.I)
-    assert re.search(r"\d+ requests", text)
-    assert re.search(r"^ +a +5 files +3\.1 GiB$", text, re.M)
+    table = text.splitlines()[text.splitlines().index("         files        size   estimated"):]
+    assert table[1:6] == [
+        "             3     3.1 GiB           -  DBFS",
+        "             3    29.3 KiB    29.3 KiB  Workspace, 10,000 bytes an object",
+        "             5     3.1 GiB    29.3 KiB  a",
+        "             1         7 B           -  b",
+        table[5],
+    ]
+    assert re.match(r"\d+ requests, ", table[5])
+    assert "  partial: b: dbfs:/Users/b/no: 403 PERMISSION_DENIED: The caller may not list this path." in table
+    assert [line.split(": ")[:2] for line in table if line.startswith("  error")] == [["  error", "c"]]
+
+
+def test_the_summary_names_five_of_those_that_could_not_be_listed_and_counts_the_others(command, login):
+    names = [f"u{number}" for number in range(7)]
+    with FakeDatabricks(users=names, shape="empty", faults=[Fault("403", api="dbfs")]) as server:
+        text = command(SCANNER, *names, "-q", "-o", "out.csv", env=login(server)).err
+        one = command(SCANNER, names[0], "-q", "-o", "out.csv", env=login(server)).err
+    assert text.count("  partial: u") == 5
+    assert "  and 2 more users" in text
+    assert one.count("/Users/u0") == 1
+    assert all("--details names" in shown for shown in (text, one))
+
+
+@pytest.mark.parametrize(("count", "shown"), [(0, "0 users"), (1, "1 user"), (2, "2 users"), (30_000, "30,000 users")])
+def test_one_is_singular(count, shown):
+    assert inventory.counted(count, "user") == shown
 
 
 def test_the_summary_counts_retries_and_429s(scan, monkeypatch, capsys):
@@ -447,7 +470,8 @@ def test_the_summary_of_one_user_is_its_breakdown(command, login):
     assert "1 DIRECTORY, 2 FILE" in text
     assert "1 FILE, 1 NOTEBOOK, 1 REPO, 1 UNKNOWN" in text
     assert "/Users/a/deep" in text
-    assert "biggest users" not in text
+    assert re.search(r"^ +1     3\.0 GiB           -  /Users/a$", text, re.M)
+    assert "DBFS: 2 directories listed with" in text
 
 
 def test_quiet_says_warnings_errors_and_the_summary_only(command, login):

@@ -6,11 +6,13 @@ import re
 from contextlib import contextmanager
 
 import pytest
+from hypothesis import HealthCheck, given, settings, strategies
 
+import databricks_user_files_simple
 import databricks_user_list
-from databricks_user_files_simple import read_usernames
+from databricks_user_files_simple import FILE_SYSTEMS, read_usernames
 from tests.conftest import USER_LIST
-from tests.fake_databricks import FakeDatabricks, Fault
+from tests.fake_databricks import FakeDatabricks, Fault, dbfs_file, workspace_object
 
 SECRET = "dapi-secret-0123456789"
 HEADER = "username,display_name,active,user_id\n"
@@ -55,7 +57,7 @@ def queries(monkeypatch):
     asked = []
     real = FakeDatabricks.scim_page
     monkeypatch.setattr(FakeDatabricks, "scim_page",
-                        lambda self, start, query: asked.append(dict(query)) or real(self, start, query))
+                        lambda self, start, query, *kind: asked.append(dict(query)) or real(self, start, query, *kind))
     return asked
 
 
@@ -341,3 +343,216 @@ def test_any_display_name_stays_in_its_row(at, text):
         rows = run()[1]
     assert names(rows) == ["a", "next"]
     assert rows[0]["active"] in ("true", "false")
+
+
+# --all-homes
+
+
+NOBODY, ROBOT = "left@example.com", "5e3c9a10-0000-4000-8000-0000000000ab"
+
+
+def home_server(users=(), homes=(), **settings):
+    """A workspace with these homes in each file system: (dbfs homes, workspace homes)."""
+    server = FakeDatabricks(users=list(users), shape="none", **settings)
+    for home in homes[0]:
+        server.add_tree("dbfs", {f"/Users/{home}": [dbfs_file(f"/Users/{home}/f", 7)]})
+    for home in homes[1]:
+        server.add_tree("workspace", {f"/Users/{home}": [workspace_object(f"/Users/{home}/n")]})
+    return server
+
+
+def kinds(rows):
+    return [(row["username"], row["kind"]) for row in rows]
+
+
+def test_all_homes_adds_service_principals_and_homes_of_nobody(at, capsys):
+    server = FakeDatabricks(users=45, service_principals=25, unlisted_homes=12, scim_page_cap=10)
+    with at(server):
+        code, rows = run("--all-homes")
+        assert code == 0
+        homes = server.workspace
+        principals = [homes.owners[index] for index in homes.indexes["service_principal"]]
+        unlisted = [homes.home_name(index) for index in homes.indexes["unlisted"]]
+        unlisted = [name for name in unlisted if any(homes.has_home(name_of, name) for name_of in FILE_SYSTEMS)]
+        assert 0 < len(unlisted) < 12
+        assert kinds(rows) == [*((name, "user") for name in server.user_names),
+                               *((name, "service_principal") for name in principals),
+                               *((name, "unlisted") for name in sorted(unlisted))]  # fmt: skip
+        assert [server.requests["scim", f"ServicePrincipals {start}"] for start in (1, 11, 21, 26)] == [1] * 4
+    assert list(rows[0])[-1] == "kind"
+    assert rows[45]["active"] in ("true", "false")
+    assert rows[-1] == {"username": max(unlisted), "display_name": "", "active": "", "user_id": "",
+                        "kind": "unlisted"}  # fmt: skip
+    assert f"45 users, 25 service principals, {len(unlisted)} unlisted homes" in capsys.readouterr().err
+
+
+def test_without_the_option_there_is_no_such_column_and_nothing_else_is_asked(at, tmp_path):
+    with at(FakeDatabricks(users=3, service_principals=3, unlisted_homes=3)) as server:
+        assert len(run()[1]) == 3
+        assert {api for api, _ in server.requests} == {"scim"}
+        assert not any(str(path).startswith("Service") for _, path in server.requests)
+    assert (tmp_path / "users.csv").read_text().startswith(HEADER)
+
+
+def scanned(server):
+    """What the scanner finds for the users in users.csv: rows, and how often each home was listed with success."""
+    server.counts_reset()
+    code = databricks_user_files_simple.main(["--users-file", "users.csv", "-o", "inventory.csv"])
+    with open("inventory.csv", encoding="utf-8", newline="") as file:
+        rows = {row["username"]: row for row in csv.DictReader(file)}
+    listed = {(api, path): count for (api, path, status), count in server.counts.path_statuses.items()
+              if status == 200 and str(path).startswith("/Users/")}  # fmt: skip
+    return code, rows, listed
+
+
+def test_the_scanner_takes_all_homes(at):
+    with at(FakeDatabricks(users=8, service_principals=4, unlisted_homes=4)) as server:
+        run("--all-homes")
+        code, rows, _ = scanned(server)
+        assert code == 0
+        truths = [server.truth(name) for name in server.workspace.owners]
+        assert sum(int(row["file_count"]) for row in rows.values()) == sum(truth.file_count for truth in truths)
+        assert all(int(rows[truth.username]["total_size"]) == truth.total_size for truth in truths if truth.file_count)
+
+
+SPELLINGS = ("ann", "Ann", "ANN", "aNn", "ben")
+SOME = strategies.lists(strategies.sampled_from(SPELLINGS), unique=True)
+
+
+@settings(max_examples=60, deadline=None, database=None,
+          suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
+@given(users=SOME, in_dbfs=SOME, in_workspace=SOME, inactive=SOME,
+       words=strategies.sampled_from([(), ("--active-only",)]))  # fmt: skip
+def test_every_home_is_counted_once_however_names_differ_in_letter_case(at, users, in_dbfs, in_workspace, inactive,
+                                                                       words):  # fmt: skip
+    people = [{"userName": name, "active": name not in inactive} for name in users]
+    with at(home_server(people, (in_dbfs, in_workspace))) as server:
+        code, rows = run("--all-homes", *words)
+        assert code == 0
+        if not rows:
+            assert not any((in_dbfs, in_workspace)) or words
+            return
+        code, results, listed = scanned(server)
+    homes = {*(("dbfs", f"/Users/{name}") for name in in_dbfs),
+             *(("workspace", f"/Users/{name}") for name in in_workspace)}  # fmt: skip
+    if words:  # homes of deactivated users are left out, unless that would leave open whose home is whose
+        homes -= {home for home in homes if home not in listed and home[1].lower()[7:] in map(str.lower, inactive)}
+    assert code == 0
+    assert listed == dict.fromkeys(homes, 1)
+    assert sum(int(row["file_count"]) for row in results.values()) == len(homes)
+    folded = [row["username"].lower() for row in rows]
+    for name in {row["username"] for row in rows if row["kind"] == "unlisted"}:
+        others = [home for home in (*users, *in_dbfs, *in_workspace) if home.lower() == name.lower()]
+        assert folded.count(name.lower()) == 1 or len(set(others)) > 1
+
+
+@pytest.mark.parametrize(("users", "homes", "expected"), [
+    (["Ann@x"], (["ann@x"], ["ANN@x"]), [("Ann@x", "user")]),
+    ([], (["ann@x"], ["ANN@x"]), [("ANN@x", "unlisted")]),
+    (["Ann@x"], (["Ann@x", "ann@x"], ["Ann@x"]), [("Ann@x", "user"), ("ann@x", "unlisted")]),
+    (["Ann@x"], (["ann@x", "ANN@x"], []), [("Ann@x", "user"), ("ANN@x", "unlisted"), ("ann@x", "unlisted")]),
+    (["Ann@x", "ann@x"], (["ANN@x"], []), [("Ann@x", "user"), ("ann@x", "user"), ("ANN@x", "unlisted")]),
+    (["Ann@x", "ann@x"], (["Ann@x"], ["ann@x"]), [("Ann@x", "user"), ("ann@x", "user")]),
+])  # fmt: skip
+def test_a_home_has_a_row_of_its_own_only_where_letter_case_leaves_open_whose_it_is(at, users, homes, expected, capsys):
+    with at(home_server(users, homes)):
+        assert kinds(run("--all-homes")[1]) == expected
+    crowded = [name for name, kind in expected if kind == "unlisted"] if len(expected) > 1 else []
+    assert capsys.readouterr().err.count("is not the only home") == len(crowded)
+
+
+def test_the_home_of_a_deactivated_user_is_not_unlisted(at):
+    people = [{"userName": "ann@x", "active": False}, {"userName": "ben@x", "active": True}]
+    robots = [{"applicationId": ROBOT, "active": False}]
+    with at(home_server(people, (["ann@x", ROBOT], ["ben@x", NOBODY]), service_principals=robots)):
+        assert kinds(run("--all-homes", "--active-only")[1]) == [("ben@x", "user"), (NOBODY, "unlisted")]
+
+
+def test_max_users_takes_the_first_rows_and_makes_nobody_unlisted(at):
+    with at(FakeDatabricks(users=20, service_principals=3, unlisted_homes=3)) as server:
+        assert kinds(run("--all-homes", "--max-users", "5")[1]) == [(name, "user") for name in server.user_names[:5]]
+        assert [row["kind"] for row in run("--all-homes", "--max-users", "22")[1]][19:] == [
+            "user", "service_principal", "service_principal"]  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", [
+    Fault("403", path="/Users", api="dbfs"), Fault("403", path="/Users", api="workspace"),
+    Fault("404", path="/Users", api="workspace"), Fault("404_other", path="/Users", api="dbfs"),
+    Fault("403", path="ServicePrincipals 1"), Fault("404", path="ServicePrincipals 1"),
+    Fault("400", path="ServicePrincipals 3"),
+])  # fmt: skip
+def test_a_list_that_all_homes_needs_and_cannot_have_fails_the_command(at, fault, capsys):
+    with at(FakeDatabricks(users=5, service_principals=5, unlisted_homes=5, scim_page_cap=2, faults=[fault])):
+        assert run("--all-homes") == (1, None)
+    error = capsys.readouterr().err
+    assert str(fault.path).split()[0] in error
+    assert "Nothing was written" in error
+
+
+@pytest.mark.parametrize("body", [
+    '{"files": 1}', '{"files": [{}]}', '{"files": [{"path": "/Users/../x", "is_dir": true}]}',
+    '{"files": [{"path": "/Shared/x", "is_dir": true}]}', "[]",
+])  # fmt: skip
+def test_a_listing_of_users_that_is_none_fails_the_command(at, body, monkeypatch):
+    monkeypatch.setattr(databricks_user_list, "DatabricksClient", quick_client)
+    with at(FakeDatabricks(users=3, faults=[Fault("body", api="dbfs", body=body)])) as server:
+        assert run("--all-homes") == (1, None)
+        assert server.requests["dbfs", "/Users"] == 5
+
+
+def test_dbfs_that_is_disabled_is_said_once_and_left_out(at, capsys):
+    with at(home_server(["ann@x"], (["ben@x"], [NOBODY]), dbfs_disabled=True)):
+        code, rows = run("--all-homes")
+    assert (code, kinds(rows)) == (0, [("ann@x", "user"), (NOBODY, "unlisted")])
+    assert capsys.readouterr().err.count("DBFS is left out") == 1
+
+
+def test_a_dbfs_without_users_has_no_homes(at):
+    with at(home_server(["ann@x"], ([], [NOBODY]), faults=[Fault("404", api="dbfs", path="/Users")])):
+        assert run("--all-homes")[0] == 0
+
+
+def test_where_some_are_missing_their_homes_are_not_called_unlisted(at, capsys):
+    body = json.dumps({"totalResults": 4, "Resources": [{"id": "1", "applicationId": ROBOT}]})
+    with at(home_server(["ann@x"], ([], []))) as server:
+        server.change(faults=[Fault("body", path="ServicePrincipals 1", body=body)])
+        code, rows = run("--all-homes")
+        assert (code, rows) == (1, None)
+        assert server.requests["scim", "ServicePrincipals 1"] == 2
+    assert "3 service principals missing" in capsys.readouterr().err
+
+
+def test_service_principals_without_their_names_are_an_error(at, capsys):
+    body = json.dumps({"totalResults": 1, "Resources": [{"id": "1", "displayName": "job"}]})
+    with at(FakeDatabricks(users=3, faults=[Fault("body", path="ServicePrincipals 1", body=body)])):
+        assert run("--all-homes") == (2, None)
+    assert "service principals without their names" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("changes", [{"groups": ["users"]}, {"admin": False}])
+def test_who_is_no_admin_is_shown_no_homes_and_told_so(at, changes, capsys):
+    with at(FakeDatabricks(users=3, unlisted_homes=5, **changes)):
+        assert run("--all-homes") == (2, None)
+    assert "admin" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [" ann", "ann ", "a\\b", "a\nb", "a\x01b", "\ud800", "\u00a0ann"])
+def test_a_home_that_the_scanner_would_not_take_is_left_out_with_a_warning(at, name, capsys):
+    with at(home_server(["ann"], ([name], [NOBODY]))):
+        code, rows = run("--all-homes")
+    assert (code, kinds(rows)) == (1, [("ann", "user"), (NOBODY, "unlisted")])
+    assert repr(name) in capsys.readouterr().err
+
+
+def test_files_in_users_itself_are_warned_about(at, capsys):
+    with at(home_server(["ann"], ([], [NOBODY]))) as server:
+        server.add_tree("dbfs", {"/Users": [dbfs_file("/Users/f", 7)]})
+        assert kinds(run("--all-homes")[1]) == [("ann", "user"), (NOBODY, "unlisted")]
+    assert "dbfs:/Users itself has 1 file, in" in capsys.readouterr().err
+
+
+def test_a_user_made_during_the_listing_is_not_unlisted(at, monkeypatch):
+    with at(FakeDatabricks(users=3, service_principals=1)) as server:
+        run("--all-homes")
+        order = [path for _, path in server.requests if path != "Me"]
+    assert order[:2] == ["/Users", "/Users"]
