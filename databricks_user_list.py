@@ -1,6 +1,5 @@
 #!/usr/bin/env python3
 """Lists a Databricks workspace's users, through SCIM, into a CSV that databricks_user_files_simple.py reads."""
-from __future__ import annotations
 
 import argparse
 import csv
@@ -33,7 +32,7 @@ from databricks_user_files_simple import (
 PAGE_SIZE = 1000  # users asked for at a time; the service may send fewer
 USERS_PATH = "/api/2.0/preview/scim/v2/Users"
 ATTRIBUTES = "id,userName,displayName,active"  # groups would make the listing time out in large workspaces
-CSV_COLUMNS = ("username", "display_name", "active", "user_id")
+USER_LIST_COLUMNS = ("username", "display_name", "active", "user_id")
 
 
 def list_users(client: DatabricksClient, most: int | None = None,
@@ -81,7 +80,7 @@ def parse_page(body: Any) -> dict[str, Any]:
 def write_users(users: Iterable[dict[str, Any]], output: str) -> None:
     with open_output(output) as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(CSV_COLUMNS)
+        writer.writerow(USER_LIST_COLUMNS)
         for user in users:
             active = "" if user.get("active") is None else str(bool(user["active"])).lower()
             display_name = safe_cell(str(user.get("displayName") or ""))
@@ -113,8 +112,9 @@ def kind_of_login(values: dict[str, str]) -> str:
     return "token" if values.get("token") else values.get("auth_type") or "OAuth"
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(description="Lists the users of a Databricks workspace into a CSV.", allow_abbrev=False)
+def build_user_list_parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="databricks_user_list.py", allow_abbrev=False,
+                    description="Lists the users of a Databricks workspace into a CSV.")
     add_login_options(parser)
     parser.add_argument("-o", "--output", metavar="FILE", default="-", help="the CSV (default: stdout)")
     parser.add_argument("--max-users", type=partial(whole_number, most=10**9 - 1), metavar="N",
@@ -125,7 +125,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(args: argparse.Namespace) -> int:
+def run_user_list(args: argparse.Namespace) -> int:
     if args.list_profiles:
         return list_profiles()
     config = load_databricks_config(args.profile, args.workspace_url, args.token)
@@ -152,7 +152,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """The command. Returns its exit code: 0, 1 (users are missing), 2 (it could not run), 130 (interrupted)."""
-    return run_command(build_parser(), argv, run)
+    return run_command(build_user_list_parser(), argv, run_user_list)
 
 
 if __name__ == "__main__" and "get_ipython" not in globals():  # not when pasted into a notebook
