@@ -1911,10 +1911,9 @@ def open_text(path: str) -> Any:
     """The file, or stdout, for UTF-8 with line ends as they are written."""
     file: Any = path
     if path == "-":
-        try:
-            file = os.dup(sys.stdout.fileno())
-        except (OSError, AttributeError):  # a notebook's
+        if sys.stdout is not sys.__stdout__:  # a notebook's, whose descriptor is not the cell's output
             return nullcontext(sys.stdout)
+        file = os.dup(sys.stdout.fileno())
     return open(file, "w", encoding="utf-8", errors="backslashreplace", newline="")
 
 
@@ -2141,8 +2140,8 @@ def add_login_options(parser: argparse.ArgumentParser) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(description="Inventory of users' files in DBFS and Workspace: one CSV row per user.",
-                    allow_abbrev=False)
+    parser = Parser(prog="databricks_user_files_simple.py", allow_abbrev=False,
+                    description="Inventory of users' files in DBFS and Workspace: one CSV row per user.")
     parser.add_argument("users", nargs="*", metavar="USER", help="names of users to scan")
     parser.add_argument("--users-file", metavar="FILE",
                         help="users to scan: the CSV of databricks_user_list.py, or one name a line; - is stdin")
@@ -2220,9 +2219,12 @@ def scan_into(checkpoint: Checkpoint, names: list[str], config: DatabricksConfig
 
 def choose_engine(args: argparse.Namespace, client: DatabricksClient) -> Callable[..., Any]:
     """The mode, and a line that says which and why."""
-    if args.no_parallel or not (args.cluster_id or args.spark_remote):
+    if args.no_parallel or not (args.spark or args.cluster_id or args.spark_remote):
         log.info("sequential: up to %d requests at a time from this machine", args.threads)
         return Engine
+    if args.spark:
+        log.info("parallel, over the Spark session of the caller")
+        return partial(ClusterEngine, lambda: args.spark)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"pyspark\.")  # what matters comes as an exception
     try:
         if not args.cluster_id:
@@ -2239,13 +2241,15 @@ def choose_engine(args: argparse.Namespace, client: DatabricksClient) -> Callabl
 
 
 def resume_command(args: argparse.Namespace) -> str:
-    """The command line without its token, and with --resume."""
+    """The command line, or the call of main(), without its token and with --resume."""
     words = [word for word in args.argv if word != "--resume" and not word.startswith("--token=")]
     while "--token" in words:
         at = words.index("--token")
         del words[at:at + 2]
     words.insert(words.index("--") if "--" in words else len(words), "--resume")
-    return shlex.join(["python3", sys.argv[0], *words]) + ("  # and the --token" if args.token else "")
+    call = f"main({words}{', spark' if args.spark else ''})"
+    command = call if args.from_python else shlex.join(["python3", sys.argv[0], *words])
+    return command + ("  # and the --token" if args.token else "")
 
 
 @contextmanager
@@ -2280,7 +2284,7 @@ def run_command(parser: argparse.ArgumentParser, argv: list[str] | None, run: Ca
         words = sys.argv[1:] if argv is None else argv
         parse = parser.parse_args if "--" in words else parser.parse_intermixed_args  # which does not know --
         args = parse(words)
-        args.argv, debug = words, args.debug
+        args.argv, args.from_python, debug = words, argv is not None, args.debug
         log.setLevel(logging.DEBUG if debug else logging.WARNING if getattr(args, "quiet", False) else logging.INFO)
         with interrupts():
             return run(args)
@@ -2301,14 +2305,20 @@ def run_command(parser: argparse.ArgumentParser, argv: list[str] | None, run: Ca
         log.propagate = True
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command. Returns its exit code: 0, 1 (rows partial or error), 2 (it could not run), 130 (interrupted)."""
-    return run_command(build_parser(), argv, run)
+def main(argv: list[str] | None = None, spark: Any = None) -> int:
+    """The command. Returns its exit code: 0, 1 (rows partial or error), 2 (it could not run), 130 (interrupted).
+
+    `spark` is a notebook's session over which to spread the scan; --no-parallel wins over it.
+    """
+    parser = build_parser()
+    parser.set_defaults(spark=spark)
+    return run_command(parser, argv, run)
 
 
 if __name__ == "__main__" and "get_ipython" not in globals():  # not when pasted into a notebook
     exit_code = main()
-    if "pyspark" in sys.modules:  # its threads would be waited for: minutes, if its server is gone
+    shell = hasattr(sys, "ps1")  # IPython's, in a %run
+    if "pyspark" in sys.modules and not shell:  # its threads would be waited for: minutes, if its server is gone
         with suppress(OSError):
             sys.stderr.flush()
         os._exit(exit_code)

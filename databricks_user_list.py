@@ -1,6 +1,5 @@
 #!/usr/bin/env python3
 """Lists a Databricks workspace's users, through SCIM, into a CSV that databricks_user_files_simple.py reads."""
-from __future__ import annotations
 
 import argparse
 import csv
@@ -41,7 +40,7 @@ PAGE_SIZE = 1000  # users asked for at a time; the service may send fewer
 SCIM_PATHS = {"user": "/api/2.0/preview/scim/v2/Users",
               "service_principal": "/api/2.0/preview/scim/v2/ServicePrincipals"}
 NAMES = {"user": "userName", "service_principal": "applicationId"}  # the attribute that is the name of the home
-CSV_COLUMNS = ("username", "display_name", "active", "user_id")
+USER_LIST_COLUMNS = ("username", "display_name", "active", "user_id")
 KINDS = {"user": "user", "service_principal": "service principal", "unlisted": "unlisted home"}  # in words
 
 
@@ -94,7 +93,7 @@ def list_all_homes(client: DatabricksClient, active_only: bool) -> tuple[list[di
     if missing + missing_principals:  # their homes would seem to be nobody's
         return [], missing + missing_principals
     listed = {row["username"]: row for row in users + principals}
-    unlisted = [dict.fromkeys(CSV_COLUMNS, "") | {"username": name, "kind": "unlisted"}
+    unlisted = [dict.fromkeys(USER_LIST_COLUMNS, "") | {"username": name, "kind": "unlisted"}
                 for name in unlisted_homes(listed, homes)]
     rows = [*listed.values(), *unlisted]
     if active_only:  # but where names differ in letter case alone, it takes all to tell whose home is whose
@@ -207,8 +206,9 @@ def shown_host(values: dict[str, str]) -> str:
         return "no host"
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(description="Lists the users of a Databricks workspace into a CSV.", allow_abbrev=False)
+def build_user_list_parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="databricks_user_list.py", allow_abbrev=False,
+                    description="Lists the users of a Databricks workspace into a CSV.")
     add_login_options(parser)
     parser.add_argument("-o", "--output", metavar="FILE", default="-", help="the CSV (default: stdout)")
     parser.add_argument("--max-users", type=partial(whole_number, most=10**9 - 1), metavar="N",
@@ -222,7 +222,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(args: argparse.Namespace) -> int:
+def run_user_list(args: argparse.Namespace) -> int:
     if args.list_profiles:
         return list_profiles()
     config = load_databricks_config(args.profile, args.workspace_url, args.token)
@@ -244,7 +244,7 @@ def run(args: argparse.Namespace) -> int:
         log.error("without them --all-homes cannot tell which homes belong to nobody. Nothing was written")
         return 1
     rows = rows[:args.max_users]
-    write_users(rows, CSV_COLUMNS + ("kind",) * args.all_homes, args.output)
+    write_users(rows, USER_LIST_COLUMNS + ("kind",) * args.all_homes, args.output)
     kinds = Counter({"user": 0} | Counter(row["kind"] for row in rows))
     log.info("%s", ", ".join(counted(kinds[kind], noun) for kind, noun in KINDS.items() if kind in kinds))
     return 1 if missing or refused else 0
@@ -252,7 +252,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """The command. Returns its exit code: 0, 1 (users are missing), 2 (it could not run), 130 (interrupted)."""
-    return run_command(build_parser(), argv, run)
+    return run_command(build_user_list_parser(), argv, run_user_list)
 
 
 if __name__ == "__main__" and "get_ipython" not in globals():  # not when pasted into a notebook
