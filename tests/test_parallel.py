@@ -39,25 +39,6 @@ needs_posix = pytest.mark.skipif(os.name == "nt", reason="signals and a shell sc
 needs_pyspark = pytest.mark.skipif(find_spec("pyspark") is None, reason="pyspark is not installed")
 
 
-# The server
-
-
-@pytest.fixture(scope="session")
-def connect_server(tmp_path_factory):
-    if reason := why_not():
-        pytest.skip(reason)
-    with connect_server_of(tmp_path_factory.mktemp("connect"), "local[8]") as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
-def spark(connect_server):
-    """One session for all tests of this process; stopped, because at exit it would look for its server for minutes."""
-    session = connect_server.session()
-    yield session
-    session.stop()
-
-
 # Helpers
 
 
