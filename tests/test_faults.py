@@ -10,6 +10,7 @@ import random
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -498,8 +499,9 @@ def test_killed_at_random_moments_of_a_parallel_run(connect_server, login):
 
 
 def strace(*injected):
-    """The words before a command that spoil system calls on the checkpoint, its lock and the CSV."""
-    paths = [str(path) for name in (NAME, f"{NAME}.lock", "out.csv") for path in (name, Path(name).absolute())]
+    """The words before a command that spoil system calls on the checkpoint, its lock and the CSV; any rename."""
+    names = () if injected[0].startswith("rename") else (NAME, f"{NAME}.lock", "out.csv")  # -P looks at its source alone
+    paths = [str(path) for name in names for path in (name, Path(name).absolute())]
     return ("strace", "-qq", "-o", "trace", *(word for path in paths for word in ("-P", path)),
             *(word for rule in injected for word in ("-e", f"inject={rule}")))  # fmt: skip
 
@@ -509,6 +511,15 @@ def run_under(prefix, server, login, *words):
         _, err = process.communicate(timeout=30)
     Path("trace").unlink(missing_ok=True)
     return process.returncode, err
+
+
+def run_spoiled(rule, server, login, *words):
+    """Exit code, messages, and whether the rule was ever applied."""
+    with running(server, login, *WORDS, *words, prefix=strace(rule)) as process:
+        _, err = process.communicate(timeout=30)
+    spoiled = "(INJECTED)" in Path("trace").read_text(encoding="utf-8", errors="replace")
+    Path("trace").unlink()
+    return process.returncode, err, spoiled
 
 
 OPERATIONS = ("openat", "flock", "write", "ftruncate", "fsync", "read", "close", "unlink", "rename")
@@ -541,9 +552,10 @@ def test_killed_before_any_operation_on_its_files(server, login, operation):
                 Path(NAME).unlink(missing_ok=True)
                 break
             assert code == -signal.SIGKILL, err
-            assert saved_users()[:len(saved)] == saved
-            written = Path("out.csv").exists()
-            assert not written or Path("out.csv").read_bytes() == true_csv(server)
+            if Path("out.csv").exists():
+                assert Path("out.csv").read_bytes() == true_csv(server)
+            else:
+                assert saved_users()[:len(saved)] == saved
             resume_after(server, login, saved_users())
         assert number > 1 or operation == "read"
 
@@ -584,8 +596,11 @@ def test_terminated_at_random_moments_it_ends_at_once(server, login, kills):
 @pytest.mark.parametrize("ignored", [False, True], ids=["", "nohup"])
 def test_a_terminal_that_is_closed(server, login, ignored):
     """With its bar drawn: the run ends as if interrupted; where hang-ups are ignored it goes on to its end."""
+    import fcntl
     import pty
+    import termios
     main, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
     trap = ("sh", "-c", 'trap "" HUP; exec "$@"', "sh") if ignored else ()
     environment = {**os.environ, **login(server), "PYTHONDONTWRITEBYTECODE": "1"}
     command = ["setsid", "-c", *trap, sys.executable, str(ROOT / SCANNER), *WORDS]
@@ -593,7 +608,7 @@ def test_a_terminal_that_is_closed(server, login, ignored):
     with subprocess.Popen(command, env=environment, stdin=terminal, stdout=terminal, stderr=terminal) as process:
         os.close(terminal)
         drawn = b""
-        while b"users [" not in drawn:
+        while b" users" not in drawn:
             drawn += os.read(main, 65536)
         until(lambda: gate.hits >= 4 if not ignored else len(saved_users()) >= 2)
         os.close(main)
@@ -711,7 +726,6 @@ def test_a_file_size_limit_cuts_the_checkpoint_anywhere(server, login, length):
 
 ERRORS = {"openat": "EACCES", "write": "ENOSPC", "ftruncate": "EIO", "fsync": "EIO", "unlink": "EACCES",
           "rename": "EACCES", "read": "EIO"}  # fmt: skip
-FIRST = {"write": (1, 2, 4, 6), "fsync": (1, 3), "unlink": (1, 2, 3), "openat": (1, 2, 3)}
 
 
 @needs_posix
@@ -721,15 +735,13 @@ FIRST = {"write": (1, 2, 4, 6), "fsync": (1, 3), "unlink": (1, 2, 3), "openat": 
     pytest.param(name, marks=() if name in ("unlink", "rename") else pytest.mark.soak) for name in ERRORS
 ])  # fmt: skip
 def test_an_operation_on_its_files_that_fails_is_said_and_costs_nothing(server, login, operation, resume):
-    codes = set()
     for number in range(1, 1000):
         Path("out.csv").unlink(missing_ok=True)
         if resume:
             leave_unfinished(server, login, 3)
         saved = saved_users()
         rule = f"{operation}:error={ERRORS[operation]}:when={number}"
-        code, err = run_under(strace(rule), server, login, *resume)
-        codes.add(code)
+        code, err, spoiled = run_spoiled(rule, server, login, *resume)
         assert code in (0, 2), err
         assert "Traceback" not in err
         assert "--debug" not in err, err
@@ -740,9 +752,9 @@ def test_an_operation_on_its_files_that_fails_is_said_and_costs_nothing(server, 
         else:
             assert Path("out.csv").read_bytes() == true_csv(server)
             Path(NAME).unlink(missing_ok=True)
-            if "(INJECTED)" not in err and number > 12:
-                break
-    assert codes
+        if not spoiled:
+            break
+    assert number > 1
 
 
 @needs_posix
@@ -792,7 +804,8 @@ def test_a_clock_that_is_set_back_and_forth_changes_nothing(server, login, tmp_p
     (tmp_path / "shifted.c").write_text(SHIFTED, encoding="utf-8")
     library = tmp_path / "shifted.so"
     subprocess.run(["cc", "-shared", "-fPIC", "-o", library, tmp_path / "shifted.c", "-ldl"], check=True)
-    server.change(faults=[Fault("500", times=2), Fault("429", times=2, headers={"Retry-After": "1"})])
+    server.change(faults=[Fault("500", times=2, api="dbfs"), Fault("503", times=2, api="workspace",
+                                                                   headers={"Retry-After": "1"})])  # fmt: skip
     began = time.monotonic()
     with running(server, login, LD_PRELOAD=str(library)) as process:
         until(lambda: len(saved_users()) >= 2)
@@ -855,7 +868,7 @@ EDITED = {  # of line 3, a user's: what it is made into, and whether it is refus
     "a status that is not that of its counts": (
         lambda line: line.replace(b'"failures": []', b'"failures": [{"path": "/x", "error": "500"}]', 1), True),
     "deep nesting": (lambda line: b"[" * 100_000, True),
-    "spaces": (lambda line: b"   " + line, False),
+    "spaces": (lambda line: b"   " + line, True),
     "a field more, outside": (lambda line: line.replace(b'{"username"', b'{"note": "mine", "username"', 1), False),
 }  # fmt: skip
 
