@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from urllib.parse import quote_plus
@@ -53,6 +54,7 @@ FILE_SYSTEMS = ("dbfs", "workspace")
 KINDS = ("500", "503", "reset", "reset_body", "truncated_json", "empty_429", "html", "hang")
 RATES = (0.01, 0.05, 0.2)
 SHAPES = {0: "deep", 3: "awkward", 4: "case", 5: "empty", 6: "none"}  # of the default run; the others are `small`
+soak = pytest.mark.soak
 needs_posix = pytest.mark.skipif(os.name == "nt", reason="signals, links and mounts of POSIX")
 needs_strace = pytest.mark.skipif(not shutil.which("strace"), reason="strace makes chosen system calls fail")
 
@@ -188,8 +190,10 @@ def run_hasty(server, login, *words, outage=900.0):
 # The wire
 
 
-@pytest.mark.parametrize("rate", RATES)
-@pytest.mark.parametrize("kind", [*KINDS, "all"])
+@pytest.mark.parametrize(("kind", "rate"), [
+    pytest.param(kind, rate, marks=() if rate == 0.2 or kind == "all" else soak)
+    for kind in (*KINDS, "all") for rate in RATES
+])  # fmt: skip
 def test_faults_on_the_wire_cost_no_file(impatient, kind, rate):
     with FakeDatabricks(users=9, seed=7, shape="small", shapes={3: "awkward", 4: "case", 5: "none"}) as server:
         server.change(faults=mixed(kind, rate))
@@ -221,7 +225,7 @@ def test_through_faults_the_command_writes_the_truth(server, login):
     assert set(os.listdir()) == {"users.txt", "out.csv", "home"}
 
 
-@pytest.mark.soak
+@soak
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("shape", ["small", "giant", "deep", "awkward", "case", "dbfs"])
 def test_faults_on_the_wire_with_other_trees_and_seeds(impatient, shape, seed):
@@ -234,15 +238,16 @@ def test_faults_on_the_wire_with_other_trees_and_seeds(impatient, shape, seed):
             assert_honest(server, scan_here(server))
 
 
+@soak
 def test_faults_on_the_wire_of_workers_cost_no_file(spark, hasty):
     """Of all kinds but 429, which is a matter of pace."""
-    with FakeDatabricks(users=9, shape="small", shapes={3: "awkward", 5: "none"}) as server:
+    with FakeDatabricks(users=7, shape="small", shapes={3: "awkward", 5: "none"}) as server:
         server.change(faults=[fault for fault in mixed("all", 0.2) if fault.kind != "empty_429"])
         assert assert_honest(server, scan_there(spark, server)) == set()
         assert len(server.counts.faults) == len(KINDS) - 1
 
 
-@pytest.mark.soak
+@soak
 @pytest.mark.parametrize("rate", RATES)
 @pytest.mark.parametrize("kind", [*KINDS, "all"])
 def test_faults_on_the_wire_of_workers_one_by_one(spark, hasty, kind, rate):
@@ -251,6 +256,7 @@ def test_faults_on_the_wire_of_workers_one_by_one(spark, hasty, kind, rate):
             assert assert_honest(server, scan_there(spark, server)) == set()
 
 
+@soak
 def test_of_directories_that_never_answer_workers_miss_exactly_those(spark, hasty):
     sticky = Sticky("500", rate=0.05)
     with FakeDatabricks(users=12, seed=5, shape="small", faults=[sticky]) as server:
@@ -310,7 +316,7 @@ def test_names_that_do_not_resolve_for_a_while_cost_nothing_but_time(clock, monk
     assert resolver.failed > 3
 
 
-@pytest.mark.parametrize("kind", ["close", "503"])
+@pytest.mark.parametrize("kind", ["close", pytest.param("503", marks=soak)])
 def test_a_service_that_stays_away_ends_the_command_and_resume_goes_on(server, login, kind):
     gone = threading.Thread(target=lambda: (until(lambda: len(saved_users()) >= 2), server.change(outage=kind)))
     gone.start()
@@ -331,7 +337,7 @@ def test_a_service_that_stays_away_ends_the_command_and_resume_goes_on(server, l
 
 
 def test_a_service_that_stays_away_ends_a_parallel_scan(spark, hasty, monkeypatch):
-    monkeypatch.setattr(scanner, "LONGEST_OUTAGE", 3.0)
+    monkeypatch.setattr(scanner, "LONGEST_OUTAGE", 1.5)
     with FakeDatabricks(users=20, shape="small", latency=0.02) as server:
         results, config = [], DatabricksConfig(server.url, server.settings.token, "test")
         gone = threading.Thread(target=lambda: (until(lambda: len(results) >= 2), server.change(outage="close")))
@@ -346,7 +352,7 @@ def test_a_service_that_stays_away_ends_a_parallel_scan(spark, hasty, monkeypatc
             assert (result.file_count, result.status) == (server.truth(result.username).file_count, "success")
 
 
-@pytest.mark.soak
+@soak
 @pytest.mark.parametrize("kind", ["close", "503"])
 @pytest.mark.parametrize("minutes", [1, 5, 12])
 def test_a_service_that_is_away_for_minutes_of_a_parallel_scan(spark, hasty, kind, minutes):
@@ -392,6 +398,7 @@ def haunted(connect_server, tmp_path):
         session.stop()
 
 
+@soak
 def test_workers_that_resolve_no_name_for_a_while_and_a_directory_that_kills_them(haunted, hasty, caplog):
     """First the one, which this process does not notice; then the other, which it lists itself in the end."""
     session, names, deadly = haunted
@@ -472,11 +479,11 @@ def lines_of_users():
 @needs_posix
 def test_killed_at_random_moments_no_user_is_lost_or_doubled(server, login):
     server.change(latency=0.01)
-    late, _ = kill_at_random_moments(server, login, 8, 1.0, random.Random(3))
+    late, _ = kill_at_random_moments(server, login, 6, 1.0, random.Random(3))
     assert late >= 2
 
 
-@pytest.mark.soak
+@soak
 @needs_posix
 def test_killed_at_200_random_moments(server, login):
     server.change(latency=0.01)
@@ -486,7 +493,7 @@ def test_killed_at_200_random_moments(server, login):
     assert ended > 10
 
 
-@pytest.mark.soak
+@soak
 @needs_posix
 def test_killed_at_random_moments_of_a_parallel_run(connect_server, login):
     """Fewer, because each run starts its own workers."""
@@ -536,9 +543,8 @@ def resume_after(server, login, saved):
 
 @needs_posix
 @needs_strace
-@pytest.mark.parametrize("operation", [
-    pytest.param(name, marks=() if name in ("ftruncate", "unlink") else pytest.mark.soak) for name in OPERATIONS
-])  # fmt: skip
+@soak
+@pytest.mark.parametrize("operation", OPERATIONS)
 def test_killed_before_any_operation_on_its_files(server, login, operation):
     """From the first to the last of that operation, of a first run and of a resumed one."""
     for words in ((), ("--resume",)):
@@ -565,7 +571,7 @@ def test_killed_before_any_operation_on_its_files(server, login, operation):
 
 
 @needs_posix
-@pytest.mark.parametrize("kills", [pytest.param(100, marks=pytest.mark.soak), 4])
+@pytest.mark.parametrize("kills", [2, pytest.param(100, marks=soak)])
 def test_terminated_at_random_moments_it_ends_at_once(server, login, kills):
     """From when the first line is said, so that the interpreter has started."""
     server.change(latency=0.02)
@@ -589,7 +595,7 @@ def test_terminated_at_random_moments_it_ends_at_once(server, login, kills):
         assert Path("out.csv").read_bytes() == true_csv(server)
         Path("out.csv").unlink()
     assert set(codes) <= {0, 130}
-    assert codes[130] > kills / 4
+    assert kills < 10 or codes[130] > kills / 4
 
 
 @needs_posix
@@ -623,7 +629,7 @@ def test_a_terminal_that_is_closed(server, login, ignored):
 
 
 @needs_posix
-@pytest.mark.parametrize("reader", ["head -1", "true"])
+@pytest.mark.parametrize("reader", ["head -1", pytest.param("true", marks=soak)])
 def test_a_reader_of_stdout_that_goes_away(login, reader):
     """The checkpoint stays while the CSV did not get through: 3,000 rows are more than a pipe holds."""
     with FakeDatabricks(users=3000, shape="none", file_systems=("dbfs",)) as server:
@@ -707,7 +713,7 @@ def test_a_stdout_that_is_full(server, login):
 
 
 @needs_posix
-@pytest.mark.parametrize("length", [0, 1, 60, 137, 141, 300, 1000, 2000])
+@pytest.mark.parametrize("length", [0, 1, 137, 300, 2000])
 def test_a_file_size_limit_cuts_the_checkpoint_anywhere(server, login, length):
     """In its first line, too; when the limit is gone the run goes on."""
     prefix = (sys.executable, "-c", "import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, "
@@ -718,10 +724,9 @@ def test_a_file_size_limit_cuts_the_checkpoint_anywhere(server, login, length):
     assert "--checkpoint" in err
     saved = saved_users()
     assert not Path("out.csv").exists()
-    for words in ((), ("--resume",)):
-        code, err = run_under(prefix, server, login, *(words or ("--resume",)))
-        assert code == 2, err
-        assert saved_users()[:len(saved)] == saved
+    code, err = run_under(prefix, server, login, "--resume")
+    assert code == 2, err
+    assert saved_users()[:len(saved)] == saved
     resume_after(server, login, saved_users())
 
 
@@ -732,9 +737,8 @@ ERRORS = {"openat": "EACCES", "write": "ENOSPC", "ftruncate": "EIO", "fsync": "E
 @needs_posix
 @needs_strace
 @pytest.mark.parametrize("resume", [(), ("--resume",)], ids=["new", "resume"])
-@pytest.mark.parametrize("operation", [
-    pytest.param(name, marks=() if name in ("unlink", "rename") else pytest.mark.soak) for name in ERRORS
-])  # fmt: skip
+@pytest.mark.parametrize("operation", [name if name == "unlink" else pytest.param(name, marks=soak)
+                                       for name in ERRORS])  # fmt: skip
 def test_an_operation_on_its_files_that_fails_is_said_and_costs_nothing(server, login, operation, resume):
     for number in range(1, 1000):
         Path("out.csv").unlink(missing_ok=True)
@@ -828,20 +832,14 @@ def test_a_clock_that_is_set_back_and_forth_changes_nothing(server, login, tmp_p
 @needs_posix
 def test_of_many_runs_at_once_one_goes_on_and_none_loses_anything(server, login):
     server.change(latency=0.02)
-    for resume in ((), ("--resume",)):
-        runs = []
-        with running(server, login, *WORDS, *resume) as first:
-            runs.append(first)
-            others = [running(server, login, *WORDS, "--resume") for _ in range(4)]
-            runs += [other.__enter__() for other in others]
-            ends = [(process.communicate(timeout=30)[1], process.returncode) for process in runs]
-            for other in others:
-                other.__exit__(None, None, None)
-        assert {code for _, code in ends} <= {0, 2}
-        assert [code for _, code in ends].count(0) >= 1
-        assert all("another run is using" in err for err, code in ends if code == 2)
-        assert Path("out.csv").read_bytes() == true_csv(server)
-        assert set(os.listdir()) == {"users.txt", "out.csv", "home"}
+    with ExitStack() as stack:
+        runs = [stack.enter_context(running(server, login, *WORDS, "--resume")) for _ in range(5)]
+        ends = [(process.communicate(timeout=30)[1], process.returncode) for process in runs]
+    assert {code for _, code in ends} <= {0, 2}
+    assert [code for _, code in ends].count(0) >= 1
+    assert all("another run is using" in err for err, code in ends if code == 2)
+    assert Path("out.csv").read_bytes() == true_csv(server)
+    assert set(os.listdir()) == {"users.txt", "out.csv", "home"}
 
 
 @needs_posix
@@ -886,18 +884,17 @@ def edited_checkpoint(server, edit, users=4):
 
 
 @pytest.mark.parametrize("case", EDITED)
-def test_a_checkpoint_that_was_edited_is_read_or_refused_with_its_line(server, command, login, case):
+def test_a_checkpoint_that_was_edited_is_read_or_refused_with_its_line(server, case):
     edit, refused = EDITED[case]
     data = edited_checkpoint(server, edit)
-    done = command(SCANNER, *WORDS, "--resume", env=login(server))
-    assert "Traceback" not in done.err
-    assert done.code == (2 if refused else 0), done
     if refused:
-        assert "line 3" in done.err
-        assert Path(NAME).read_bytes() == data
-        assert server.total_requests == 0
+        with pytest.raises(InventoryError, match="line 3"):
+            Checkpoint(Path(NAME))
     else:
-        assert len(Path("out.csv").read_bytes().splitlines()) == 5
+        checkpoint = Checkpoint(Path(NAME))
+        assert len(checkpoint.lines) == 4
+        checkpoint.file.close()
+    assert Path(NAME).read_bytes() == data
 
 
 def test_a_user_twice_in_a_checkpoint_is_once_in_the_csv(server, command, login):
@@ -908,7 +905,7 @@ def test_a_user_twice_in_a_checkpoint_is_once_in_the_csv(server, command, login)
     assert [row.split(",")[0] for row in rows] == [f"user{number}@example.com" for number in range(4)]
 
 
-@pytest.mark.soak
+@soak
 @pytest.mark.parametrize("kind", ["users", "one line", "header", "zeros"])
 def test_a_checkpoint_of_200_megabytes(server, command, login, kind):
     size = 200 * 10**6
@@ -937,7 +934,7 @@ def figures_of(pid):
     return int(status["VmRSS"].split()[0]) / 1024, len(os.listdir(f"/proc/{pid}/fd")), int(status["Threads"])
 
 
-@pytest.mark.soak
+@soak
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads what Linux tells about processes")
 def test_a_long_haul_takes_no_more_memory_files_or_threads_in_the_end_than_at_the_start(login):
     """50,000 users with 40 directories each, 2 million requests, unless INVENTORY_SOAK_USERS says otherwise."""
