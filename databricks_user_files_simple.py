@@ -2124,8 +2124,7 @@ def main(argv: list[str] | None = None) -> int:
 
 if __name__ == "__main__" and "get_ipython" not in globals():  # not when pasted into a notebook
     exit_code = main()
-    if "pyspark" in sys.modules:  # its threads would be waited for: minutes, if its server is gone
-        with suppress(OSError):
-            sys.stderr.flush()
-        os._exit(exit_code)
-    raise SystemExit(exit_code)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, AttributeError):  # its reader is gone, or it was closed
+            stream.flush()
+    os._exit(exit_code)  # at once: pyspark's threads would be waited for, and a late Ctrl-C would show a traceback

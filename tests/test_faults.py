@@ -579,7 +579,9 @@ def test_terminated_at_random_moments_it_ends_at_once(server, login, kills):
     while sum(codes.values()) < kills:
         with running(server, login) as process:
             first = process.stderr.readline()
-            time.sleep(generator.uniform(0.0, 0.9))
+            if generator.random() < 0.3:
+                until(Path("out.csv").exists)  # the end, too
+            time.sleep(generator.choice([0.0, 0.01, generator.uniform(0.0, 0.9)]))
             began = time.monotonic()
             process.send_signal(generator.choice([signal.SIGTERM, signal.SIGHUP, signal.SIGINT]))
             _, err = process.communicate(timeout=20)
@@ -588,14 +590,14 @@ def test_terminated_at_random_moments_it_ends_at_once(server, login, kills):
         assert "Traceback" not in err
         assert "Error" not in err
         codes[process.returncode] += 1
-        assert Path("out.csv").exists() == (process.returncode == 0)
-        if process.returncode == 130:
+        if not Path("out.csv").exists():
+            assert process.returncode == 130
             code, err = run_under((), server, login, "--resume")
             assert code == 0, err
         assert Path("out.csv").read_bytes() == true_csv(server)
         Path("out.csv").unlink()
     assert set(codes) <= {0, 130}
-    assert kills < 10 or codes[130] > kills / 4
+    assert kills < 10 or min(codes[0], codes[130]) > kills / 10
 
 
 @needs_posix
