@@ -247,7 +247,10 @@ class UserResult:
         if not (isinstance(name, str) and isinstance(scanned_at, str) and record["status"] in STATUSES):
             raise ValueError("not a result")
         scanned = {name: FileSystemTotals(**record[name]).check() for name in FILE_SYSTEMS if name in record}
-        return cls(name, scanned_at, **scanned)
+        result = cls(name, scanned_at, **scanned)
+        if result.status != record["status"]:
+            raise ValueError("the status is not that of the counts and failures")
+        return result
 
 
 # --- Configuration --------------------------------------------------------------------------------------------------
@@ -663,6 +666,8 @@ class DatabricksClient:
     def answer_error(self, response: requests.Response, body: bytes, path: str) -> DatabricksError:
         error_code, message = parse_error_body(self.mask(body.decode("utf-8", "replace")))
         kind = classify_error(response.status_code, error_code, message.replace(path, ""))
+        if kind == "refused" and body[:1] == b"{" and body.rstrip()[-1:] != b"}":
+            kind, message = "malformed", "the answer was cut short"  # it may be the 404 of a home that is not there
         message = message or response.reason or "no message"
         if kind == "too slow":
             message = f"{path} is too large to be listed over REST; dbutils.fs on a cluster can list it"
@@ -1227,9 +1232,10 @@ class Checkpoint:
         self.path, self.synced_at, self.end = path, -math.inf, 0
         self.finished = ""  # when its run ended
         self.lines: dict[str, tuple[int, int, str, str]] = {}  # by username: offset, length, status, date
+        self.file: Any = None
         try:
             if header is None:
-                self.file: Any = open(str(path), "r+b", buffering=0)
+                self.file = open(str(path), "r+b", buffering=0)
                 with ExitStack() as unless_read:
                     unless_read.callback(self.file.close)
                     self.header = self.read()
@@ -1241,6 +1247,9 @@ class Checkpoint:
                 self.end = len(start)
                 self.begin()
         except OSError as error:
+            if header is not None and self.file and path:  # half a first line would be refused by the next run
+                self.file.close()
+                path.unlink()
             raise self.cannot_write(error) from error
 
     def cannot_write(self, error: OSError) -> InventoryError:
@@ -1320,12 +1329,15 @@ class Checkpoint:
     def close(self, finished: bool = False, remove: bool = False) -> None:
         """With `finished` it is marked as that of a run that ended; with `remove` it goes."""
         with suppress(OSError):  # what was saved is saved
-            if finished and not remove:
+            if finished:
                 self.write(f'\n], "finished": "{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ}"}}\n'.encode())
             os.fsync(self.file.fileno())
         self.file.close()
         if remove and self.path:
-            self.path.unlink()
+            try:
+                self.path.unlink()
+            except OSError as error:
+                log.warning("%s cannot be removed (%s); nobody needs it any more", self.path, error.strerror)
 
 
 def lock_checkpoint(path: Path) -> Any:
@@ -1373,17 +1385,25 @@ def open_checkpoint(path: Path, header: dict[str, Any], resume: bool) -> Iterato
         else:
             if resume:
                 log.warning("there is no checkpoint %s: starting from the beginning", path)
-            if old:
-                old.file.close()
-                if old.lines and not old.finished:
-                    move_aside(path)
-            path.unlink(missing_ok=True)
+            clear_place(path, old)
             yield Checkpoint(path, header)
     finally:
         if lock:
             with suppress(OSError):
                 os.unlink(lock.name)
             lock.close()
+
+
+def clear_place(path: Path, old: Checkpoint | None) -> None:
+    """Makes room for a new checkpoint: that of an unfinished run is moved aside."""
+    try:
+        if old:
+            old.file.close()
+            if old.lines and not old.finished:
+                move_aside(path)
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise InventoryError(f"{path} cannot be replaced ({error.strerror}); name another --checkpoint") from error
 
 
 def compare_headers(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
@@ -1642,6 +1662,8 @@ class ClusterEngine:
             self.wait_for_token(key, result)
         elif isinstance(result, Exception):
             self.fail(key, spark_text(result))
+            if "StatusCode.UNAVAILABLE" in str(result):  # the client has tried for ten seconds
+                self.failures = LOST_BATCHES
         elif "error" in (report := json.loads(result)):
             self.take_refusal(key, report["error"])
         else:
@@ -1927,11 +1949,13 @@ def check_output(path: str) -> None:
     try:
         if os.path.isdir(path or "."):
             raise IsADirectoryError(0, "it is a folder")
+        if path == "-" and sys.stdout is None:
+            raise OSError(0, "it is closed; name a file with --output")
         if not is_stream(path):
             with tempfile.NamedTemporaryFile(dir=os.path.dirname(os.path.realpath(path))):
                 pass
     except OSError as error:
-        raise InventoryError(f"{path} cannot be written: {error.strerror}") from error
+        raise InventoryError(f"{'stdout' if path == '-' else path} cannot be written: {error.strerror}") from error
 
 
 def safe_cell(text: str) -> str:
@@ -2177,7 +2201,7 @@ def run(args: argparse.Namespace) -> int:
     if len(set(files)) < len(files):
         raise InventoryError("--output, --details, --users-file and --checkpoint must be different files")
     check_output(args.output)
-    check_output("-" if args.details is None else args.details)
+    check_output(args.output if args.details is None else args.details)
     file_systems = FILE_SYSTEMS[:1] if args.dbfs_only else FILE_SYSTEMS[1:] if args.workspace_only else FILE_SYSTEMS
     header = {"workspace_url": config.host, "options": {"file_systems": list(file_systems),
                                                         "users": "file" if args.users_file else "named"}}
@@ -2317,9 +2341,9 @@ def main(argv: list[str] | None = None, spark: Any = None) -> int:
 
 if __name__ == "__main__" and "get_ipython" not in globals():  # not when pasted into a notebook
     exit_code = main()
-    shell = hasattr(sys, "ps1")  # IPython's, in a %run
-    if "pyspark" in sys.modules and not shell:  # its threads would be waited for: minutes, if its server is gone
-        with suppress(OSError):
-            sys.stderr.flush()
-        os._exit(exit_code)
-    raise SystemExit(exit_code)
+    if hasattr(sys, "ps1"):  # IPython's, in a %run
+        raise SystemExit(exit_code)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, AttributeError):  # its reader is gone, or it was closed
+            stream.flush()
+    os._exit(exit_code)  # at once: pyspark's threads would be waited for, and a late Ctrl-C would show a traceback
