@@ -88,7 +88,7 @@ def scan_here(server, clock=None, threads=16, on_tick=lambda: None, host=None):
     try:
         return list(scan_users(server.user_names, config, threads, client=client, on_tick=on_tick))
     finally:
-        client.session.close()
+        client.adapter.close()
         for thread in set(threading.enumerate()).difference(before):
             thread.join(10)
 
