@@ -33,7 +33,10 @@ from databricks_user_files_simple import (
 
 PAGE_SIZE = 1000  # users asked for at a time; the service may send fewer
 USERS_PATH = "/api/2.0/preview/scim/v2/Users"
-ATTRIBUTES = "id,userName,displayName,active"  # groups would make the listing time out in large workspaces
+KINDS = {"id": (str, int), "userName": str, "displayName": str, "active": bool}
+ATTRIBUTES = ",".join(KINDS)  # groups would make the listing time out in large workspaces
+MOST_USERS = 500_000  # ten times the largest workspaces: a listing has to end
+TOLD_SECONDS = 30  # between two lines that tell how far the listing is
 CSV_COLUMNS = ("username", "display_name", "active", "user_id")
 
 
@@ -46,7 +49,7 @@ def list_users(client: DatabricksClient, most: int | None = None,
     """
     users: dict[str, dict[str, Any]] = {}
     wanted: list[dict[str, Any]] = []
-    start, total, before = 1, 0, None
+    start, total, before, told_at = 1, 0, None, client.clock()
     while most is None or len(wanted) < most:
         count = PAGE_SIZE if most is None else min(PAGE_SIZE, most - len(wanted))
         params = {"attributes": ATTRIBUTES, "startIndex": start, "count": count}
@@ -59,6 +62,11 @@ def list_users(client: DatabricksClient, most: int | None = None,
         users |= new
         wanted += [user for user in new.values() if not active_only or user.get("active") is not False]
         start, before = start + len(found), found
+        if len(users) > MOST_USERS:
+            raise InventoryError(f"the workspace lists more than {MOST_USERS:,} users: is this the workspace's URL?")
+        if client.clock() - told_at >= TOLD_SECONDS:
+            told_at = client.clock()
+            log.info("%d users so far", len(users))
     return wanted[:most], 0
 
 
@@ -69,14 +77,18 @@ def user_key(user: dict[str, Any]) -> str:
 
 
 def parse_page(body: Any) -> dict[str, Any]:
-    """A SCIM page; where it has no users, `Resources` may be missing."""
-    users = parse_record(body).get("Resources", [])
+    """A SCIM page with what we ask for; where it has no users, `Resources` may be missing."""
+    users, total = parse_record(body).get("Resources", []), body.get("totalResults", 0)
     is_page = "Resources" in body or type(body.get("totalResults")) is int
     if not is_page or not isinstance(users, list) or not all(isinstance(user, dict) for user in users):
         raise MalformedAnswer("the answer is not a page of users")
-    if type(body.get("totalResults", 0)) is not int:
+    if type(total) is not int or not 0 <= total < 2**63:
         raise MalformedAnswer("the answer has a totalResults that is no number")
-    return body
+    shown = [{name: user[name] for name in KINDS if user.get(name) is not None} for user in users]
+    if not all(isinstance(value, KINDS[name]) and len(str(value)) <= 1000
+               for user in shown for name, value in user.items()):
+        raise MalformedAnswer("the answer has a user whose id, name or state is no such thing")
+    return {"totalResults": total, "Resources": shown}
 
 
 def write_users(users: Iterable[dict[str, Any]], output: str) -> None:
