@@ -321,9 +321,6 @@ def config_from_profile(profile: str | None, host: str | None) -> DatabricksConf
         if named is None:
             return None
         raise InventoryError(f"{source} is for {configured}, and its token is not sent to {host}")
-    if os.name == "posix" and profile_file().stat().st_mode & 0o077:
-        log.warning("%s is open to other users of this machine: chmod 600 %s", profile_file(),
-                    shlex.quote(str(profile_file())))
     kind = kind_of_login(values)
     if kind != "token":
         cli_profile = name if kind == "databricks-cli" else ""  # which databricks-sdk would read the file for
@@ -2230,9 +2227,17 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def tell_login(config: DatabricksConfig) -> None:
+    """The first line of every run."""
+    tell(f"Workspace {config.host}, login from {config.source}")
+    path = profile_file()
+    if config.source.startswith("profile ") and os.name == "posix" and path.stat().st_mode & 0o077:
+        log.warning("%s is open to other users of this machine: chmod 600 %s", path, shlex.quote(str(path)))
+
+
 def run(args: argparse.Namespace) -> int:
     config = load_databricks_config(args.profile, args.workspace_url, args.token)
-    tell(f"Workspace {config.host}, login from {config.source}")
+    tell_login(config)
     names = read_usernames(args.users, args.users_file)
     files = [os.path.realpath(path) for path in (args.output, args.details, args.users_file, args.checkpoint)
              if path is not None and not is_stream(path)]

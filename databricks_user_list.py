@@ -27,7 +27,7 @@ from databricks_user_files_simple import (
     run_command,
     run_error,
     safe_cell,
-    tell,
+    tell_login,
     whole_number,
 )
 
@@ -138,7 +138,7 @@ def run(args: argparse.Namespace) -> int:
     if args.list_profiles:
         return list_profiles()
     config = load_databricks_config(args.profile, args.workspace_url, args.token)
-    tell(f"Workspace {config.host}, login from {config.source}")
+    tell_login(config)
     check_output(args.output)
     client = DatabricksClient(config)
     try:
