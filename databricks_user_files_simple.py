@@ -12,6 +12,7 @@ import atexit
 import configparser
 import csv
 import heapq
+import http.client
 import io
 import ipaddress
 import json
@@ -39,7 +40,7 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import requests
 import urllib3
@@ -77,6 +78,9 @@ HELD_SECONDS, FAILED_SECONDS = 5.0, 1.0  # until databricks-sdk is asked again, 
 CONNECT_SECONDS, READ_SECONDS = 10, 90  # DBFS itself gives up on a large directory after about 60 s
 LONGEST_BODY = 64 * 1024**2  # bytes
 LARGE_BODY = 1024**2  # bytes; decoded one at a time, because the decoded form takes about ten times as much memory
+HUGE_BODY = 8 * LARGE_BODY  # bytes; from there on also read one at a time
+LONGEST_PATH = 10_000  # characters; web servers take no longer ones, and a chain of directories has to end
+MOST_WAITING = 1_000_000  # directories to be listed, of one file system: about 300 MB
 LONGEST_RETRY_AFTER = 120.0  # seconds
 RETRIES = {  # kind of error: attempts in all, seconds before the second (doubled from there on)
     "rate limit": (5, 4.0), "server": (5, 2.0), "connection": (5, 2.0), "malformed": (5, 2.0), "too slow": (2, 2.0),
@@ -102,9 +106,11 @@ LABELS = {"dbfs": "DBFS", "workspace": "Workspace"}
 BIGGEST_USERS, SHOWN_FAILURES = 10, 5  # in the closing summary
 STATUSES = ("success", "empty", "partial", "error")
 NO_CONNECTION = (requests.ConnectTimeout, requests.exceptions.SSLError, requests.exceptions.ProxyError,
+                 requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema,
                  urllib3.exceptions.NewConnectionError)
 NOT_READABLE = "not found, or not readable with this token"
 CSV_COLUMNS = ("username", "file_count", "total_size", "total_size_gb", "status", "file_source", "error")
+FORMULA_STARTS = "=+@\uff1d\uff0b\uff0d\uff20-"  # of a cell; the middle ones are the full-width forms
 USER_COLUMNS = ("username", "user_name", "email")  # of a users file, in any letter case
 
 # --- Records and errors ---------------------------------------------------------------------------------------------
@@ -178,7 +184,7 @@ class FileSystemTotals:
         counts = [self.files, self.bytes, self.directories, *self.types.values()]
         counts += [at[key] for at in self.largest for key in ("files", "bytes")]
         texts = [*(at["path"] for at in self.largest + self.failures), *(at["error"] for at in self.failures)]
-        if not all(type(count) is int and 0 <= count < 2**63 for count in counts):
+        if not all(type(count) is int and 0 <= count < 2**100 for count in counts):
             raise ValueError("not a count")
         if not all(type(text) is str for text in texts):
             raise ValueError("not a text")
@@ -424,7 +430,7 @@ class Login:
         while chain[-1].__cause__:
             chain.append(chain[-1].__cause__)
         network = [link for link in chain if isinstance(link, (requests.ConnectionError, requests.Timeout))]
-        text = parse_error_body(re.split(r"\.? Config: |, please check", str(error))[0])[1]
+        text = one_line(parse_error_body(re.split(r"\.? Config: |, please check", str(error))[0])[1], 300)
         kind = "connection" if network or isinstance(error, TimeoutError) else "server"
         if network:
             text = DatabricksClient(DatabricksConfig(self.host, "")).connection_error(network[0], "").message
@@ -463,16 +469,20 @@ class Login:
 
 def normalize_host(text: str) -> str:
     """Scheme, host and port of what people paste: 'adb-1.net/?o=1' becomes 'https://adb-1.net'."""
-    shown = repr(re.sub("//[^/]*@", "//", text.partition("?")[0]))  # people paste secrets, too
+    place = re.match(r"(\s*\w+://)?(?:.*@)?([^/?#;]*)", text, re.S)
+    shown = repr("".join(place.groups("")) if place else "")  # people paste secrets, too
     try:
         if re.search(r"[\s\\]", text.strip()):  # which urlsplit drops, or takes for another host than browsers do
             raise ValueError
         parts = urlsplit(text.strip() if re.match(r"\s*\w+://", text) else f"https://{text.strip()}")
         name, port = parts.hostname or "", parts.port
+        if parts.netloc.endswith(":") or "%" in name or ("[" in parts.netloc) != (":" in name):  # https:/x, [v1.x]
+            raise ValueError
         address = ipaddress.ip_address(name) if ":" in name or re.fullmatch(r"[\d.]+", name) else None
     except ValueError:
         parts = name = address = None  # type: ignore[assignment]
-    if not (address or name and re.fullmatch(r"[\w-]+(\.[\w-]+)*\.?", name)) or parts.scheme not in ("http", "https"):
+    is_host = address or name and re.fullmatch(r"[\w-]{1,63}(\.[\w-]{1,63})*\.?", name, re.A)
+    if not is_host or parts.scheme not in ("http", "https"):
         raise InventoryError(f"not a workspace URL: {shown}; it looks like https://adb-123.4.azuredatabricks.net")
     if parts.scheme == "http" and not (name == "localhost" or address and address.is_loopback):
         raise InventoryError(f"{shown} would send the token unencrypted: use https://{name}")
@@ -563,6 +573,40 @@ class Pacer:
             self.leave(now, error.retry_after)
 
 
+class BoundedResponse(http.client.HTTPResponse):
+    """An answer that ends within 2 * READ_SECONDS: a socket's own time-out begins anew with every byte."""
+
+    def __init__(self, sock: Any, *args: Any, **options: Any):
+        super().__init__(sock, *args, **options)
+        until, read = time.monotonic() + 2 * READ_SECONDS, self.fp.raw.readinto
+
+        def read_in_time(buffer: Any) -> int:
+            if time.monotonic() > until:
+                raise TimeoutError
+            return read(buffer)
+
+        self.fp.raw.readinto = read_in_time
+
+
+class BoundedAdapter(requests.adapters.HTTPAdapter):
+    """Has BoundedResponses, also through a proxy."""
+
+    def init_poolmanager(self, *args: Any, **options: Any) -> None:
+        super().init_poolmanager(*args, **options)
+        self.bound(self.poolmanager)
+
+    def proxy_manager_for(self, *args: Any, **options: Any) -> Any:
+        return self.bound(super().proxy_manager_for(*args, **options))
+
+    def bound(self, manager: Any) -> Any:
+        for scheme, pool in manager.pool_classes_by_scheme.items():
+            if pool.ConnectionCls.response_class is not BoundedResponse:
+                connection = type("BoundedConnection", (pool.ConnectionCls,), {"response_class": BoundedResponse})
+                bounded = type("BoundedPool", (pool,), {"ConnectionCls": connection})
+                manager.pool_classes_by_scheme = {**manager.pool_classes_by_scheme, scheme: bounded}
+        return manager
+
+
 class DatabricksClient:
     """The one place that makes requests. attempt() tries once, get() tries again and waits in between."""
 
@@ -573,12 +617,14 @@ class DatabricksClient:
         self.statistics: Counter[str] = Counter()  # requests, retries, rate_limited (429), files
         self.pacers: dict[str, Pacer] = {}  # by API
         self.reached = False
-        self.decoding = threading.Lock()
-        self.adapter = requests.adapters.HTTPAdapter(pool_connections=1, pool_maxsize=threads)
+        self.decoding = threading.RLock()
+        self.adapter = BoundedAdapter(pool_connections=1, pool_maxsize=threads)
         self.headers = {"Accept": "application/json", "Accept-Encoding": "gzip", "User-Agent": "databricks-user-files"}
         # Proxies and CA bundle: read from the environment once. A session would do it, and more, at every request.
         with requests.Session() as session:
             self.settings = session.merge_environment_settings(config.host, {}, True, None, None)
+        if config.host.startswith("http:"):  # a loopback address: through a proxy the token would travel unencrypted
+            self.settings["proxies"] = {}
 
     def attempt(self, api_path: str, params: dict[str, Any], parse: Callable[[Any], Any]) -> Any:
         """One GET; returns parse(the decoded body). Raises DatabricksError, also where parse raises MalformedAnswer.
@@ -600,18 +646,20 @@ class DatabricksClient:
         try:
             request = requests.Request("GET", self.config.host + api_path, self.headers, params=params,
                                        auth=partial(authorize, token)).prepare()
-            with self.adapter.send(request, timeout=(CONNECT_SECONDS, READ_SECONDS), **self.settings) as response:
-                self.reached = True
-                body = self.read_body(response)
-            if response.status_code != 200:
-                raise self.answer_error(response, body, path)
-            return parse(self.decode(body))
+            with ExitStack() as alone:
+                with self.adapter.send(request, timeout=(CONNECT_SECONDS, READ_SECONDS), **self.settings) as response:
+                    self.reached = True
+                    body = self.read_body(response, alone)
+                if response.status_code != 200:
+                    raise self.answer_error(response, body, path)
+                return parse(self.decode(body))
         except MalformedAnswer as error:
-            raise DatabricksError("malformed", str(error), path) from error
+            raise DatabricksError("malformed", self.mask(str(error)), path) from error
         except UnicodeError as error:  # half a surrogate pair: there is no way to ask for this name
             raise DatabricksError("refused", "the name is not valid Unicode", path) from error
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-            raise self.connection_error(error, path) from error
+            repeated = any(self.mask(str(link)) != str(link) for link in causes(error))
+            raise self.connection_error(error, path) from (None if repeated else error)
 
     def get(self, api: str, api_path: str, params: dict[str, Any], parse: Callable[[Any], Any]) -> Any:
         """attempt(), with RETRIES. A host that cannot be reached at all is not tried again."""
@@ -636,39 +684,41 @@ class DatabricksClient:
                 log.debug("%s: %s; again in %.1f s", api_path, error, wait)
                 self.sleep(wait)
 
-    def read_body(self, response: requests.Response) -> bytes:
-        """The whole body, within LONGEST_BODY and READ_SECONDS."""
-        # read1 returns what has come; read waits for a full block, and with a server that drips for ever.
-        read = getattr(response.raw, "read1", response.raw.read)
-        until, parts, length = self.clock() + READ_SECONDS, [], 0
-        while chunk := read(65536, decode_content=True):
+    def read_body(self, response: requests.Response, alone: ExitStack) -> bytes:
+        """The whole body, within LONGEST_BODY; makes a large one wait for its turn, which ends with `alone`."""
+        parts, length = [], 0
+        while chunk := response.raw.read(16384, decode_content=True):
             parts.append(chunk)
             length += len(chunk)
             if length > LONGEST_BODY:
                 raise MalformedAnswer(f"the answer is longer than {LONGEST_BODY // 1024**2} MB")
-            if self.clock() > until:
-                raise requests.ReadTimeout
+            if length > HUGE_BODY >= length - len(chunk):
+                alone.enter_context(self.decoding)
         announced = response.headers.get("Content-Length", "")
-        if announced.isdigit() and int(announced) != length and "Content-Encoding" not in response.headers:
+        if re.fullmatch("[0-9]{1,18}", announced) and int(announced) != length and \
+                "Content-Encoding" not in response.headers:
             raise MalformedAnswer("the answer was cut short")
+        if length >= LARGE_BODY:
+            alone.enter_context(self.decoding)
         return b"".join(parts)
 
     def decode(self, body: bytes) -> Any:
+        # What is no listing could take sixty times its length in memory; an entry of one has 60 bytes and 3 commas.
+        if LARGE_BODY <= len(body) < 20 * (body.count(b"{") + body.count(b"[")) + 8 * body.count(b","):
+            raise MalformedAnswer("the answer has more values than a listing of its length")
         try:
-            if len(body) < LARGE_BODY:
-                return json.loads(body)
-            with self.decoding:
-                return json.loads(body)
+            return json.loads(body)
         except (ValueError, RecursionError) as error:
             what = "an HTML page" if b"<html" in body[:2000].lower() else "not JSON"
             raise MalformedAnswer(f"the answer is {what}: is this the workspace's URL, is there a proxy?") from error
 
     def answer_error(self, response: requests.Response, body: bytes, path: str) -> DatabricksError:
-        error_code, message = parse_error_body(self.mask(body.decode("utf-8", "replace")))
+        texts = [*parse_error_body(body[:100_000].decode("utf-8", "replace")), response.reason or ""]
+        error_code, message, reason = map(one_line, map(self.mask, texts), (60, 300, 300))
         kind = classify_error(response.status_code, error_code, message.replace(path, ""))
         if kind == "refused" and body[:1] == b"{" and body.rstrip()[-1:] != b"}":
             kind, message = "malformed", "the answer was cut short"  # it may be the 404 of a home that is not there
-        message = message or response.reason or "no message"
+        message = message or reason or "no message"
         if kind == "too slow":
             message = f"{path} is too large to be listed over REST; dbutils.fs on a cluster can list it"
         if 300 <= response.status_code < 400:
@@ -682,23 +732,24 @@ class DatabricksClient:
         return DatabricksError(kind, message, path, response.status_code, error_code, retry_after)
 
     def mask(self, text: str) -> str:
-        for token in tuple(self.tokens):
-            text = text.replace(token, "***") if len(token) > 7 else text
+        for spelling in [spelling for token in tuple(self.tokens) for spelling in (token, quote(token, safe=""))]:
+            text = text.replace(spelling, "***") if len(spelling) > 7 else text
         return text
 
     def connection_error(self, error: BaseException, path: str) -> DatabricksError:
         """For an exception of requests, whose own text is a page long: its first cause in a few words."""
-        chain = [error]
-        while cause := chain[-1].__cause__ or chain[-1].__context__:
-            chain.append(cause)
+        chain = causes(error)
         if isinstance(error, requests.ConnectTimeout):
             message = f"no connection within {CONNECT_SECONDS} s"
         elif isinstance(error, (requests.Timeout, urllib3.exceptions.TimeoutError)):
             message = f"no answer within {READ_SECONDS} s"
         else:
-            reasons = [link.strerror for link in chain if isinstance(link, OSError) and link.strerror]
-            message = self.mask(one_line(str(reasons[-1]), 300)) if reasons else "the connection broke off"
-        unreachable = any(isinstance(link, NO_CONNECTION) for link in chain)
+            reasons = [link.strerror or str(link) for link in chain
+                       if isinstance(link, OSError) and (link.strerror or type(link) is OSError)]
+            message = one_line(self.mask(str(reasons[-1])), 300) if reasons else "the connection broke off"
+        # A bare OSError is how requests says that REQUESTS_CA_BUNDLE names no file.
+        unreachable = any(isinstance(link, NO_CONNECTION) for link in chain) or \
+            type(error) is OSError and not error.errno
         return DatabricksError("connection", message, path, unreachable=unreachable)
 
 
@@ -706,6 +757,14 @@ def authorize(token: str, request: requests.PreparedRequest) -> requests.Prepare
     """As an auth object of requests: a header set on the session would be replaced from ~/.netrc."""
     request.headers["Authorization"] = f"Bearer {token}"
     return request
+
+
+def causes(error: BaseException) -> list[BaseException]:
+    """The exception, and what it came from."""
+    chain = [error]
+    while cause := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(cause)
+    return chain
 
 
 def classify_error(status: int, error_code: str, message: str) -> str:
@@ -728,21 +787,25 @@ def classify_error(status: int, error_code: str, message: str) -> str:
 
 
 def parse_error_body(text: str) -> tuple[str, str]:
-    """error_code and message, a line each, of a JSON, SCIM, API 1.2, HTML or text body (errors of databricks-sdk)."""
-    text = text[:100_000]
+    """error_code and message of a JSON, SCIM, API 1.2, HTML or text body (errors of databricks-sdk)."""
     with suppress(ValueError, RecursionError):
         record = json.loads(text)
         if isinstance(record, dict):
             error_code = record.get("error_code") or record.get("scimType") or ""
             text = record.get("message") or record.get("detail") or record.get("error") or ""
-            return one_line(str(error_code), 60), one_line(str(text), 300)
-    title = re.search(r"<(title|pre)[^>]*>(.*?)</\1>", text, re.I | re.S)
-    return "", one_line(title[2] if title else text, 300)
+            return str(error_code), str(text)
+    title = re.search(r"<(title|pre)[^>]*>(.*?)</\1>", text[:5000], re.I | re.S)  # its time grows with the square
+    return "", title[2] if title else text
 
 
 def one_line(text: str, longest: int) -> str:
     text = " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text).split())
     return text if len(text) <= longest else f"{text[:longest - 3]}..."
+
+
+def without_secrets(text: str) -> str:
+    """Without the tokens and user information of URLs in it."""
+    return re.sub(r"(?i)(token=)[^;&\s']+|(//)[^/\s]*@", r"\1\2***", text)
 
 
 def parse_record(body: Any) -> dict[str, Any]:
@@ -797,6 +860,8 @@ def parse_listing(file_system: str, path: str, body: Any) -> tuple[FileSystemTot
         entry_path = entry.get("path") if isinstance(entry, dict) else None
         if not isinstance(entry_path, str):
             raise MalformedAnswer("the listing has an entry without a path")
+        if len(entry_path) > LONGEST_PATH:
+            raise MalformedAnswer(f"the listing has a path of more than {LONGEST_PATH:,} characters")
         object_type, is_directory, size = parse_entry(entry)
         inside = entry_path.startswith(prefix) and is_name(entry_path[len(prefix):])
         if not inside and (entry_path != path or is_directory or len(entries) > 1):  # a listed file returns itself
@@ -826,8 +891,8 @@ def parse_dbfs_entry(entry: dict[str, Any]) -> tuple[str, bool, int]:
 
 def parse_workspace_entry(entry: dict[str, Any]) -> tuple[str, bool, int]:
     object_type = entry.get("object_type") or "UNKNOWN"
-    if not isinstance(object_type, str):
-        raise MalformedAnswer("the listing has an object_type that is no text")
+    if not isinstance(object_type, str) or len(object_type) > 100:
+        raise MalformedAnswer("the listing has an object_type that is no short text")
     is_directory = object_type in WORKSPACE_DIRECTORIES
     return object_type, is_directory, 0 if is_directory else WORKSPACE_OBJECT_SIZE
 
@@ -871,6 +936,9 @@ class Frontier:
             heapq.heappush(self.waiting, (directory.not_before, self.pushed, directory))
         else:
             heapq.heappush(self.ready[directory.file_system], (directory.user, -self.pushed, directory))
+        if len(self.ready[directory.file_system]) > MOST_WAITING:
+            raise InventoryError(f"more than {MOST_WAITING:,} directories wait to be listed, lately those in "
+                                 f"{one_line(os.path.dirname(directory.path), 200)}: scan without that user")
 
     def wake(self, now: float) -> None:
         while self.waiting and self.waiting[0][0] <= now:
@@ -978,6 +1046,7 @@ class Engine:
             except Exception as error:  # raised again by the gathering thread, if it is a bug
                 answer = error
             self.answers.put((directory, sent_at, answer))
+            del answer  # the traceback of an error has the body, while this thread waits
 
     def take(self, directory: Directory, sent_at: float, answer: Any) -> None:
         """Takes note of what parse_listing() returned, or of an exception."""
@@ -1813,7 +1882,7 @@ def in_thread(function: Callable[[], Any], seconds: float) -> Any:
 
 def spark_text(error: Exception) -> str:
     """What Spark says, on a line, without the token that a connection URL may have."""
-    return one_line(re.sub(r"(?i)(token=)[^;\s']+", r"\1***", str(error)), 300)
+    return one_line(without_secrets(str(error)), 300)
 
 
 def spark_unavailable(error: Exception, version: str = "unknown") -> SparkUnavailable:
@@ -1880,7 +1949,7 @@ def wait_for_cluster(client: DatabricksClient, cluster_id: str) -> None:
             cluster = client.get("clusters", "/api/2.1/clusters/get", {"cluster_id": cluster_id}, parse_record)
         except DatabricksError as error:
             raise SparkUnavailable(f"Parallel processing not available: cluster {cluster_id}: {error}.") from error
-        state, message = cluster.get("state"), one_line(str(cluster.get("state_message") or ""), 200)
+        state, message = (one_line(client.mask(str(cluster.get(key) or "")), 200) for key in ("state", "state_message"))
         if state in ("RUNNING", "RESIZING"):
             return
         if state not in ("PENDING", "RESTARTING") or client.clock() >= until:
@@ -1909,8 +1978,10 @@ def open_output(path: str) -> Iterator[Any]:
     target, temporary = os.path.realpath(path), path
     if not is_stream(path):
         temporary = os.path.join(os.path.dirname(target), f".{os.path.basename(target)}.{os.getpid()}.tmp")
+        with suppress(OSError):  # of a run that was killed
+            os.unlink(temporary)
     try:
-        with open_text(temporary) as file:
+        with open_text(temporary, "w" if temporary == path else "x") as file:  # not through another's link
             yield file
             file.flush()
             if temporary != path:
@@ -1929,14 +2000,14 @@ def open_output(path: str) -> Iterator[Any]:
         raise InventoryError(f"{path} cannot be replaced ({error.strerror}); the result is in {temporary}") from error
 
 
-def open_text(path: str) -> Any:
+def open_text(path: str, mode: str = "w") -> Any:
     """The file, or stdout, for UTF-8 with line ends as they are written."""
     file: Any = path
     if path == "-":
         if sys.stdout is not sys.__stdout__:  # a notebook's, whose descriptor is not the cell's output
             return nullcontext(sys.stdout)
         file = os.dup(sys.stdout.fileno())
-    return open(file, "w", encoding="utf-8", errors="backslashreplace", newline="")
+    return open(file, mode, encoding="utf-8", errors="backslashreplace", newline="")
 
 
 def is_stream(path: str) -> bool:
@@ -1960,8 +2031,10 @@ def check_output(path: str) -> None:
 
 def safe_cell(text: str) -> str:
     """A cell that no spreadsheet runs as a formula (OWASP, "CSV Injection")."""
-    text = f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else text
-    return re.sub("\r(?!\n)", " ", text)  # the csv module does not quote a cell for it, but ends a row at it
+    text = f"'{text}" if text.startswith((*FORMULA_STARTS, "\t", "\r", "\n")) else text
+    # Where ; or a tab separates the cells, as in some countries, one begins after each.
+    text = re.sub(f"([;\t\r\n])(?=[{FORMULA_STARTS}])", r"\1'", text)
+    return re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f](?!\n)", " ", text)  # \r ends a row, others steer a terminal
 
 
 def counted(count: int, noun: str) -> str:
@@ -2032,7 +2105,7 @@ def breakdown(user: UserResult) -> list[str]:
         lines += [f"  not listed: {at['path']}: {at['error']}" for at in totals.failures[:SHOWN_FAILURES]]
         if len(totals.failures) > SHOWN_FAILURES:
             lines.append(f"  not listed: {len(totals.failures) - SHOWN_FAILURES:,} more")
-    return lines
+    return [line.replace("\n", "?") for line in lines]  # in a name
 
 
 def write_results(results: Iterable[UserResult], output: str, details: str | None) -> Summary:
@@ -2088,7 +2161,8 @@ def tell(*lines: str) -> None:
     """Prints on stderr, above the progress bar if there is one."""
     tqdm = sys.modules.get("tqdm")
     with suppress(OSError, ValueError, AttributeError):  # the terminal may be gone
-        for line in [re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", "?", line) for line in lines]:  # of names
+        for line in [re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", "?", line)
+                     for line in lines]:  # of names
             tqdm.tqdm.write(line, file=sys.stderr) if tqdm else sys.stderr.write(f"{line}\n")
         sys.stderr.flush()
 
@@ -2096,7 +2170,8 @@ def tell(*lines: str) -> None:
 class StderrHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-        tell(level + self.format(record))
+        text = self.format(record)
+        tell(level + (text if record.levelno >= logging.ERROR else text.replace("\n", "?")))  # in a name
 
 
 # --- Command line ---------------------------------------------------------------------------------------------------
@@ -2152,7 +2227,7 @@ def whole_number(text: str, most: int) -> int:
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
         message = re.sub(r"(--?t\w*[= ])\S+|dapi\S+", r"\1***", message, flags=re.I)  # --tokn=...
-        raise InventoryError(f"{message} (see --help)")
+        raise InventoryError(f"{without_secrets(message)} (see --help)")
 
 
 def add_login_options(parser: argparse.ArgumentParser) -> None:
@@ -2192,9 +2267,17 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def tell_login(config: DatabricksConfig) -> None:
+    """The first line of every run."""
+    tell(f"Workspace {config.host}, login from {config.source}")
+    path = profile_file()
+    if config.source.startswith("profile ") and os.name == "posix" and path.stat().st_mode & 0o077:
+        log.warning("%s is open to other users of this machine: chmod 600 %s", path, shlex.quote(str(path)))
+
+
 def run(args: argparse.Namespace) -> int:
     config = load_databricks_config(args.profile, args.workspace_url, args.token)
-    tell(f"Workspace {config.host}, login from {config.source}")
+    tell_login(config)
     names = read_usernames(args.users, args.users_file)
     files = [os.path.realpath(path) for path in (args.output, args.details, args.users_file, args.checkpoint)
              if path is not None and not is_stream(path)]
@@ -2252,7 +2335,7 @@ def choose_engine(args: argparse.Namespace, client: DatabricksClient) -> Callabl
     warnings.filterwarnings("ignore", category=UserWarning, module=r"pyspark\.")  # what matters comes as an exception
     try:
         if not args.cluster_id:
-            log.info("parallel, over Spark Connect %s", args.spark_remote.partition(";")[0])
+            log.info("parallel, over Spark Connect %s", without_secrets(args.spark_remote.partition(";")[0]))
             return partial(ClusterEngine, partial(connect_remote, args.spark_remote), own=True)
         log.info("parallel, on cluster %s", args.cluster_id)
         import_module("pyspark")
@@ -2265,8 +2348,13 @@ def choose_engine(args: argparse.Namespace, client: DatabricksClient) -> Callabl
 
 
 def resume_command(args: argparse.Namespace) -> str:
-    """The command line, or the call of main(), without its token and with --resume."""
+    """The command line, or the call of main(), without its tokens and with --resume."""
     words = [word for word in args.argv if word != "--resume" and not word.startswith("--token=")]
+    urls = {url: clean(url) for url, clean in ((args.workspace_url, normalize_host),
+                                               (args.spark_remote, without_secrets)) if url}
+    for url, shown in urls.items():  # people paste secrets, too
+        words = [word[:-len(url)] + shown if re.fullmatch(f"(--[a-z-]+=)?{re.escape(url)}", word) else word
+                 for word in words]
     while "--token" in words:
         at = words.index("--token")
         del words[at:at + 2]

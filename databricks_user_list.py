@@ -32,7 +32,7 @@ from databricks_user_files_simple import (
     run_command,
     run_error,
     safe_cell,
-    tell,
+    tell_login,
     whole_number,
 )
 
@@ -42,6 +42,9 @@ SCIM_PATHS = {"user": "/api/2.0/preview/scim/v2/Users",
 NAMES = {"user": "userName", "service_principal": "applicationId"}  # the attribute that is the name of the home
 USER_LIST_COLUMNS = ("username", "display_name", "active", "user_id")
 KINDS = {"user": "user", "service_principal": "service principal", "unlisted": "unlisted home"}  # in words
+FIELD_TYPES = {"id": (str, int), "userName": str, "applicationId": str, "displayName": str, "active": bool}
+MOST_USERS = 500_000  # ten times the largest workspaces: a listing has to end
+TOLD_SECONDS = 30  # between two lines that tell how far the listing is
 
 
 def list_users(client: DatabricksClient, most: int | None = None, active_only: bool = False,
@@ -54,7 +57,7 @@ def list_users(client: DatabricksClient, most: int | None = None, active_only: b
     users: dict[str, dict[str, str]] = {}
     wanted: list[dict[str, str]] = []
     attributes = f"id,{NAMES[kind]},displayName,active"  # groups would make the listing time out in large workspaces
-    start, total, before = 1, 0, None
+    start, total, before, told_at = 1, 0, None, client.clock()
     while most is None or len(wanted) < most:
         count = PAGE_SIZE if most is None else min(PAGE_SIZE, most - len(wanted))
         params = {"attributes": attributes, "startIndex": start, "count": count}
@@ -68,6 +71,11 @@ def list_users(client: DatabricksClient, most: int | None = None, active_only: b
         users |= new
         wanted += [row for row in new.values() if not active_only or row["active"] != "false"]
         start, before = start + len(found), found
+        if len(users) > MOST_USERS:
+            raise InventoryError(f"the workspace lists more than {MOST_USERS:,} users: is this the workspace's URL?")
+        if client.clock() - told_at >= TOLD_SECONDS:
+            told_at = client.clock()
+            log.info("%d users so far", len(users))
     return wanted[:most], 0
 
 
@@ -168,14 +176,18 @@ def leave_out_refused(rows: list[dict[str, str]]) -> tuple[list[dict[str, str]],
 
 
 def parse_page(body: Any) -> dict[str, Any]:
-    """A SCIM page; where it has no users, `Resources` may be missing."""
-    users = parse_record(body).get("Resources", [])
+    """A SCIM page with what we ask for; where it has no users, `Resources` may be missing."""
+    users, total = parse_record(body).get("Resources", []), body.get("totalResults", 0)
     is_page = "Resources" in body or type(body.get("totalResults")) is int
     if not is_page or not isinstance(users, list) or not all(isinstance(user, dict) for user in users):
         raise MalformedAnswer("the answer is not a page of users")
-    if type(body.get("totalResults", 0)) is not int:
+    if type(total) is not int or not 0 <= total < 2**63:
         raise MalformedAnswer("the answer has a totalResults that is no number")
-    return body
+    shown = [{name: user[name] for name in FIELD_TYPES if user.get(name) is not None} for user in users]
+    if not all(isinstance(value, FIELD_TYPES[name]) and len(str(value)) <= 1000
+               for user in shown for name, value in user.items()):
+        raise MalformedAnswer("the answer has a user whose id, name or state is no such thing")
+    return {"totalResults": total, "Resources": shown}
 
 
 def write_users(rows: Iterable[dict[str, str]], columns: Iterable[str], output: str) -> None:
@@ -226,7 +238,7 @@ def run_user_list(args: argparse.Namespace) -> int:
     if args.list_profiles:
         return list_profiles()
     config = load_databricks_config(args.profile, args.workspace_url, args.token)
-    tell(f"Workspace {config.host}, login from {config.source}")
+    tell_login(config)
     check_output(args.output)
     client, refused = DatabricksClient(config), 0
     try:
