@@ -2360,7 +2360,7 @@ def resume_command(args: argparse.Namespace) -> str:
         del words[at:at + 2]
     words.insert(words.index("--") if "--" in words else len(words), "--resume")
     call = f"main({words}{', spark' if args.spark else ''})"
-    command = call if args.from_python else shlex.join(["python3", sys.argv[0], *words])
+    command = call if args.from_python else shlex.join([sys.executable or "python3", sys.argv[0], *words])
     return command + ("  # and the --token" if args.token else "")
 
 

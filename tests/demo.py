@@ -1,17 +1,22 @@
 """A tour in under a minute, without a workspace: python -m tests.demo
 
 Starts the fake workspace with 50 users and real limits (30 requests/s for DBFS, 50 for the Workspace), and runs the
-commands that a user would type: list the users, scan, interrupt, resume. Needs no login; writes to a temporary folder.
+commands that a user would type: list the users, scan, interrupt, resume, and where Java is there, scan on Spark Connect
+workers. Needs no login; writes to a temporary folder.
 """
 from __future__ import annotations
 
+import csv
 import os
+import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 from tests.fake_databricks import FakeDatabricks
@@ -23,22 +28,62 @@ INTERRUPT_AFTER = 6  # seconds
 def main() -> int:
     small = {17: "small", 23: "small"}  # instead of the giant and the deep user, who take a minute at these limits
     with tempfile.TemporaryDirectory(prefix="inventory-demo-") as folder, \
-            FakeDatabricks(users=50, shapes=small, latency=0.03, limits={"dbfs": 30, "workspace": 50}) as server:
+            FakeDatabricks(users=50, shapes=small, service_principals=3, unlisted_homes=2, latency=0.03,
+                           limits={"dbfs": 30, "workspace": 50}) as server:
         environment = os.environ | server_login(server)
-        say(f"A fake workspace with {len(server.user_names)} users answers at {server.url}.")
-        type_command("databricks_user_list.py -o users.csv", folder, environment)
+        say(f"A fake workspace with {len(server.user_names)} users answers at {server.url}. Who has a home there:")
+        type_command("databricks_user_list.py --all-homes -o users.csv", folder, environment)
         scan = "databricks_user_files_simple.py --users-file users.csv -o inventory.csv"
         say(f"Now the scan, interrupted with Ctrl-C after {INTERRUPT_AFTER} seconds:")
         type_command(scan, folder, environment, interrupt_after=INTERRUPT_AFTER)
         say("It goes on where it stopped:")
-        code = type_command(f"{scan} --resume", folder, environment)
-        rows = (Path(folder) / "inventory.csv").read_text(encoding="utf-8").splitlines()
-        say("The first rows of inventory.csv:")
-        print(*rows[:6], sep="\n", flush=True)
-        right = rows[1:] and all(row_is_true(row, server) for row in rows[1:])
-        say(f"All {len(rows) - 1} rows equal what the fake workspace holds." if right else "The rows are WRONG.")
-        print("Next, with your own workspace: see \"Log in\" in README.md.")
-        return code if right else 1
+        type_command(f"{scan} --resume", folder, environment)
+        show_parallel(folder, environment)
+        return show_result(Path(folder) / "inventory.csv", server)
+
+
+def show_parallel(folder: str, environment: dict[str, str]) -> None:
+    """The first users once more, on a Spark Connect server, if this machine can start one."""
+    if missing := what_spark_lacks():
+        say(f"{missing}, so the tour leaves out the mode that spreads the scan over a Spark cluster.")
+        return
+    say("The first 12 users once more, spread over a Spark Connect server, which takes a while to start:")
+    settings = Path(folder) / "log4j2.properties"  # of the server, whose own log would hide what the tour is about
+    settings.write_text("rootLogger.level = off\nrootLogger.appenderRef.console.ref = console\n"
+                        "appender.console.type = Console\nappender.console.name = console\n")
+    environment = environment | {"SPARK_SUBMIT_OPTS": f"-Dlog4j2.configurationFile={settings.as_uri()}"}
+    type_command("databricks_user_list.py --max-users 12 -o first.csv", folder, environment)
+    type_command("databricks_user_files_simple.py --users-file first.csv -o parallel.csv --spark-remote 'local[4]'",
+                 folder, environment)
+
+
+def what_spark_lacks() -> str:
+    if find_spec("pyspark") is None:
+        return "pyspark is not installed"
+    java = shutil.which("java")
+    shown = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr if java else ""
+    version = re.search(r'version "(\d+)', shown)
+    return "" if version and int(version[1]) >= 17 else "There is no Java 17"
+
+
+def show_result(path: Path, server: FakeDatabricks) -> int:
+    """The CSV, compared with the truth; the exit code."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    say("The first rows of inventory.csv:")
+    print(*text.splitlines()[:6], sep="\n", flush=True)
+    rows = {row["username"]: (int(row["file_count"]), int(row["total_size"]))
+            for row in csv.DictReader(text.splitlines())}
+    truths = {name: server.truth(name) for name in server.workspace.owners}
+    right = rows == {name: (truth.file_count, truth.total_size) for name, truth in truths.items()
+                     if name in rows or truth.dbfs_home or truth.workspace_home}
+    if not (rows and right):
+        print("\nThe rows are WRONG.")
+        return 1
+    print(f"\nAll {len(rows)} rows equal what the fake workspace holds.\n\nNext, with your own workspace:\n"
+          "  1. \"Log in\" in README.md\n"
+          "  2. python databricks_user_list.py --all-homes -o users.csv\n"
+          "  3. python databricks_user_files_simple.py --users-file users.csv -o inventory.csv")
+    return 0
 
 
 def server_login(server: FakeDatabricks) -> dict[str, str]:
@@ -56,12 +101,6 @@ def type_command(words: str, folder: str, environment: dict[str, str], interrupt
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGINT)
     return process.wait()
-
-
-def row_is_true(row: str, server: FakeDatabricks) -> bool:
-    username, files, size, *_ = row.split(",")
-    truth = server.truth(username)
-    return (int(files), int(size)) == (truth.file_count, truth.total_size)
 
 
 def say(text: str) -> None:
