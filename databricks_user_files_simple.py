@@ -663,6 +663,8 @@ class DatabricksClient:
     def answer_error(self, response: requests.Response, body: bytes, path: str) -> DatabricksError:
         error_code, message = parse_error_body(self.mask(body.decode("utf-8", "replace")))
         kind = classify_error(response.status_code, error_code, message.replace(path, ""))
+        if kind == "refused" and body[:1] == b"{" and body.rstrip()[-1:] != b"}":
+            kind, message = "malformed", "the answer was cut short"  # it may be the 404 of a home that is not there
         message = message or response.reason or "no message"
         if kind == "too slow":
             message = f"{path} is too large to be listed over REST; dbutils.fs on a cluster can list it"
