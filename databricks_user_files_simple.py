@@ -1229,9 +1229,10 @@ class Checkpoint:
         self.path, self.synced_at, self.end = path, -math.inf, 0
         self.finished = ""  # when its run ended
         self.lines: dict[str, tuple[int, int, str, str]] = {}  # by username: offset, length, status, date
+        self.file: Any = None
         try:
             if header is None:
-                self.file: Any = open(str(path), "r+b", buffering=0)
+                self.file = open(str(path), "r+b", buffering=0)
                 with ExitStack() as unless_read:
                     unless_read.callback(self.file.close)
                     self.header = self.read()
@@ -1243,6 +1244,9 @@ class Checkpoint:
                 self.end = len(start)
                 self.begin()
         except OSError as error:
+            if header is not None and self.file and path:  # half a first line would be refused by the next run
+                self.file.close()
+                path.unlink()
             raise self.cannot_write(error) from error
 
     def cannot_write(self, error: OSError) -> InventoryError:
