@@ -1326,12 +1326,15 @@ class Checkpoint:
     def close(self, finished: bool = False, remove: bool = False) -> None:
         """With `finished` it is marked as that of a run that ended; with `remove` it goes."""
         with suppress(OSError):  # what was saved is saved
-            if finished and not remove:
+            if finished:
                 self.write(f'\n], "finished": "{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ}"}}\n'.encode())
             os.fsync(self.file.fileno())
         self.file.close()
         if remove and self.path:
-            self.path.unlink()
+            try:
+                self.path.unlink()
+            except OSError as error:
+                log.warning("%s cannot be removed (%s); nobody needs it any more", self.path, error.strerror)
 
 
 def lock_checkpoint(path: Path) -> Any:
@@ -1379,17 +1382,25 @@ def open_checkpoint(path: Path, header: dict[str, Any], resume: bool) -> Iterato
         else:
             if resume:
                 log.warning("there is no checkpoint %s: starting from the beginning", path)
-            if old:
-                old.file.close()
-                if old.lines and not old.finished:
-                    move_aside(path)
-            path.unlink(missing_ok=True)
+            clear_place(path, old)
             yield Checkpoint(path, header)
     finally:
         if lock:
             with suppress(OSError):
                 os.unlink(lock.name)
             lock.close()
+
+
+def clear_place(path: Path, old: Checkpoint | None) -> None:
+    """Makes room for a new checkpoint: that of an unfinished run is moved aside."""
+    try:
+        if old:
+            old.file.close()
+            if old.lines and not old.finished:
+                move_aside(path)
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise InventoryError(f"{path} cannot be replaced ({error.strerror}); name another --checkpoint") from error
 
 
 def compare_headers(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
