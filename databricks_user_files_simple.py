@@ -247,7 +247,10 @@ class UserResult:
         if not (isinstance(name, str) and isinstance(scanned_at, str) and record["status"] in STATUSES):
             raise ValueError("not a result")
         scanned = {name: FileSystemTotals(**record[name]).check() for name in FILE_SYSTEMS if name in record}
-        return cls(name, scanned_at, **scanned)
+        result = cls(name, scanned_at, **scanned)
+        if result.status != record["status"]:
+            raise ValueError("the status is not that of the counts and failures")
+        return result
 
 
 # --- Configuration --------------------------------------------------------------------------------------------------
