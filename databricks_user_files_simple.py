@@ -1947,11 +1947,13 @@ def check_output(path: str) -> None:
     try:
         if os.path.isdir(path or "."):
             raise IsADirectoryError(0, "it is a folder")
+        if path == "-" and sys.stdout is None:
+            raise OSError(0, "it is closed; name a file with --output")
         if not is_stream(path):
             with tempfile.NamedTemporaryFile(dir=os.path.dirname(os.path.realpath(path))):
                 pass
     except OSError as error:
-        raise InventoryError(f"{path} cannot be written: {error.strerror}") from error
+        raise InventoryError(f"{'stdout' if path == '-' else path} cannot be written: {error.strerror}") from error
 
 
 def safe_cell(text: str) -> str:
@@ -2197,7 +2199,7 @@ def run(args: argparse.Namespace) -> int:
     if len(set(files)) < len(files):
         raise InventoryError("--output, --details, --users-file and --checkpoint must be different files")
     check_output(args.output)
-    check_output("-" if args.details is None else args.details)
+    check_output(args.output if args.details is None else args.details)
     file_systems = FILE_SYSTEMS[:1] if args.dbfs_only else FILE_SYSTEMS[1:] if args.workspace_only else FILE_SYSTEMS
     header = {"workspace_url": config.host, "options": {"file_systems": list(file_systems),
                                                         "users": "file" if args.users_file else "named"}}
