@@ -1662,6 +1662,8 @@ class ClusterEngine:
             self.wait_for_token(key, result)
         elif isinstance(result, Exception):
             self.fail(key, spark_text(result))
+            if "StatusCode.UNAVAILABLE" in str(result):  # the client has tried for ten seconds
+                self.failures = LOST_BATCHES
         elif "error" in (report := json.loads(result)):
             self.take_refusal(key, report["error"])
         else:
