@@ -2341,9 +2341,9 @@ def main(argv: list[str] | None = None, spark: Any = None) -> int:
 
 if __name__ == "__main__" and "get_ipython" not in globals():  # not when pasted into a notebook
     exit_code = main()
-    shell = hasattr(sys, "ps1")  # IPython's, in a %run
-    if "pyspark" in sys.modules and not shell:  # its threads would be waited for: minutes, if its server is gone
-        with suppress(OSError):
-            sys.stderr.flush()
-        os._exit(exit_code)
-    raise SystemExit(exit_code)
+    if hasattr(sys, "ps1"):  # IPython's, in a %run
+        raise SystemExit(exit_code)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, AttributeError):  # its reader is gone, or it was closed
+            stream.flush()
+    os._exit(exit_code)  # at once: pyspark's threads would be waited for, and a late Ctrl-C would show a traceback
