@@ -99,6 +99,26 @@ def login():
     return lambda server: {"DATABRICKS_HOST": server.url, "DATABRICKS_TOKEN": server.settings.token}
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+    """mount(size) makes a file system of that size in the folder `disk`, or gives it another size."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(options):
+        mounted = os.path.ismount(folder)
+        words = ["mount", "-o", f"remount,{options}", folder] if mounted else ["mount", "-t", "tmpfs", "-o", options,
+                                                                              "tmpfs", folder]  # fmt: skip
+        try:
+            subprocess.run(words, check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"no tmpfs can be mounted here: {error}")
+
+    yield mount
+    if os.path.ismount(folder):
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
 @pytest.fixture(scope="session")
 def connect_server(tmp_path_factory):
     if reason := why_not():
