@@ -12,13 +12,13 @@ import atexit
 import configparser
 import csv
 import heapq
+import http.client
 import io
 import ipaddress
 import json
 import logging
 import math
 import os
-import platform
 import queue
 import random
 import re
@@ -30,7 +30,6 @@ import tempfile
 import threading
 import time
 import unicodedata
-import uuid
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -41,7 +40,7 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import requests
 import urllib3
@@ -55,9 +54,33 @@ WORKSPACE_DIRECTORIES = ("DIRECTORY", "REPO")  # object_types that are descended
 WORKSPACE_OBJECT_SIZE = 10_000  # bytes; an estimate, because workspace/list gives no size for notebooks
 LARGEST_DIRECTORIES = 5  # kept per user and file system
 ME_PATH = "/api/2.0/preview/scim/v2/Me"
+METADATA_PATH = "/.well-known/databricks-config"  # what databricks-sdk asks a host for first
+LOGIN_KEYS = {  # of a profile, and the kind of login (auth_type of databricks-sdk) that each stands for
+    "token": "token", "client_secret": "oauth-m2m", "azure_client_secret": "azure-client-secret",
+    "google_credentials": "google-credentials", "google_service_account": "google-id",
+    "metadata_service_url": "metadata-service",
+}
+LOGIN_VARIABLES = (  # any of them says that the environment has a login for databricks-sdk
+    "DATABRICKS_AUTH_TYPE", "DATABRICKS_CLIENT_ID", "DATABRICKS_OIDC_TOKEN", "DATABRICKS_METADATA_SERVICE_URL",
+    "DATABRICKS_GOOGLE_SERVICE_ACCOUNT", "GOOGLE_CREDENTIALS", "ARM_CLIENT_ID",
+)
+MACHINE_SETTINGS = ("config_file", "databricks_cli_path", "azure_environment", "azure_tenant_id")  # not a login's own
+NOTEBOOK_LOGIN = {"auth_type": "runtime"}
+# What OAuth servers (RFC 6749), the command lines of Databricks and Azure, and databricks-sdk say of a bad login
+REFUSED_LOGIN = (r"invalid_(client|grant|scope|request)|unauthorized_client|access_denied|cannot configure default|"
+                 r"databricks OAuth is not|databricks auth login|az login|refresh token is invalid")
+REMEDIES = {
+    "oauth-m2m": "check its client_id and client_secret", "azure-cli": "run `az login`",
+    "databricks-cli": "put the Databricks CLI on the PATH, and run `databricks auth login`",
+}
+LOGIN_SECONDS = 60.0  # for one answer of databricks-sdk, whose requests have no time-out
+HELD_SECONDS, FAILED_SECONDS = 5.0, 1.0  # until databricks-sdk is asked again, for a token and after a failure
 CONNECT_SECONDS, READ_SECONDS = 10, 90  # DBFS itself gives up on a large directory after about 60 s
 LONGEST_BODY = 64 * 1024**2  # bytes
 LARGE_BODY = 1024**2  # bytes; decoded one at a time, because the decoded form takes about ten times as much memory
+HUGE_BODY = 8 * LARGE_BODY  # bytes; from there on also read one at a time
+LONGEST_PATH = 10_000  # characters; web servers take no longer ones, and a chain of directories has to end
+MOST_WAITING = 1_000_000  # directories to be listed, of one file system: about 300 MB
 LONGEST_RETRY_AFTER = 120.0  # seconds
 RETRIES = {  # kind of error: attempts in all, seconds before the second (doubled from there on)
     "rate limit": (5, 4.0), "server": (5, 2.0), "connection": (5, 2.0), "malformed": (5, 2.0), "too slow": (2, 2.0),
@@ -83,9 +106,11 @@ LABELS = {"dbfs": "DBFS", "workspace": "Workspace"}
 BIGGEST_USERS, SHOWN_FAILURES = 10, 5  # in the closing summary
 STATUSES = ("success", "empty", "partial", "error")
 NO_CONNECTION = (requests.ConnectTimeout, requests.exceptions.SSLError, requests.exceptions.ProxyError,
+                 requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema,
                  urllib3.exceptions.NewConnectionError)
 NOT_READABLE = "not found, or not readable with this token"
 CSV_COLUMNS = ("username", "file_count", "total_size", "total_size_gb", "status", "file_source", "error")
+FORMULA_STARTS = "=+@\uff1d\uff0b\uff0d\uff20-"  # of a cell; the middle ones are the full-width forms
 USER_COLUMNS = ("username", "user_name", "email")  # of a users file, in any letter case
 
 # --- Records and errors ---------------------------------------------------------------------------------------------
@@ -112,11 +137,19 @@ class DatabricksError(Exception):
 
 @dataclass(frozen=True)
 class DatabricksConfig:
-    """A workspace (`host`, e.g. https://adb-1.azuredatabricks.net), a login for it, and where that login comes from."""
+    """A workspace (`host`, e.g. https://adb-1.azuredatabricks.net), a login for it, and where that login comes from.
+
+    With `renew`, `token` was the first one only: renew(refused) gives that of the moment, another than `refused`.
+    """
 
     host: str
     token: str = field(repr=False)
     source: str = "given by the caller"
+    renew: Callable[[str], str] | None = field(default=None, repr=False, compare=False)
+
+    def current_token(self, refused: str = "") -> str:
+        """Raises DatabricksError where there is none to be had."""
+        return self.renew(refused) if self.renew else self.token
 
 
 @dataclass
@@ -151,7 +184,7 @@ class FileSystemTotals:
         counts = [self.files, self.bytes, self.directories, *self.types.values()]
         counts += [at[key] for at in self.largest for key in ("files", "bytes")]
         texts = [*(at["path"] for at in self.largest + self.failures), *(at["error"] for at in self.failures)]
-        if not all(type(count) is int and 0 <= count < 2**63 for count in counts):
+        if not all(type(count) is int and 0 <= count < 2**100 for count in counts):
             raise ValueError("not a count")
         if not all(type(text) is str for text in texts):
             raise ValueError("not a text")
@@ -220,7 +253,10 @@ class UserResult:
         if not (isinstance(name, str) and isinstance(scanned_at, str) and record["status"] in STATUSES):
             raise ValueError("not a result")
         scanned = {name: FileSystemTotals(**record[name]).check() for name in FILE_SYSTEMS if name in record}
-        return cls(name, scanned_at, **scanned)
+        result = cls(name, scanned_at, **scanned)
+        if result.status != record["status"]:
+            raise ValueError("the status is not that of the counts and failures")
+        return result
 
 
 # --- Configuration --------------------------------------------------------------------------------------------------
@@ -228,18 +264,19 @@ class UserResult:
 
 def load_databricks_config(profile: str | None = None, workspace_url: str | None = None,
                            token: str | None = None) -> DatabricksConfig:
-    """Finds the workspace and a login for it: what is given here, else the CLI profile, else the environment.
+    """Finds the workspace and a login: what is given here, else the CLI profile, the environment, the notebook's own.
 
     Reads DATABRICKS_CONFIG_FILE (else ~/.databrickscfg), DATABRICKS_CONFIG_PROFILE, DATABRICKS_WORKSPACE_URL (else
     DATABRICKS_HOST) and DATABRICKS_TOKEN. A token goes only to the host it was configured with, or that is given
-    beside it. Raises InventoryError. Where profiles are kept: config.py of databricks-sdk.
+    beside it. A login without a token is made by databricks-sdk, which reads LOGIN_VARIABLES and others, too. Raises
+    InventoryError. Where profiles are kept: config.py of databricks-sdk.
     """
     host = None if workspace_url is None else normalize_host(workspace_url)
     if token is not None:
         if host is None:
             raise InventoryError("--token goes to no host but the one that is given with it: add --workspace-url")
         return DatabricksConfig(host, check_token(token), "command line")
-    config = config_from_profile(profile, host) or config_from_environment(host)
+    config = config_from_profile(profile, host) or config_from_environment(host) or config_from_notebook(host)
     if config is None:
         raise InventoryError(f"no login found {f'for {host} ' if host else ''}in {profile_file()} or the environment: "
                              "run `databricks configure`, or set DATABRICKS_HOST and DATABRICKS_TOKEN")
@@ -287,32 +324,165 @@ def config_from_profile(profile: str | None, host: str | None) -> DatabricksConf
         if named is None:
             return None
         raise InventoryError(f"{source} is for {configured}, and its token is not sent to {host}")
+    kind = kind_of_login(values)
+    if kind != "token":
+        cli_profile = name if kind == "databricks-cli" else ""  # which databricks-sdk would read the file for
+        return Login(source, configured, {**values, "auth_type": kind, "profile": cli_profile}).config()
     if not values.get("token"):
         raise InventoryError(f"{source} has no token; `databricks configure --profile {name}` asks for one")
     return DatabricksConfig(configured, check_token(values["token"]), source)
 
 
+def kind_of_login(values: dict[str, str]) -> str:
+    """What a profile logs in with: "token", or an auth_type of databricks-sdk."""
+    on_azure = re.search(r"azuredatabricks\.|databricks\.azure\.", values.get("host", ""))
+    without_key = "azure-cli" if on_azure else "databricks-cli"  # `databricks auth login` leaves no secret in the file
+    kind = values.get("auth_type") or next((LOGIN_KEYS[key] for key in LOGIN_KEYS if values.get(key)), without_key)
+    return "token" if kind == "pat" else kind
+
+
 def config_from_environment(host: str | None) -> DatabricksConfig | None:
-    token = os.environ.get("DATABRICKS_TOKEN")
+    token, kind = os.environ.get("DATABRICKS_TOKEN"), os.environ.get("DATABRICKS_AUTH_TYPE") or "pat"
     configured = os.environ.get("DATABRICKS_WORKSPACE_URL") or os.environ.get("DATABRICKS_HOST")
     target = normalize_host(configured) if configured else host
-    if not token or target is None or host not in (None, target):
+    if target is None or host not in (None, target):
         return None
-    return DatabricksConfig(target, check_token(token), "environment")
+    if token and kind == "pat":
+        return DatabricksConfig(target, check_token(token), "environment")
+    return Login("environment", target).config() if any(map(os.environ.get, LOGIN_VARIABLES)) else None
+
+
+def config_from_notebook(host: str | None) -> DatabricksConfig | None:
+    if "DATABRICKS_RUNTIME_VERSION" not in os.environ:
+        return None
+    login = Login("notebook", "", NOTEBOOK_LOGIN)
+    try:
+        found = normalize_host(login.connect().host)
+    except InventoryError:
+        raise
+    except Exception as error:  # a process beside the notebook, which has no login of its own
+        log.debug("no login of a notebook: %s", error)
+        return None
+    return replace(login.config(), host=found) if host in (None, found) else None
+
+
+class Login:
+    """A login by databricks-sdk, which renews its tokens 40 s before they expire. Any thread may call it.
+
+    The SDK is asked every HELD_SECONDS, because for some kinds of login that means a request each time. While it
+    fails, the old token serves until the workspace refuses it.
+    """
+
+    def __init__(self, source: str, host: str, values: dict[str, str] | None = None):
+        """With the values of a profile and nothing else; without any, with those of the environment."""
+        self.source, self.host, self.values, self.lock = source, host, values, threading.Lock()
+        self.kind = (values or {}).get("auth_type") or os.environ.get("DATABRICKS_AUTH_TYPE") or "oauth-m2m"
+        self.sdk: Any = None
+        self.failure: DatabricksError | None = None
+        self.token, self.fresh_until = "", -math.inf
+
+    def config(self) -> DatabricksConfig:
+        """Logs in. Raises InventoryError."""
+        try:
+            token = self()
+        except DatabricksError as error:
+            raise run_error(error, DatabricksConfig(self.host, "", self.source)) from None
+        return DatabricksConfig(self.host, token, f"{self.source} (OAuth, {self.sdk.auth_type})", self)
+
+    def __call__(self, refused: str = "") -> str:
+        """The token of the moment, another than `refused`. Raises DatabricksError, kind "login" if none will come."""
+        if not self.is_fresh(refused):
+            with self.lock:
+                if not self.is_fresh(refused):
+                    self.ask(anew=self.token == refused)
+        token, failure = self.token, self.failure
+        if failure and token in ("", refused):
+            raise DatabricksError(**vars(failure))
+        return token
+
+    def is_fresh(self, refused: str) -> bool:
+        return time.monotonic() < self.fresh_until and (self.failure is not None or self.token != refused)
+
+    def ask(self, anew: bool) -> None:
+        def authenticate() -> tuple[Any, str]:
+            sdk = None if anew else self.sdk
+            sdk = sdk or self.connect()
+            return sdk, sdk.authenticate().get("Authorization", "")
+
+        in_notebook = self.values == NOTEBOOK_LOGIN  # which is one of its thread
+        try:
+            self.sdk, header = authenticate() if in_notebook else in_thread(authenticate, LOGIN_SECONDS)
+            if not re.match("bearer ", header, re.I):
+                raise InventoryError(f"{self.source} has a login ({self.sdk.auth_type}) that gives no token")
+            self.token, self.failure = check_token(header[7:]), None
+        except InventoryError:
+            raise
+        except Exception as error:
+            self.sdk, self.failure = None, self.explain(error)  # a late SDK may keep its lock for ever
+            log.debug("%s", self.failure)
+        self.fresh_until = time.monotonic() + (FAILED_SECONDS if self.failure else HELD_SECONDS)
+
+    def explain(self, error: Exception) -> DatabricksError:
+        """What an exception means, without the secrets that the SDK, or who answered it, may have put into it."""
+        if isinstance(error, DatabricksError):
+            return error
+        chain: list[BaseException] = [error]
+        while chain[-1].__cause__:
+            chain.append(chain[-1].__cause__)
+        network = [link for link in chain if isinstance(link, (requests.ConnectionError, requests.Timeout))]
+        text = one_line(parse_error_body(re.split(r"\.? Config: |, please check", str(error))[0])[1], 300)
+        kind = "connection" if network or isinstance(error, TimeoutError) else "server"
+        if network:
+            text = DatabricksClient(DatabricksConfig(self.host, "")).connection_error(network[0], "").message
+        for name, value in (*os.environ.items(), *(self.values or {}).items()):
+            if re.search("secret|token|password|credentials", name, re.I) and len(value) > 7:
+                text = text.replace(value, "***")
+        if not network and re.search(REFUSED_LOGIN, text):
+            kind, text = "login", f"{text}: {REMEDIES.get(self.kind, 'check it, or use a token')}"
+        return DatabricksError(kind, f"no token from {self.source}: {text}", "")
+
+    def connect(self) -> Any:
+        """A Config of databricks-sdk."""
+        try:
+            from databricks.sdk.core import Config
+        except ImportError:
+            raise InventoryError(f"{self.source} has no token, and databricks-sdk, which can log in without, is not "
+                                 "installed: pip install databricks-sdk") from None
+        if self.host:  # the SDK would hide why it does not answer
+            try:
+                DatabricksClient(DatabricksConfig(self.host, "")).attempt(METADATA_PATH, {}, parse_record)
+            except DatabricksError as error:
+                if error.kind in ("connection", "server"):
+                    raise
+        known = {attribute.name: attribute for attribute in Config.attributes()}
+        settings: dict[str, Any] = {"profile": ""}
+        if self.values is not None:  # nothing of another login that the environment may have
+            settings = {name: "" for name, attribute in known.items() if os.environ.get(attribute.env or "")
+                        and attribute.transform is str and name not in MACHINE_SETTINGS}
+            settings |= {name: value for name, value in self.values.items() if value and name in known}
+        settings |= {"host": self.host} if self.host else {}
+        config = Config(**settings | {"disable_async_token_refresh": True, "retry_timeout_seconds": 1})
+        if self.host and normalize_host(config.host) != self.host.removesuffix(":443"):
+            raise InventoryError(f"{self.source} is for {self.host}, and logs in to {config.host}")
+        return config
 
 
 def normalize_host(text: str) -> str:
     """Scheme, host and port of what people paste: 'adb-1.net/?o=1' becomes 'https://adb-1.net'."""
-    shown = repr(re.sub("//[^/]*@", "//", text.partition("?")[0]))  # people paste secrets, too
+    place = re.match(r"(\s*\w+://)?(?:.*@)?([^/?#;]*)", text, re.S)
+    shown = repr("".join(place.groups("")) if place else "")  # people paste secrets, too
     try:
         if re.search(r"[\s\\]", text.strip()):  # which urlsplit drops, or takes for another host than browsers do
             raise ValueError
         parts = urlsplit(text.strip() if re.match(r"\s*\w+://", text) else f"https://{text.strip()}")
         name, port = parts.hostname or "", parts.port
+        if parts.netloc.endswith(":") or "%" in name or ("[" in parts.netloc) != (":" in name):  # https:/x, [v1.x]
+            raise ValueError
         address = ipaddress.ip_address(name) if ":" in name or re.fullmatch(r"[\d.]+", name) else None
     except ValueError:
         parts = name = address = None  # type: ignore[assignment]
-    if not (address or name and re.fullmatch(r"[\w-]+(\.[\w-]+)*\.?", name)) or parts.scheme not in ("http", "https"):
+    is_host = address or name and re.fullmatch(r"[\w-]{1,63}(\.[\w-]{1,63})*\.?", name, re.A)
+    if not is_host or parts.scheme not in ("http", "https"):
         raise InventoryError(f"not a workspace URL: {shown}; it looks like https://adb-123.4.azuredatabricks.net")
     if parts.scheme == "http" and not (name == "localhost" or address and address.is_loopback):
         raise InventoryError(f"{shown} would send the token unencrypted: use https://{name}")
@@ -403,46 +573,93 @@ class Pacer:
             self.leave(now, error.retry_after)
 
 
+class BoundedResponse(http.client.HTTPResponse):
+    """An answer that ends within 2 * READ_SECONDS: a socket's own time-out begins anew with every byte."""
+
+    def __init__(self, sock: Any, *args: Any, **options: Any):
+        super().__init__(sock, *args, **options)
+        until, read = time.monotonic() + 2 * READ_SECONDS, self.fp.raw.readinto
+
+        def read_in_time(buffer: Any) -> int:
+            if time.monotonic() > until:
+                raise TimeoutError
+            return read(buffer)
+
+        self.fp.raw.readinto = read_in_time
+
+
+class BoundedAdapter(requests.adapters.HTTPAdapter):
+    """Has BoundedResponses, also through a proxy."""
+
+    def init_poolmanager(self, *args: Any, **options: Any) -> None:
+        super().init_poolmanager(*args, **options)
+        self.bound(self.poolmanager)
+
+    def proxy_manager_for(self, *args: Any, **options: Any) -> Any:
+        return self.bound(super().proxy_manager_for(*args, **options))
+
+    def bound(self, manager: Any) -> Any:
+        for scheme, pool in manager.pool_classes_by_scheme.items():
+            if pool.ConnectionCls.response_class is not BoundedResponse:
+                connection = type("BoundedConnection", (pool.ConnectionCls,), {"response_class": BoundedResponse})
+                bounded = type("BoundedPool", (pool,), {"ConnectionCls": connection})
+                manager.pool_classes_by_scheme = {**manager.pool_classes_by_scheme, scheme: bounded}
+        return manager
+
+
 class DatabricksClient:
     """The one place that makes requests. attempt() tries once, get() tries again and waits in between."""
 
     def __init__(self, config: DatabricksConfig, threads: int = 1, clock: Callable[[], float] = time.monotonic,
                  sleep: Callable[[float], None] = time.sleep, jitter: Callable[[], float] = random.random):
         self.config, self.clock, self.sleep, self.jitter = config, clock, sleep, jitter
+        self.tokens: set[str] = set()  # which no message may show
         self.statistics: Counter[str] = Counter()  # requests, retries, rate_limited (429), files
         self.pacers: dict[str, Pacer] = {}  # by API
         self.reached = False
-        self.decoding = threading.Lock()
-        self.session = requests.Session()
-        self.session.mount(config.host, requests.adapters.HTTPAdapter(pool_connections=1, pool_maxsize=threads))
-        self.session.auth = self.authorize  # a header set on the session would be replaced from ~/.netrc
-        self.session.headers.update({"Accept": "application/json", "User-Agent": "databricks-user-files"})
-        # Proxies and CA bundle: read from the environment once, not at every request.
-        settings = self.session.merge_environment_settings(config.host, {}, True, None, None)
-        self.session.proxies, self.session.verify = settings["proxies"], settings["verify"]
-        self.session.trust_env = False
-
-    def authorize(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = f"Bearer {self.config.token}"
-        return request
+        self.decoding = threading.RLock()
+        self.adapter = BoundedAdapter(pool_connections=1, pool_maxsize=threads)
+        self.headers = {"Accept": "application/json", "Accept-Encoding": "gzip", "User-Agent": "databricks-user-files"}
+        # Proxies and CA bundle: read from the environment once. A session would do it, and more, at every request.
+        with requests.Session() as session:
+            self.settings = session.merge_environment_settings(config.host, {}, True, None, None)
+        if config.host.startswith("http:"):  # a loopback address: through a proxy the token would travel unencrypted
+            self.settings["proxies"] = {}
 
     def attempt(self, api_path: str, params: dict[str, Any], parse: Callable[[Any], Any]) -> Any:
-        """One GET; returns parse(the decoded body). Raises DatabricksError, also where parse raises MalformedAnswer."""
-        path = str(params.get("path", api_path))
+        """One GET; returns parse(the decoded body). Raises DatabricksError, also where parse raises MalformedAnswer.
+
+        Where the token is refused, and there is another one, it goes once more.
+        """
+        token = self.config.current_token()
         try:
-            with self.session.get(self.config.host + api_path, params=params, stream=True, allow_redirects=False,
-                                  timeout=(CONNECT_SECONDS, READ_SECONDS)) as response:
-                self.reached = True
-                body = self.read_body(response)
-            if response.status_code != 200:
-                raise self.answer_error(response, body, path)
-            return parse(self.decode(body))
+            return self.request(token, api_path, params, parse)
+        except DatabricksError as error:
+            other = self.config.current_token(token) if error.kind == "login" else token
+            if other == token:
+                raise
+        return self.request(other, api_path, params, parse)
+
+    def request(self, token: str, api_path: str, params: dict[str, Any], parse: Callable[[Any], Any]) -> Any:
+        path = str(params.get("path", api_path))
+        self.tokens.add(token)
+        try:
+            request = requests.Request("GET", self.config.host + api_path, self.headers, params=params,
+                                       auth=partial(authorize, token)).prepare()
+            with ExitStack() as alone:
+                with self.adapter.send(request, timeout=(CONNECT_SECONDS, READ_SECONDS), **self.settings) as response:
+                    self.reached = True
+                    body = self.read_body(response, alone)
+                if response.status_code != 200:
+                    raise self.answer_error(response, body, path)
+                return parse(self.decode(body))
         except MalformedAnswer as error:
-            raise DatabricksError("malformed", str(error), path) from error
+            raise DatabricksError("malformed", self.mask(str(error)), path) from error
         except UnicodeError as error:  # half a surrogate pair: there is no way to ask for this name
             raise DatabricksError("refused", "the name is not valid Unicode", path) from error
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-            raise self.connection_error(error, path) from error
+            repeated = any(self.mask(str(link)) != str(link) for link in causes(error))
+            raise self.connection_error(error, path) from (None if repeated else error)
 
     def get(self, api: str, api_path: str, params: dict[str, Any], parse: Callable[[Any], Any]) -> Any:
         """attempt(), with RETRIES. A host that cannot be reached at all is not tried again."""
@@ -467,37 +684,41 @@ class DatabricksClient:
                 log.debug("%s: %s; again in %.1f s", api_path, error, wait)
                 self.sleep(wait)
 
-    def read_body(self, response: requests.Response) -> bytes:
-        """The whole body, within LONGEST_BODY and READ_SECONDS."""
-        # read1 returns what has come; read waits for a full block, and with a server that drips for ever.
-        read = getattr(response.raw, "read1", response.raw.read)
-        until, parts, length = self.clock() + READ_SECONDS, [], 0
-        while chunk := read(65536, decode_content=True):
+    def read_body(self, response: requests.Response, alone: ExitStack) -> bytes:
+        """The whole body, within LONGEST_BODY; makes a large one wait for its turn, which ends with `alone`."""
+        parts, length = [], 0
+        while chunk := response.raw.read(16384, decode_content=True):
             parts.append(chunk)
             length += len(chunk)
             if length > LONGEST_BODY:
                 raise MalformedAnswer(f"the answer is longer than {LONGEST_BODY // 1024**2} MB")
-            if self.clock() > until:
-                raise requests.ReadTimeout
+            if length > HUGE_BODY >= length - len(chunk):
+                alone.enter_context(self.decoding)
         announced = response.headers.get("Content-Length", "")
-        if announced.isdigit() and int(announced) != length and "Content-Encoding" not in response.headers:
+        if re.fullmatch("[0-9]{1,18}", announced) and int(announced) != length and \
+                "Content-Encoding" not in response.headers:
             raise MalformedAnswer("the answer was cut short")
+        if length >= LARGE_BODY:
+            alone.enter_context(self.decoding)
         return b"".join(parts)
 
     def decode(self, body: bytes) -> Any:
+        # What is no listing could take sixty times its length in memory; an entry of one has 60 bytes and 3 commas.
+        if LARGE_BODY <= len(body) < 20 * (body.count(b"{") + body.count(b"[")) + 8 * body.count(b","):
+            raise MalformedAnswer("the answer has more values than a listing of its length")
         try:
-            if len(body) < LARGE_BODY:
-                return json.loads(body)
-            with self.decoding:
-                return json.loads(body)
+            return json.loads(body)
         except (ValueError, RecursionError) as error:
             what = "an HTML page" if b"<html" in body[:2000].lower() else "not JSON"
             raise MalformedAnswer(f"the answer is {what}: is this the workspace's URL, is there a proxy?") from error
 
     def answer_error(self, response: requests.Response, body: bytes, path: str) -> DatabricksError:
-        error_code, message = parse_error_body(self.mask(body.decode("utf-8", "replace")))
+        texts = [*parse_error_body(body[:100_000].decode("utf-8", "replace")), response.reason or ""]
+        error_code, message, reason = map(one_line, map(self.mask, texts), (60, 300, 300))
         kind = classify_error(response.status_code, error_code, message.replace(path, ""))
-        message = message or response.reason or "no message"
+        if kind == "refused" and body[:1] == b"{" and body.rstrip()[-1:] != b"}":
+            kind, message = "malformed", "the answer was cut short"  # it may be the 404 of a home that is not there
+        message = message or reason or "no message"
         if kind == "too slow":
             message = f"{path} is too large to be listed over REST; dbutils.fs on a cluster can list it"
         if 300 <= response.status_code < 400:
@@ -511,22 +732,39 @@ class DatabricksClient:
         return DatabricksError(kind, message, path, response.status_code, error_code, retry_after)
 
     def mask(self, text: str) -> str:
-        return text.replace(self.config.token, "***") if len(self.config.token) > 7 else text
+        for spelling in [spelling for token in tuple(self.tokens) for spelling in (token, quote(token, safe=""))]:
+            text = text.replace(spelling, "***") if len(spelling) > 7 else text
+        return text
 
     def connection_error(self, error: BaseException, path: str) -> DatabricksError:
         """For an exception of requests, whose own text is a page long: its first cause in a few words."""
-        chain = [error]
-        while cause := chain[-1].__cause__ or chain[-1].__context__:
-            chain.append(cause)
+        chain = causes(error)
         if isinstance(error, requests.ConnectTimeout):
             message = f"no connection within {CONNECT_SECONDS} s"
         elif isinstance(error, (requests.Timeout, urllib3.exceptions.TimeoutError)):
             message = f"no answer within {READ_SECONDS} s"
         else:
-            reasons = [link.strerror for link in chain if isinstance(link, OSError) and link.strerror]
-            message = self.mask(one_line(str(reasons[-1]), 300)) if reasons else "the connection broke off"
-        unreachable = any(isinstance(link, NO_CONNECTION) for link in chain)
+            reasons = [link.strerror or str(link) for link in chain
+                       if isinstance(link, OSError) and (link.strerror or type(link) is OSError)]
+            message = one_line(self.mask(str(reasons[-1])), 300) if reasons else "the connection broke off"
+        # A bare OSError is how requests says that REQUESTS_CA_BUNDLE names no file.
+        unreachable = any(isinstance(link, NO_CONNECTION) for link in chain) or \
+            type(error) is OSError and not error.errno
         return DatabricksError("connection", message, path, unreachable=unreachable)
+
+
+def authorize(token: str, request: requests.PreparedRequest) -> requests.PreparedRequest:
+    """As an auth object of requests: a header set on the session would be replaced from ~/.netrc."""
+    request.headers["Authorization"] = f"Bearer {token}"
+    return request
+
+
+def causes(error: BaseException) -> list[BaseException]:
+    """The exception, and what it came from."""
+    chain = [error]
+    while cause := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(cause)
+    return chain
 
 
 def classify_error(status: int, error_code: str, message: str) -> str:
@@ -549,21 +787,25 @@ def classify_error(status: int, error_code: str, message: str) -> str:
 
 
 def parse_error_body(text: str) -> tuple[str, str]:
-    """error_code and message, a line each, of a JSON, SCIM, API 1.2, HTML or text body (errors of databricks-sdk)."""
-    text = text[:100_000]
+    """error_code and message of a JSON, SCIM, API 1.2, HTML or text body (errors of databricks-sdk)."""
     with suppress(ValueError, RecursionError):
         record = json.loads(text)
         if isinstance(record, dict):
             error_code = record.get("error_code") or record.get("scimType") or ""
             text = record.get("message") or record.get("detail") or record.get("error") or ""
-            return one_line(str(error_code), 60), one_line(str(text), 300)
-    title = re.search(r"<(title|pre)[^>]*>(.*?)</\1>", text, re.I | re.S)
-    return "", one_line(title[2] if title else text, 300)
+            return str(error_code), str(text)
+    title = re.search(r"<(title|pre)[^>]*>(.*?)</\1>", text[:5000], re.I | re.S)  # its time grows with the square
+    return "", title[2] if title else text
 
 
 def one_line(text: str, longest: int) -> str:
     text = " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text).split())
     return text if len(text) <= longest else f"{text[:longest - 3]}..."
+
+
+def without_secrets(text: str) -> str:
+    """Without the tokens and user information of URLs in it."""
+    return re.sub(r"(?i)(token=)[^;&\s']+|(//)[^/\s]*@", r"\1\2***", text)
 
 
 def parse_record(body: Any) -> dict[str, Any]:
@@ -590,6 +832,8 @@ def caller_is_admin(client: DatabricksClient) -> bool | None:
 
 def run_error(error: DatabricksError, config: DatabricksConfig) -> InventoryError:
     """What to tell people about an error that ends the run."""
+    if error.kind == "login" and error.status is None:  # Login's own, with its remedy
+        return InventoryError(error.message)
     if error.kind == "login":
         return InventoryError(f"{config.host} does not accept the token of {config.source} ({error}): renew it")
     if error.unreachable:
@@ -616,6 +860,8 @@ def parse_listing(file_system: str, path: str, body: Any) -> tuple[FileSystemTot
         entry_path = entry.get("path") if isinstance(entry, dict) else None
         if not isinstance(entry_path, str):
             raise MalformedAnswer("the listing has an entry without a path")
+        if len(entry_path) > LONGEST_PATH:
+            raise MalformedAnswer(f"the listing has a path of more than {LONGEST_PATH:,} characters")
         object_type, is_directory, size = parse_entry(entry)
         inside = entry_path.startswith(prefix) and is_name(entry_path[len(prefix):])
         if not inside and (entry_path != path or is_directory or len(entries) > 1):  # a listed file returns itself
@@ -645,8 +891,8 @@ def parse_dbfs_entry(entry: dict[str, Any]) -> tuple[str, bool, int]:
 
 def parse_workspace_entry(entry: dict[str, Any]) -> tuple[str, bool, int]:
     object_type = entry.get("object_type") or "UNKNOWN"
-    if not isinstance(object_type, str):
-        raise MalformedAnswer("the listing has an object_type that is no text")
+    if not isinstance(object_type, str) or len(object_type) > 100:
+        raise MalformedAnswer("the listing has an object_type that is no short text")
     is_directory = object_type in WORKSPACE_DIRECTORIES
     return object_type, is_directory, 0 if is_directory else WORKSPACE_OBJECT_SIZE
 
@@ -690,6 +936,9 @@ class Frontier:
             heapq.heappush(self.waiting, (directory.not_before, self.pushed, directory))
         else:
             heapq.heappush(self.ready[directory.file_system], (directory.user, -self.pushed, directory))
+        if len(self.ready[directory.file_system]) > MOST_WAITING:
+            raise InventoryError(f"more than {MOST_WAITING:,} directories wait to be listed, lately those in "
+                                 f"{one_line(os.path.dirname(directory.path), 200)}: scan without that user")
 
     def wake(self, now: float) -> None:
         while self.waiting and self.waiting[0][0] <= now:
@@ -797,6 +1046,7 @@ class Engine:
             except Exception as error:  # raised again by the gathering thread, if it is a bug
                 answer = error
             self.answers.put((directory, sent_at, answer))
+            del answer  # the traceback of an error has the body, while this thread waits
 
     def take(self, directory: Directory, sent_at: float, answer: Any) -> None:
         """Takes note of what parse_listing() returned, or of an exception."""
@@ -1051,9 +1301,10 @@ class Checkpoint:
         self.path, self.synced_at, self.end = path, -math.inf, 0
         self.finished = ""  # when its run ended
         self.lines: dict[str, tuple[int, int, str, str]] = {}  # by username: offset, length, status, date
+        self.file: Any = None
         try:
             if header is None:
-                self.file: Any = open(str(path), "r+b", buffering=0)
+                self.file = open(str(path), "r+b", buffering=0)
                 with ExitStack() as unless_read:
                     unless_read.callback(self.file.close)
                     self.header = self.read()
@@ -1065,6 +1316,9 @@ class Checkpoint:
                 self.end = len(start)
                 self.begin()
         except OSError as error:
+            if header is not None and self.file and path:  # half a first line would be refused by the next run
+                self.file.close()
+                path.unlink()
             raise self.cannot_write(error) from error
 
     def cannot_write(self, error: OSError) -> InventoryError:
@@ -1144,12 +1398,15 @@ class Checkpoint:
     def close(self, finished: bool = False, remove: bool = False) -> None:
         """With `finished` it is marked as that of a run that ended; with `remove` it goes."""
         with suppress(OSError):  # what was saved is saved
-            if finished and not remove:
+            if finished:
                 self.write(f'\n], "finished": "{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ}"}}\n'.encode())
             os.fsync(self.file.fileno())
         self.file.close()
         if remove and self.path:
-            self.path.unlink()
+            try:
+                self.path.unlink()
+            except OSError as error:
+                log.warning("%s cannot be removed (%s); nobody needs it any more", self.path, error.strerror)
 
 
 def lock_checkpoint(path: Path) -> Any:
@@ -1197,17 +1454,25 @@ def open_checkpoint(path: Path, header: dict[str, Any], resume: bool) -> Iterato
         else:
             if resume:
                 log.warning("there is no checkpoint %s: starting from the beginning", path)
-            if old:
-                old.file.close()
-                if old.lines and not old.finished:
-                    move_aside(path)
-            path.unlink(missing_ok=True)
+            clear_place(path, old)
             yield Checkpoint(path, header)
     finally:
         if lock:
             with suppress(OSError):
                 os.unlink(lock.name)
             lock.close()
+
+
+def clear_place(path: Path, old: Checkpoint | None) -> None:
+    """Makes room for a new checkpoint: that of an unfinished run is moved aside."""
+    try:
+        if old:
+            old.file.close()
+            if old.lines and not old.finished:
+                move_aside(path)
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise InventoryError(f"{path} cannot be replaced ({error.strerror}); name another --checkpoint") from error
 
 
 def compare_headers(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
@@ -1262,7 +1527,7 @@ def run_batch(config: DatabricksConfig, directories: list[tuple[Any, ...]], thre
     """
     client, frontier, accounts = DatabricksClient(config, threads), Frontier(), BatchAccounts()
     started = client.clock()
-    report: dict[str, Any] = {"worker": f"{socket.gethostname()}:{os.getpid()}", "python": platform.python_version()}
+    report: dict[str, Any] = {"worker": f"{socket.gethostname()}:{os.getpid()}", "python": sys.version.split()[0]}
     try:
         if not directories:
             caller_is_admin(client)
@@ -1321,7 +1586,7 @@ class ClusterEngine:
         self.rates: dict[str, float | None] = dict.fromkeys(FILE_SYSTEMS)  # requests/s of all batches together
         self.results: queue.SimpleQueue[tuple[int | str, Any]] = queue.SimpleQueue()  # of batches and probes
         self.sent: dict[int, Batch] = {}
-        self.tag, self.batches, self.slots, self.seconds = f"inventory-{uuid.uuid4()}", 0, 0, 0.0
+        self.tag, self.batches, self.slots, self.seconds = f"inventory-{os.urandom(8).hex()}", 0, 0, 0.0
         self.failures, self.failed_at, self.allowed = 0, -math.inf, 1
 
     def run(self) -> Iterator[None]:
@@ -1372,7 +1637,9 @@ class ClusterEngine:
     def query(self, batch: Batch) -> str:
         now = self.client.clock()
         values = [astuple(shifted(directory, -now)) for directory in batch.directories]
-        work = partial(run_batch, self.client.config, values, self.threads, batch.seconds, batch.pace)
+        # A plain string: who has it cannot renew it, and needs no databricks-sdk.
+        config = replace(self.client.config, token=self.client.config.current_token(), renew=None)
+        work = partial(run_batch, config, values, self.threads, batch.seconds, batch.pace)
         if __name__ != "__main__":  # functions of __main__ go by value anyway; the workers do not have this file
             import_module("pyspark.cloudpickle").register_pickle_by_value(sys.modules[__name__])
         with suppress(RuntimeError, AttributeError):  # a classic session before Spark 4.0 has no tags
@@ -1460,11 +1727,14 @@ class ClusterEngine:
             self.take_probe(key, result)
         elif key not in self.sent:
             pass
+        elif isinstance(result, DatabricksError):  # it was not sent
+            self.wait_for_token(key, result)
         elif isinstance(result, Exception):
             self.fail(key, spark_text(result))
+            if "StatusCode.UNAVAILABLE" in str(result):  # the client has tried for ten seconds
+                self.failures = LOST_BATCHES
         elif "error" in (report := json.loads(result)):
-            self.fail(key, report["error"])
-            self.check_login()
+            self.take_refusal(key, report["error"])
         else:
             self.failures, self.allowed, batch = 0, self.allowed * 2, self.sent.pop(key)  # a slow start finds the pace
             users = sorted({self.accounts.open[user].username for user, *_ in report["totals"]})
@@ -1477,13 +1747,24 @@ class ClusterEngine:
                 self.take_failures(name, failures, answered, since_success)
             self.take_directories(batch.directories, report)
 
-    def check_login(self) -> None:
+    def take_refusal(self, number: int, reason: str) -> None:
         """A worker's refused login may be an old token; the driver's own ends the run."""
         try:
             self.client.attempt(ME_PATH, {}, parse_record)
         except DatabricksError as error:
-            if error.kind == "login":
-                raise run_error(error, self.client.config) from error
+            if error.kind == "login" or error.kind in RETRIES:
+                self.wait_for_token(number, error)
+                return
+        self.fail(number, reason)
+
+    def wait_for_token(self, number: int, error: DatabricksError) -> None:
+        """Until a probe finds the login to be good again. Raises InventoryError if it will not be."""
+        if error.kind == "login":
+            raise run_error(error, self.client.config) from error
+        log.debug("batch %d goes out again: %s", number, error)
+        self.give_back(number)
+        for name in self.pacers:
+            self.take_failures(name, OUTAGE_FAILURES, False, math.inf)
 
     def take_directories(self, directories: list[Directory], report: dict[str, Any]) -> None:
         now, change = self.client.clock(), Counter[int]()
@@ -1601,7 +1882,7 @@ def in_thread(function: Callable[[], Any], seconds: float) -> Any:
 
 def spark_text(error: Exception) -> str:
     """What Spark says, on a line, without the token that a connection URL may have."""
-    return one_line(re.sub(r"(?i)(token=)[^;\s']+", r"\1***", str(error)), 300)
+    return one_line(without_secrets(str(error)), 300)
 
 
 def spark_unavailable(error: Exception, version: str = "unknown") -> SparkUnavailable:
@@ -1636,7 +1917,7 @@ def connect_cluster(client: DatabricksClient, cluster_id: str) -> Any:
         """Gives the login of the moment to every call, so that a session outlives an OAuth token."""
 
         def metadata(self) -> list[tuple[str, str]]:
-            return [*super().metadata(), ("authorization", f"Bearer {client.config.token}"),
+            return [*super().metadata(), ("authorization", f"Bearer {client.config.current_token()}"),
                     ("x-databricks-cluster-id", cluster_id)]
 
     session = import_module("pyspark.sql.connect.session").SparkSession
@@ -1668,7 +1949,7 @@ def wait_for_cluster(client: DatabricksClient, cluster_id: str) -> None:
             cluster = client.get("clusters", "/api/2.1/clusters/get", {"cluster_id": cluster_id}, parse_record)
         except DatabricksError as error:
             raise SparkUnavailable(f"Parallel processing not available: cluster {cluster_id}: {error}.") from error
-        state, message = cluster.get("state"), one_line(str(cluster.get("state_message") or ""), 200)
+        state, message = (one_line(client.mask(str(cluster.get(key) or "")), 200) for key in ("state", "state_message"))
         if state in ("RUNNING", "RESIZING"):
             return
         if state not in ("PENDING", "RESTARTING") or client.clock() >= until:
@@ -1697,8 +1978,10 @@ def open_output(path: str) -> Iterator[Any]:
     target, temporary = os.path.realpath(path), path
     if not is_stream(path):
         temporary = os.path.join(os.path.dirname(target), f".{os.path.basename(target)}.{os.getpid()}.tmp")
+        with suppress(OSError):  # of a run that was killed
+            os.unlink(temporary)
     try:
-        with open_text(temporary) as file:
+        with open_text(temporary, "w" if temporary == path else "x") as file:  # not through another's link
             yield file
             file.flush()
             if temporary != path:
@@ -1717,15 +2000,14 @@ def open_output(path: str) -> Iterator[Any]:
         raise InventoryError(f"{path} cannot be replaced ({error.strerror}); the result is in {temporary}") from error
 
 
-def open_text(path: str) -> Any:
+def open_text(path: str, mode: str = "w") -> Any:
     """The file, or stdout, for UTF-8 with line ends as they are written."""
     file: Any = path
     if path == "-":
-        try:
-            file = os.dup(sys.stdout.fileno())
-        except (OSError, AttributeError):  # a notebook's
+        if sys.stdout is not sys.__stdout__:  # a notebook's, whose descriptor is not the cell's output
             return nullcontext(sys.stdout)
-    return open(file, "w", encoding="utf-8", errors="backslashreplace", newline="")
+        file = os.dup(sys.stdout.fileno())
+    return open(file, mode, encoding="utf-8", errors="backslashreplace", newline="")
 
 
 def is_stream(path: str) -> bool:
@@ -1738,17 +2020,21 @@ def check_output(path: str) -> None:
     try:
         if os.path.isdir(path or "."):
             raise IsADirectoryError(0, "it is a folder")
+        if path == "-" and sys.stdout is None:
+            raise OSError(0, "it is closed; name a file with --output")
         if not is_stream(path):
             with tempfile.NamedTemporaryFile(dir=os.path.dirname(os.path.realpath(path))):
                 pass
     except OSError as error:
-        raise InventoryError(f"{path} cannot be written: {error.strerror}") from error
+        raise InventoryError(f"{'stdout' if path == '-' else path} cannot be written: {error.strerror}") from error
 
 
 def safe_cell(text: str) -> str:
     """A cell that no spreadsheet runs as a formula (OWASP, "CSV Injection")."""
-    text = f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else text
-    return re.sub("\r(?!\n)", " ", text)  # the csv module does not quote a cell for it, but ends a row at it
+    text = f"'{text}" if text.startswith((*FORMULA_STARTS, "\t", "\r", "\n")) else text
+    # Where ; or a tab separates the cells, as in some countries, one begins after each.
+    text = re.sub(f"([;\t\r\n])(?=[{FORMULA_STARTS}])", r"\1'", text)
+    return re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f](?!\n)", " ", text)  # \r ends a row, others steer a terminal
 
 
 def counted(count: int, noun: str) -> str:
@@ -1819,7 +2105,7 @@ def breakdown(user: UserResult) -> list[str]:
         lines += [f"  not listed: {at['path']}: {at['error']}" for at in totals.failures[:SHOWN_FAILURES]]
         if len(totals.failures) > SHOWN_FAILURES:
             lines.append(f"  not listed: {len(totals.failures) - SHOWN_FAILURES:,} more")
-    return lines
+    return [line.replace("\n", "?") for line in lines]  # in a name
 
 
 def write_results(results: Iterable[UserResult], output: str, details: str | None) -> Summary:
@@ -1875,7 +2161,8 @@ def tell(*lines: str) -> None:
     """Prints on stderr, above the progress bar if there is one."""
     tqdm = sys.modules.get("tqdm")
     with suppress(OSError, ValueError, AttributeError):  # the terminal may be gone
-        for line in [re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", "?", line) for line in lines]:  # of names
+        for line in [re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", "?", line)
+                     for line in lines]:  # of names
             tqdm.tqdm.write(line, file=sys.stderr) if tqdm else sys.stderr.write(f"{line}\n")
         sys.stderr.flush()
 
@@ -1883,7 +2170,8 @@ def tell(*lines: str) -> None:
 class StderrHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-        tell(level + self.format(record))
+        text = self.format(record)
+        tell(level + (text if record.levelno >= logging.ERROR else text.replace("\n", "?")))  # in a name
 
 
 # --- Command line ---------------------------------------------------------------------------------------------------
@@ -1939,7 +2227,7 @@ def whole_number(text: str, most: int) -> int:
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
         message = re.sub(r"(--?t\w*[= ])\S+|dapi\S+", r"\1***", message, flags=re.I)  # --tokn=...
-        raise InventoryError(f"{message} (see --help)")
+        raise InventoryError(f"{without_secrets(message)} (see --help)")
 
 
 def add_login_options(parser: argparse.ArgumentParser) -> None:
@@ -1951,8 +2239,8 @@ def add_login_options(parser: argparse.ArgumentParser) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(description="Inventory of users' files in DBFS and Workspace: one CSV row per user.",
-                    allow_abbrev=False)
+    parser = Parser(prog="databricks_user_files_simple.py", allow_abbrev=False,
+                    description="Inventory of users' files in DBFS and Workspace: one CSV row per user.")
     parser.add_argument("users", nargs="*", metavar="USER", help="names of users to scan")
     parser.add_argument("--users-file", metavar="FILE",
                         help="users to scan: the CSV of databricks_user_list.py, or one name a line; - is stdin")
@@ -1979,16 +2267,24 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def tell_login(config: DatabricksConfig) -> None:
+    """The first line of every run."""
+    tell(f"Workspace {config.host}, login from {config.source}")
+    path = profile_file()
+    if config.source.startswith("profile ") and os.name == "posix" and path.stat().st_mode & 0o077:
+        log.warning("%s is open to other users of this machine: chmod 600 %s", path, shlex.quote(str(path)))
+
+
 def run(args: argparse.Namespace) -> int:
     config = load_databricks_config(args.profile, args.workspace_url, args.token)
-    tell(f"Workspace {config.host}, login from {config.source}")
+    tell_login(config)
     names = read_usernames(args.users, args.users_file)
     files = [os.path.realpath(path) for path in (args.output, args.details, args.users_file, args.checkpoint)
              if path is not None and not is_stream(path)]
     if len(set(files)) < len(files):
         raise InventoryError("--output, --details, --users-file and --checkpoint must be different files")
     check_output(args.output)
-    check_output("-" if args.details is None else args.details)
+    check_output(args.output if args.details is None else args.details)
     file_systems = FILE_SYSTEMS[:1] if args.dbfs_only else FILE_SYSTEMS[1:] if args.workspace_only else FILE_SYSTEMS
     header = {"workspace_url": config.host, "options": {"file_systems": list(file_systems),
                                                         "users": "file" if args.users_file else "named"}}
@@ -2030,13 +2326,16 @@ def scan_into(checkpoint: Checkpoint, names: list[str], config: DatabricksConfig
 
 def choose_engine(args: argparse.Namespace, client: DatabricksClient) -> Callable[..., Any]:
     """The mode, and a line that says which and why."""
-    if args.no_parallel or not (args.cluster_id or args.spark_remote):
+    if args.no_parallel or not (args.spark or args.cluster_id or args.spark_remote):
         log.info("sequential: up to %d requests at a time from this machine", args.threads)
         return Engine
+    if args.spark:
+        log.info("parallel, over the Spark session of the caller")
+        return partial(ClusterEngine, lambda: args.spark)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"pyspark\.")  # what matters comes as an exception
     try:
         if not args.cluster_id:
-            log.info("parallel, over Spark Connect %s", args.spark_remote.partition(";")[0])
+            log.info("parallel, over Spark Connect %s", without_secrets(args.spark_remote.partition(";")[0]))
             return partial(ClusterEngine, partial(connect_remote, args.spark_remote), own=True)
         log.info("parallel, on cluster %s", args.cluster_id)
         import_module("pyspark")
@@ -2049,13 +2348,19 @@ def choose_engine(args: argparse.Namespace, client: DatabricksClient) -> Callabl
 
 
 def resume_command(args: argparse.Namespace) -> str:
-    """The command line without its token, and with --resume."""
+    """The command line, or the call of main(), without its tokens and with --resume."""
     words = [word for word in args.argv if word != "--resume" and not word.startswith("--token=")]
+    urls = {url: clean(url) for url, clean in ((args.workspace_url, normalize_host),
+                                               (args.spark_remote, without_secrets)) if url}
+    for url, shown in urls.items():  # people paste secrets, too
+        words = [word[:-len(url)] + shown if re.fullmatch(f"(--[a-z-]+=)?{re.escape(url)}", word) else word
+                 for word in words]
     while "--token" in words:
         at = words.index("--token")
         del words[at:at + 2]
     words.insert(words.index("--") if "--" in words else len(words), "--resume")
-    command = shlex.join([sys.executable or "python3", sys.argv[0], *words])
+    call = f"main({words}{', spark' if args.spark else ''})"
+    command = call if args.from_python else shlex.join([sys.executable or "python3", sys.argv[0], *words])
     return command + ("  # and the --token" if args.token else "")
 
 
@@ -2086,11 +2391,12 @@ def run_command(parser: argparse.ArgumentParser, argv: list[str] | None, run: Ca
     handler, debug = StderrHandler(), False
     log.addHandler(handler)
     log.propagate = False
+    logging.getLogger("databricks.sdk").setLevel(logging.CRITICAL)  # what matters of it comes as an exception
     try:
         words = sys.argv[1:] if argv is None else argv
         parse = parser.parse_args if "--" in words else parser.parse_intermixed_args  # which does not know --
         args = parse(words)
-        args.argv, debug = words, args.debug
+        args.argv, args.from_python, debug = words, argv is not None, args.debug
         log.setLevel(logging.DEBUG if debug else logging.WARNING if getattr(args, "quiet", False) else logging.INFO)
         with interrupts():
             return run(args)
@@ -2111,15 +2417,21 @@ def run_command(parser: argparse.ArgumentParser, argv: list[str] | None, run: Ca
         log.propagate = True
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command. Returns its exit code: 0, 1 (rows partial or error), 2 (it could not run), 130 (interrupted)."""
-    return run_command(build_parser(), argv, run)
+def main(argv: list[str] | None = None, spark: Any = None) -> int:
+    """The command. Returns its exit code: 0, 1 (rows partial or error), 2 (it could not run), 130 (interrupted).
+
+    `spark` is a notebook's session over which to spread the scan; --no-parallel wins over it.
+    """
+    parser = build_parser()
+    parser.set_defaults(spark=spark)
+    return run_command(parser, argv, run)
 
 
 if __name__ == "__main__" and "get_ipython" not in globals():  # not when pasted into a notebook
     exit_code = main()
-    if "pyspark" in sys.modules:  # its threads would be waited for: minutes, if its server is gone
-        with suppress(OSError):
-            sys.stderr.flush()
-        os._exit(exit_code)
-    raise SystemExit(exit_code)
+    if hasattr(sys, "ps1"):  # IPython's, in a %run
+        raise SystemExit(exit_code)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, AttributeError):  # its reader is gone, or it was closed
+            stream.flush()
+    os._exit(exit_code)  # at once: pyspark's threads would be waited for, and a late Ctrl-C would show a traceback

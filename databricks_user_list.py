@@ -1,6 +1,5 @@
 #!/usr/bin/env python3
 """Lists a Databricks workspace's users, through SCIM, into a CSV that databricks_user_files_simple.py reads."""
-from __future__ import annotations
 
 import argparse
 import csv
@@ -21,6 +20,7 @@ from databricks_user_files_simple import (
     check_output,
     check_username,
     counted,
+    kind_of_login,
     load_databricks_config,
     log,
     normalize_host,
@@ -32,7 +32,7 @@ from databricks_user_files_simple import (
     run_command,
     run_error,
     safe_cell,
-    tell,
+    tell_login,
     whole_number,
 )
 
@@ -40,8 +40,11 @@ PAGE_SIZE = 1000  # users asked for at a time; the service may send fewer
 SCIM_PATHS = {"user": "/api/2.0/preview/scim/v2/Users",
               "service_principal": "/api/2.0/preview/scim/v2/ServicePrincipals"}
 NAMES = {"user": "userName", "service_principal": "applicationId"}  # the attribute that is the name of the home
-CSV_COLUMNS = ("username", "display_name", "active", "user_id")
+USER_LIST_COLUMNS = ("username", "display_name", "active", "user_id")
 KINDS = {"user": "user", "service_principal": "service principal", "unlisted": "unlisted home"}  # in words
+FIELD_TYPES = {"id": (str, int), "userName": str, "applicationId": str, "displayName": str, "active": bool}
+MOST_USERS = 500_000  # ten times the largest workspaces: a listing has to end
+TOLD_SECONDS = 30  # between two lines that tell how far the listing is
 
 
 def list_users(client: DatabricksClient, most: int | None = None, active_only: bool = False,
@@ -54,7 +57,7 @@ def list_users(client: DatabricksClient, most: int | None = None, active_only: b
     users: dict[str, dict[str, str]] = {}
     wanted: list[dict[str, str]] = []
     attributes = f"id,{NAMES[kind]},displayName,active"  # groups would make the listing time out in large workspaces
-    start, total, before = 1, 0, None
+    start, total, before, told_at = 1, 0, None, client.clock()
     while most is None or len(wanted) < most:
         count = PAGE_SIZE if most is None else min(PAGE_SIZE, most - len(wanted))
         params = {"attributes": attributes, "startIndex": start, "count": count}
@@ -68,6 +71,11 @@ def list_users(client: DatabricksClient, most: int | None = None, active_only: b
         users |= new
         wanted += [row for row in new.values() if not active_only or row["active"] != "false"]
         start, before = start + len(found), found
+        if len(users) > MOST_USERS:
+            raise InventoryError(f"the workspace lists more than {MOST_USERS:,} users: is this the workspace's URL?")
+        if client.clock() - told_at >= TOLD_SECONDS:
+            told_at = client.clock()
+            log.info("%d users so far", len(users))
     return wanted[:most], 0
 
 
@@ -93,7 +101,7 @@ def list_all_homes(client: DatabricksClient, active_only: bool) -> tuple[list[di
     if missing + missing_principals:  # their homes would seem to be nobody's
         return [], missing + missing_principals
     listed = {row["username"]: row for row in users + principals}
-    unlisted = [dict.fromkeys(CSV_COLUMNS, "") | {"username": name, "kind": "unlisted"}
+    unlisted = [dict.fromkeys(USER_LIST_COLUMNS, "") | {"username": name, "kind": "unlisted"}
                 for name in unlisted_homes(listed, homes)]
     rows = [*listed.values(), *unlisted]
     if active_only:  # but where names differ in letter case alone, it takes all to tell whose home is whose
@@ -168,14 +176,18 @@ def leave_out_refused(rows: list[dict[str, str]]) -> tuple[list[dict[str, str]],
 
 
 def parse_page(body: Any) -> dict[str, Any]:
-    """A SCIM page; where it has no users, `Resources` may be missing."""
-    users = parse_record(body).get("Resources", [])
+    """A SCIM page with what we ask for; where it has no users, `Resources` may be missing."""
+    users, total = parse_record(body).get("Resources", []), body.get("totalResults", 0)
     is_page = "Resources" in body or type(body.get("totalResults")) is int
     if not is_page or not isinstance(users, list) or not all(isinstance(user, dict) for user in users):
         raise MalformedAnswer("the answer is not a page of users")
-    if type(body.get("totalResults", 0)) is not int:
+    if type(total) is not int or not 0 <= total < 2**63:
         raise MalformedAnswer("the answer has a totalResults that is no number")
-    return body
+    shown = [{name: user[name] for name in FIELD_TYPES if user.get(name) is not None} for user in users]
+    if not all(isinstance(value, FIELD_TYPES[name]) and len(str(value)) <= 1000
+               for user in shown for name, value in user.items()):
+        raise MalformedAnswer("the answer has a user whose id, name or state is no such thing")
+    return {"totalResults": total, "Resources": shown}
 
 
 def write_users(rows: Iterable[dict[str, str]], columns: Iterable[str], output: str) -> None:
@@ -206,12 +218,9 @@ def shown_host(values: dict[str, str]) -> str:
         return "no host"
 
 
-def kind_of_login(values: dict[str, str]) -> str:
-    return "token" if values.get("token") else values.get("auth_type") or "OAuth"
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(description="Lists the users of a Databricks workspace into a CSV.", allow_abbrev=False)
+def build_user_list_parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="databricks_user_list.py", allow_abbrev=False,
+                    description="Lists the users of a Databricks workspace into a CSV.")
     add_login_options(parser)
     parser.add_argument("-o", "--output", metavar="FILE", default="-", help="the CSV (default: stdout)")
     parser.add_argument("--max-users", type=partial(whole_number, most=10**9 - 1), metavar="N",
@@ -225,11 +234,11 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(args: argparse.Namespace) -> int:
+def run_user_list(args: argparse.Namespace) -> int:
     if args.list_profiles:
         return list_profiles()
     config = load_databricks_config(args.profile, args.workspace_url, args.token)
-    tell(f"Workspace {config.host}, login from {config.source}")
+    tell_login(config)
     check_output(args.output)
     client, refused = DatabricksClient(config), 0
     try:
@@ -247,7 +256,7 @@ def run(args: argparse.Namespace) -> int:
         log.error("without them --all-homes cannot tell which homes belong to nobody. Nothing was written")
         return 1
     rows = rows[:args.max_users]
-    write_users(rows, CSV_COLUMNS + ("kind",) * args.all_homes, args.output)
+    write_users(rows, USER_LIST_COLUMNS + ("kind",) * args.all_homes, args.output)
     kinds = Counter({"user": 0} | Counter(row["kind"] for row in rows))
     log.info("%s", ", ".join(counted(kinds[kind], noun) for kind, noun in KINDS.items() if kind in kinds))
     return 1 if missing or refused else 0
@@ -255,7 +264,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """The command. Returns its exit code: 0, 1 (users are missing), 2 (it could not run), 130 (interrupted)."""
-    return run_command(build_parser(), argv, run)
+    return run_command(build_user_list_parser(), argv, run_user_list)
 
 
 if __name__ == "__main__" and "get_ipython" not in globals():  # not when pasted into a notebook

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.connect_server import connect_server_of, why_not
+
 ROOT = Path(__file__).resolve().parent.parent
 SCANNER = "databricks_user_files_simple.py"
 USER_LIST = "databricks_user_list.py"
@@ -95,3 +97,39 @@ def command():
 def login():
     """login(server): the variables that log in at a fake server."""
     return lambda server: {"DATABRICKS_HOST": server.url, "DATABRICKS_TOKEN": server.settings.token}
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """mount(size) makes a file system of that size in the folder `disk`, or gives it another size."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(options):
+        mounted = os.path.ismount(folder)
+        words = ["mount", "-o", f"remount,{options}", folder] if mounted else ["mount", "-t", "tmpfs", "-o", options,
+                                                                              "tmpfs", folder]  # fmt: skip
+        try:
+            subprocess.run(words, check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"no tmpfs can be mounted here: {error}")
+
+    yield mount
+    if os.path.ismount(folder):
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.fixture(scope="session")
+def connect_server(tmp_path_factory):
+    if reason := why_not():
+        pytest.skip(reason)
+    with connect_server_of(tmp_path_factory.mktemp("connect"), "local[8]") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def spark(connect_server):
+    """One session for all tests of this process; stopped, because at exit it would look for its server for minutes."""
+    session = connect_server.session()
+    yield session
+    session.stop()

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-NOT_ON_WORKERS = ("databricks_user_files_simple", "databricks_user_list", "tests", "tqdm", "responses", "hypothesis")
+NOT_ON_WORKERS = ("databricks_user_files_simple", "databricks_user_list", "tests", "tqdm", "responses", "hypothesis",
+                  "databricks")
 
 
 def until(condition, seconds=20):
@@ -70,9 +71,9 @@ class ConnectServer:
         assert self.process.poll() is None, text[-3000:]
         return "Spark Connect server started at" in text
 
-    def set_workers(self, python=sys.executable, **variables):
-        """What the workers of sessions from now on are: Spark starts each session's anew."""
-        lines = ["#!/bin/sh", f"export PYTHONPATH='{self.blocked}':\"$PYTHONPATH\""]
+    def set_workers(self, python=sys.executable, site=None, **variables):
+        """What the workers of new sessions are: Spark starts each session's anew; `site` has a sitecustomize."""
+        lines = ["#!/bin/sh", f"export PYTHONPATH='{site or self.blocked}':\"$PYTHONPATH\""]
         lines += [f"export {name}='{value}'" for name, value in variables.items()]
         temporary = self.python.with_suffix(".new")
         temporary.write_text("\n".join([*lines, f"exec '{python}' \"$@\""]) + "\n", encoding="utf-8")
@@ -80,8 +81,8 @@ class ConnectServer:
         temporary.replace(self.python)
 
     @contextmanager
-    def workers(self, python=sys.executable, **variables):
-        self.set_workers(python, **variables)
+    def workers(self, python=sys.executable, site=None, **variables):
+        self.set_workers(python, site, **variables)
         yield
         self.set_workers()
 

@@ -11,6 +11,8 @@ ready. `GET /_fake/counts` and `POST /_fake/settings` are for the test that star
 
 import argparse
 import asyncio
+import base64
+import binascii
 import csv
 import json
 import math
@@ -42,6 +44,10 @@ USERS_URL = "/api/2.0/preview/scim/v2/Users"
 SERVICE_PRINCIPALS_URL = "/api/2.0/preview/scim/v2/ServicePrincipals"
 ME_URL = "/api/2.0/preview/scim/v2/Me"
 CLUSTER_URL = "/api/2.1/clusters/get"
+METADATA_URL = "/.well-known/databricks-config"
+DISCOVERY_URL = "/oidc/.well-known/oauth-authorization-server"
+TOKEN_URL = "/oidc/v1/token"
+LOGIN_URLS = (METADATA_URL, DISCOVERY_URL, TOKEN_URL)
 ROUTES = {"/api/2.0/dbfs/list": "dbfs", "/api/2.0/workspace/list": "workspace", USERS_URL: "scim", ME_URL: "scim",
           SERVICE_PRINCIPALS_URL: "scim", CLUSTER_URL: "clusters"}  # fmt: skip
 
@@ -796,6 +802,8 @@ class Settings:
     retry_after: `none`, `seconds` or `date`, on the answers of the limits, retry_after_seconds ahead.
     scim_limit_status: 429, or 500 as SCIM has done. bad_token: 403 (plain text) or 401 (JSON).
     expire_after_requests: the token is refused after so many; setting it or token starts the count again.
+    clients: id -> secret of those that may have OAuth tokens (client_credentials), as may who has the refresh_token;
+    such tokens live for token_lifetime seconds, then they get a 401, or so much earlier than they say.
     outage: None, `close` or `503`. groups: `auto` follows admin, None leaves them out, or a list of names.
     clusters: id -> what clusters/get shows of it, or a list of what it shows in turn, the last one for good.
     """
@@ -812,6 +820,10 @@ class Settings:
     expire_after_requests: int | None = None
     admin: bool = True
     caller: str | None = None
+    clients: dict = field(default_factory=dict)
+    refresh_token: str | None = None
+    token_lifetime: float = 3600.0
+    token_dies_early: float = 0.0
     groups: str | list | None = "auto"
     clusters: dict = field(default_factory=dict)
     dbfs_disabled: bool = False
@@ -1124,6 +1136,8 @@ def plain_path(api, path):
 
 def request_key(request):
     """The family of a request and what it asks for: a path, for scim as in Fault."""
+    if request.path in LOGIN_URLS:
+        return "oidc", request.path
     api = ROUTES.get(request.path) if request.method == "GET" else None
     if api is None:
         return "other", request.path
@@ -1160,6 +1174,7 @@ class FakeDatabricks:
         self.generator = random.Random(seed)
         self.buckets = {}
         self.authorised = 0
+        self.issued = {}  # OAuth token -> when it expires (time.monotonic())
         self.in_flight = 0
         self.working = 0
         self.connections = set()
@@ -1259,6 +1274,10 @@ class FakeDatabricks:
         """Add a user by name or SCIM dictionary; kind="service_principal" or "unlisted": another owner of a home."""
         self.workspace.add_user(user, shape, **scim_fields)
 
+    def revoke(self):
+        """Refuse all OAuth tokens that were issued until now."""
+        self.issued = dict.fromkeys(self.issued, -math.inf)
+
     def truth(self, username, home=None):
         """What a complete scan of the user finds."""
         return self.workspace.truth(username, home)
@@ -1303,8 +1322,10 @@ class FakeDatabricks:
             return Answer(0, cut="close")
         if settings.outage:
             return error_answer(api, 503, "TEMPORARILY_UNAVAILABLE", "The service is down for maintenance.")
+        if api == "oidc":
+            return None
         if not self.is_authorised(request):
-            if settings.bad_token == 401:
+            if settings.bad_token == 401 or request.authorization.removeprefix("Bearer ") in self.issued:
                 return error_answer("http", *FAULT_ERRORS["401"])
             return Answer(403, b"Error 403 Invalid access token.", "text/plain; charset=utf-8")
         if settings.in_flight_limit is not None and self.working >= settings.in_flight_limit:
@@ -1315,6 +1336,9 @@ class FakeDatabricks:
     def is_authorised(self, request):
         """Whether the token is right and not used up."""
         settings = self.settings
+        token = request.authorization.removeprefix("Bearer ")
+        if token in self.issued:
+            return self.loop.time() < self.issued[token]
         if request.authorization != f"Bearer {settings.token}":
             return False
         if settings.expire_after_requests is not None and self.authorised >= settings.expire_after_requests:
@@ -1358,6 +1382,8 @@ class FakeDatabricks:
         if api == "scim":
             kind = "user" if isinstance(path, int) else "service_principal"
             return self.me() if path == "Me" else self.scim_page(int(str(path).split()[-1]), request.query, kind)
+        if api == "oidc":
+            return self.issue_token(request) if path == TOKEN_URL else Answer(200, encode(self.login_endpoints(path)))
         if api == "other":
             message = f"No API found for '{request.method} {request.path}'"
             return error_answer(api, 404, "ENDPOINT_NOT_FOUND", message)
@@ -1435,6 +1461,31 @@ class FakeDatabricks:
         if isinstance(shown, list):
             shown = shown.pop(0) if len(shown) > 1 else shown[0]
         return Answer(200, encode({"cluster_id": cluster_id, **shown}))
+
+    def login_endpoints(self, path):
+        """Where databricks-sdk finds what: HostMetadata and OidcEndpoints in its oauth.py."""
+        if path == METADATA_URL:
+            return {"oidc_endpoint": f"{self.url}/oidc", "workspace_id": "1234567890", "cloud": "AWS"}
+        return {"authorization_endpoint": f"{self.url}/oidc/v1/authorize", "token_endpoint": self.url + TOKEN_URL}
+
+    def issue_token(self, request):
+        """A new token for a client with its secret (HTTP Basic), or for the refresh token that a CLI holds."""
+        form, settings = dict(parse_qsl(request.body.decode())), self.settings
+        try:
+            client, _, secret = base64.b64decode(request.authorization.removeprefix("Basic ")).decode().partition(":")
+        except (binascii.Error, UnicodeDecodeError):
+            client = secret = ""
+        known = {
+            "client_credentials": client in settings.clients and settings.clients[client] == secret,
+            "refresh_token": settings.refresh_token and form.get("refresh_token") == settings.refresh_token,
+        }.get(form.get("grant_type"))
+        if not known:
+            error = {"error": "invalid_client", "error_description": "Client authentication failed"}
+            return Answer(401, encode(error))
+        token = f"eyJ.fake-{len(self.issued)}-{self.generator.getrandbits(64):x}"
+        self.issued[token] = self.loop.time() + settings.token_lifetime - settings.token_dies_early
+        answer = {"access_token": token, "token_type": "Bearer", "expires_in": int(settings.token_lifetime)}
+        return Answer(200, encode({**answer, "scope": "all-apis"}))
 
     def scim_page(self, start, query, kind="user"):
         """A page of users or service principals; without any, the key Resources is missing."""

@@ -640,26 +640,6 @@ def test_the_checkpoint_is_kept_while_some_users_are_partial(server, command, lo
 # Disk full, folders that cannot be written
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """mount(size) makes a file system of that size in the folder `disk`, or gives it another size."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-
-    def mount(options):
-        mounted = os.path.ismount(folder)
-        words = ["mount", "-o", f"remount,{options}", folder] if mounted else ["mount", "-t", "tmpfs", "-o", options,
-                                                                              "tmpfs", folder]  # fmt: skip
-        try:
-            subprocess.run(words, check=True, capture_output=True)
-        except (OSError, subprocess.CalledProcessError) as error:
-            pytest.skip(f"no tmpfs can be mounted here: {error}")
-
-    yield mount
-    if os.path.ismount(folder):
-        subprocess.run(["umount", "-l", folder], check=True)
-
-
 @needs_posix
 def test_where_the_disk_is_full_nothing_saved_is_lost(command, login, small_disk):
     small_disk("size=32k")

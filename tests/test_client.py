@@ -400,15 +400,13 @@ def test_netrc_does_not_replace_the_token(clock, tmp_path, monkeypatch, variable
 
 
 def test_proxies_are_those_of_the_environment(clock, monkeypatch):
-    """A fake server as the proxy: asked for an absolute URL, which it does not know."""
+    """A fake server as the proxy: asked for a tunnel, which it does not know."""
     with FakeDatabricks(users=0) as server:
-        monkeypatch.setenv("HTTP_PROXY", server.url)
-        monkeypatch.setenv("http_proxy", server.url)
-        client = client_of("http://localhost:9", clock, "dapi-fake-token")
-        with pytest.raises(DatabricksError) as caught:
-            ask(client)
-        assert caught.value.status == 404
-        assert server.requests == {("other", "http://localhost:9" + LIST): 1}
+        monkeypatch.setenv("https_proxy", server.url)
+        caught = fail(client_of("https://localhost:9", clock, "dapi-fake-token"))
+        assert caught.unreachable
+        assert "403" in str(caught)
+        assert server.requests == {("other", "localhost:9"): 1}
 
 
 def test_no_proxy_is_obeyed(clock, monkeypatch):
@@ -423,7 +421,7 @@ def test_no_proxy_is_obeyed(clock, monkeypatch):
 def test_a_ca_bundle_is_that_of_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "ca.pem"))
     client = DatabricksClient(DatabricksConfig("https://localhost:9", SECRET))
-    assert client.session.verify == str(tmp_path / "ca.pem")
+    assert client.settings["verify"] == str(tmp_path / "ca.pem")
 
 
 def test_a_name_that_is_no_unicode_is_refused_without_a_request(clock):

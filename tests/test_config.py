@@ -108,7 +108,7 @@ def test_source_says_where_the_login_comes_from(source, profiles, environment):
 
 
 def test_default_is_not_inherited(profiles):
-    profiles(f"[DEFAULT]\nhost={A}\ntoken=of-default\n[x]\nhost={B}\n")
+    profiles(f"[DEFAULT]\nhost={A}\ntoken=of-default\n[x]\nhost={B}\nauth_type=pat\n")
     assert "no token" in message_of("x")
     profiles(f"[DEFAULT]\nhost={A}\ntoken=of-default\n[y]\ntoken=of-y\n")
     assert "no host" in message_of("y")

@@ -26,36 +26,23 @@ from pathlib import Path
 import pytest
 
 import databricks_user_files_simple as scanner
-from databricks_user_files_simple import DatabricksClient, DatabricksConfig, process_user_batch_parallel, scan_users
+from databricks_user_files_simple import (
+    DatabricksClient,
+    DatabricksConfig,
+    load_databricks_config,
+    process_user_batch_parallel,
+    scan_users,
+)
 from tests import test_checkpoint
 from tests.conftest import ROOT, SCANNER
 from tests.connect_server import block_imports, connect_server_of, free_port, standalone_cluster, until, why_not
-from tests.fake_databricks import FakeDatabricks, Fault
+from tests.fake_databricks import TOKEN_URL, FakeDatabricks, Fault
 from tests.test_checkpoint import NAME, asked_for, saved_users, true_csv, write_users
 
 WORDS = ("--users-file", "users.txt", "-o", "out.csv", "--threads", "4")
 PATIENCE = 75  # seconds, with a server that is silent: SPEC has 60
 needs_posix = pytest.mark.skipif(os.name == "nt", reason="signals and a shell script of POSIX")
 needs_pyspark = pytest.mark.skipif(find_spec("pyspark") is None, reason="pyspark is not installed")
-
-
-# The server
-
-
-@pytest.fixture(scope="session")
-def connect_server(tmp_path_factory):
-    if reason := why_not():
-        pytest.skip(reason)
-    with connect_server_of(tmp_path_factory.mktemp("connect"), "local[8]") as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
-def spark(connect_server):
-    """One session for all tests of this process; stopped, because at exit it would look for its server for minutes."""
-    session = connect_server.session()
-    yield session
-    session.stop()
 
 
 # Helpers
@@ -90,7 +77,7 @@ def comparable(results):
 
 
 def listed_twice(server):
-    return {key: number for key, number in server.requests.items() if number > 1 and key[0] != "scim"}
+    return {key: number for key, number in server.requests.items() if number > 1 and key[0] not in ("scim", "oidc")}
 
 
 def log_lines(caplog):
@@ -332,6 +319,103 @@ def test_a_login_that_is_refused_in_mid_run_stops_it(spark, small):
         scan(spark, small)
 
 
+# A login by databricks-sdk, which no worker has
+
+
+@pytest.fixture
+def oauth(monkeypatch):
+    """oauth(server): a login with client id and secret, asked for tokens as often as there is need."""
+    pytest.importorskip("databricks.sdk.core")
+    monkeypatch.setattr(scanner, "HELD_SECONDS", 0.01)
+    monkeypatch.setattr(scanner, "FAILED_SECONDS", 0.01)
+
+    def login(server):
+        server.change(clients={"the-client": "the-secret"}, token="dapi-nobody-has-this")
+        variables = {"HOST": server.url, "CLIENT_ID": "the-client", "CLIENT_SECRET": "the-secret"}
+        for name, value in variables.items():
+            monkeypatch.setenv(f"DATABRICKS_{name}", value)
+        return load_databricks_config()
+
+    return login
+
+
+def in_mid_run(server, action):
+    """Do something when 100 requests have been made; join() the thread that does."""
+    def wait():
+        until(lambda: server.total_requests > 100)
+        action()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
+
+
+def test_batches_leave_with_the_token_of_the_moment(spark, debug, oauth, monkeypatch):
+    """Tokens that are renewed every second, as databricks-sdk does so 40 s early, and die after four."""
+    monkeypatch.setattr(scanner, "LONGEST_BATCH_SECONDS", 1.0)
+    settings = {"token_lifetime": 41.0, "token_dies_early": 37.0}
+    with FakeDatabricks(users=12, shape="bench", directories=30, latency=0.1, **settings) as server:
+        results = list(process_user_batch_parallel(spark, server.user_names, oauth(server), 2))
+        assert write_csv(results, server.user_names) == true_csv(server)
+        assert listed_twice(server) == {}
+        assert server.requests["oidc", TOKEN_URL] >= 3
+        assert server.statuses[401] == 0
+    assert warnings_of(debug) == []
+
+
+@pytest.mark.parametrize("endpoint_fails", [False, True])
+def test_tokens_that_are_revoked_in_mid_run(spark, hasty, debug, oauth, endpoint_fails):
+    """The workers hand their directories back; without a new token the run waits, as in an outage."""
+    with FakeDatabricks(users=20, shape="small", latency=0.02) as server:
+        config, fault = oauth(server), Fault("500", path=TOKEN_URL, times=3)
+
+        def revoke():
+            server.change(faults=[fault] if endpoint_fails else [])
+            server.revoke()
+
+        thread = in_mid_run(server, revoke)
+        results = list(process_user_batch_parallel(spark, server.user_names, config, 4))
+        thread.join()
+        assert write_csv(results, server.user_names) == true_csv(server)
+        assert server.statuses[401]
+        assert fault.hits == (3 if endpoint_fails else 0)
+    assert not any("sequential" in line for line in warnings_of(debug)), warnings_of(debug)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("mode", ["sequential", "parallel"])
+def test_tokens_of_a_minute_in_a_run_of_three(connect_server, command, mode):
+    pytest.importorskip("databricks.sdk.core")
+    login = {"clients": {"the-client": "the-secret"}, "token": "dapi-nobody-has-this", "token_lifetime": 60.0}
+    with FakeDatabricks(users=60, shape="bench", directories=120, latency=0.2, **login) as server:
+        write_users(server.user_names)
+        began = time.monotonic()
+        done = command(SCANNER, "--users-file", "users.txt", "-o", "out.csv",
+                       *(["--threads", "8"] if mode == "sequential" else ["--threads", "1"]), timeout=500, env={
+                           "DATABRICKS_HOST": server.url, "DATABRICKS_CLIENT_ID": "the-client",
+                           "DATABRICKS_CLIENT_SECRET": "the-secret",
+                           "SPARK_REMOTE": connect_server.remote if mode == "parallel" else ""})  # fmt: skip
+        seconds, tokens = time.monotonic() - began, server.requests["oidc", TOKEN_URL]
+        print(f"{mode}: {server.total_requests} requests in {seconds:.0f} s, {tokens} tokens, {server.statuses}")
+        assert done.code == 0, done
+        assert "warning" not in done.err, done
+        assert Path("out.csv").read_bytes() == true_csv(server)
+        assert listed_twice(server) == {}
+        assert seconds > 170
+        assert tokens >= 6
+        assert server.statuses[401] == 0
+
+
+def test_a_login_that_is_taken_away_in_mid_run_stops_it(spark, oauth):
+    with FakeDatabricks(users=20, shape="small", latency=0.02) as server:
+        config = oauth(server)
+        thread = in_mid_run(server, lambda: (server.change(clients={}), server.revoke()))
+        with pytest.raises(scanner.InventoryError, match="invalid_client") as caught:
+            list(process_user_batch_parallel(spark, server.user_names, config, 4))
+        thread.join()
+        assert "the-secret" not in str(caught.value)
+
+
 # Killed and interrupted
 
 
@@ -456,7 +540,7 @@ def test_a_connect_server_that_is_killed_and_stays_away(tmp_path, login):
             connect.kill()
             server.change(latency=0.0)
             began = time.monotonic()
-            until(lambda: process.poll() is not None or Path("out.csv").exists(), PATIENCE)
+            until(lambda: process.poll() is not None or Path("out.csv").exists(), 45)  # 10 for the query, 20 for a new session
             _, err = process.communicate(timeout=5)
             print(f"{time.monotonic() - began:.0f} s from the kill to the end")
         assert process.returncode == 0, err
@@ -795,7 +879,7 @@ import databricks_user_files_simple as scanner
 client = scanner.DatabricksClient(scanner.DatabricksConfig({url!r}, "first-token"))
 session = scanner.connect_cluster(client, "0123-456789-abc")
 print(session.range(3).count())
-client.config = replace(client.config, token="second-token")
+client.config = replace(client.config, renew=lambda refused: "second-token")
 print(session.range(4).count())
 """
 

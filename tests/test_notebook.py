@@ -1,0 +1,431 @@
+"""NOTEBOOK_USAGE.md, block by block, in a real IPython kernel; and what else happens to the scripts in notebooks."""
+
+import ast
+import json
+import os
+import queue
+import re
+import shutil
+import time
+from dataclasses import dataclass
+
+import pytest
+
+from tests.conftest import ROOT, SCANNER, USER_LIST
+from tests.connect_server import until
+from tests.fake_databricks import FakeDatabricks, Fault
+from tests.test_checkpoint import asked_for, saved_users, true_csv
+from tests.test_parallel import hanging, needs_posix
+
+manager = pytest.importorskip("jupyter_client.manager", reason="ipykernel is not installed")
+
+DOCUMENT = (ROOT / "NOTEBOOK_USAGE.md").read_text(encoding="utf-8")
+WAYS = ("1. As files beside the notebook", "2. Pasted into cells", "3. Written by a cell")
+TEXTS = {script: (ROOT / script).read_text(encoding="utf-8") for script in (SCANNER, USER_LIST)}
+DBUTILS = """
+from types import SimpleNamespace
+dbutils = SimpleNamespace(secrets=SimpleNamespace(get=lambda scope, key: {token!r}))
+"""
+SPARK = """
+from pyspark.sql import SparkSession
+spark = SparkSession.builder.remote({remote!r}).create()
+spark.conf.set("spark.sql.leafNodeDefaultParallelism", 2)  # task slots, and so workers that have to start
+"""
+
+
+# The document
+
+
+def blocks_below(heading):
+    """The Python blocks below a heading, with the scripts' texts in the place of the lines that stand for them."""
+    section = re.split("^##", DOCUMENT.split(f"# {heading}\n")[1], maxsplit=1, flags=re.M)[0]
+    return [with_texts(block) for block in re.findall(r"^```python\n(.*?)^```$", section, re.S | re.M)]
+
+
+def with_texts(block):
+    return re.sub(r"^# the whole text of (\w+\.py)\n", lambda line: TEXTS[line[1]], block, flags=re.M)
+
+
+def getting_in(way):
+    """The cells of one of the WAYS."""
+    return blocks_below(way) + (blocks_below(WAYS[0]) if way == WAYS[2] else [])
+
+
+LOG_IN, USERS, SCAN, FRAMES, WHOLE, JOB = map(blocks_below, (
+    "Log in", "List the users", "Scan some of them", "As a DataFrame", "Scan the whole workspace", "As a job"))
+EMPTY, SEQUENTIAL, PARALLEL = SCAN
+WITHOUT_SPARK = [*LOG_IN, *USERS, EMPTY, SEQUENTIAL, FRAMES[0], WHOLE[0], *JOB]
+WITH_SPARK = [*LOG_IN, *USERS, EMPTY, PARALLEL, *FRAMES, *WHOLE, *JOB]
+
+
+def test_every_block_of_the_document_is_run():
+    every = {with_texts(block) for block in re.findall(r"^```.*\n((?s:.*?))^```$", DOCUMENT, re.M)}
+    assert every == {cell for way in WAYS for cell in getting_in(way)} | {*WITHOUT_SPARK} | {*WITH_SPARK}
+
+
+# The kernel
+
+
+@dataclass
+class Cell:
+    """What a cell's execution brought: both streams' texts, the last expression's repr, the error's name."""
+
+    out: str = ""
+    err: str = ""
+    result: str = ""
+    error: str = ""
+
+
+class Kernel:
+    """An IPython kernel in a process of its own; what it writes elsewhere than into cells is in `console`."""
+
+    def __init__(self, folder):
+        self.folder, self.console = folder, folder / "console"
+        self.manager = manager.KernelManager(connection_file=str(folder / "kernel.json"))
+        keep = {name: value for name, value in os.environ.items() if not name.startswith(("DATABRICKS_", "SPARK_"))}
+        home = {"HOME": str(folder), "IPYTHONDIR": str(folder / "ipython"), "PYTHONDONTWRITEBYTECODE": "1",
+                "DATABRICKS_CONFIG_FILE": str(folder / "none")}  # fmt: skip
+        with open(self.console, "wb") as console:
+            self.manager.start_kernel(cwd=str(folder), env=keep | home, stdout=console, stderr=console)
+        self.client = self.manager.blocking_client()
+        self.client.start_channels()
+        self.client.wait_for_ready(timeout=60)
+
+    def run(self, code, interrupt_when=None, timeout=120):
+        """Runs a cell; with `interrupt_when` it is interrupted, as by the stop button, when that has become true."""
+        cell, request, limit = Cell(), self.client.execute(code), time.monotonic() + timeout
+        while time.monotonic() < limit and self.manager.is_alive():
+            if interrupt_when and interrupt_when():
+                self.manager.interrupt_kernel()
+                interrupt_when = None
+            try:
+                message = self.client.get_iopub_msg(timeout=0.05 if interrupt_when else 1)
+            except queue.Empty:
+                continue
+            if message["parent_header"].get("msg_id") == request and not take(cell, message):
+                return cell
+        raise AssertionError(f"the kernel is {'slow' if self.manager.is_alive() else 'dead'}: {cell}\n"
+                             + self.console.read_text(encoding="utf-8", errors="replace")[-2000:])  # fmt: skip
+
+    def close(self):
+        self.client.stop_channels()
+        self.manager.shutdown_kernel(now=True)
+        self.manager.context.destroy()
+
+
+def take(cell, message):
+    """Notes what a message tells; False for a cell's last one."""
+    content = message["content"]
+    if message["msg_type"] == "stream":
+        name = "out" if content["name"] == "stdout" else "err"
+        setattr(cell, name, getattr(cell, name) + content["text"])
+    elif message["msg_type"] in ("execute_result", "display_data"):
+        cell.result += content["data"]["text/plain"]
+    elif message["msg_type"] == "error":
+        cell.error = f"{content['ename']}: {content['evalue']}"
+    return not (message["msg_type"] == "status" and content["execution_state"] == "idle")
+
+
+@pytest.fixture
+def new_kernel(tmp_path):
+    """new_kernel(): a kernel in tmp_path."""
+    kernels = []
+
+    def start():
+        kernels.append(Kernel(tmp_path))
+        return kernels[-1]
+
+    yield start
+    for kernel in kernels:
+        kernel.close()
+
+
+@pytest.fixture
+def small():
+    """Twelve users with about twenty directories each, answers after 5 ms."""
+    with FakeDatabricks(users=12, shape="small", latency=0.005) as server:
+        yield server
+
+
+def own(kernel, server, cell):
+    """A cell with a reader's own workspace and folders in it."""
+    values = {"/tmp/": f"{kernel.folder}/", "/Volumes/main/": f"{kernel.folder}/volume/",
+              "https://adb-1.2.azuredatabricks.net": server.url}  # fmt: skip
+    for example, value in values.items():
+        cell = cell.replace(example, value)
+    return cell
+
+
+def run_all(kernel, server, cells):
+    """What each brought; none may fail."""
+    done = []
+    for cell in cells:
+        done.append(kernel.run(own(kernel, server, cell)))
+        assert not done[-1].error, f"{cell[-500:]}\n{done[-1]}"
+    return done
+
+
+def value_of(kernel, expression):
+    """What an expression is in the kernel, through JSON."""
+    cell = kernel.run(f"print(__import__('json').dumps({expression}))")
+    assert not cell.error, cell
+    return json.loads(cell.out)
+
+
+def bring_in(kernel, server, way=WAYS[1]):
+    """Gets the scripts in as the document says: nothing may appear. The files are there for the first way alone."""
+    for script, text in TEXTS.items() if way == WAYS[0] else ():
+        (kernel.folder / script).write_text(text, encoding="utf-8")
+    cells = [kernel.run(cell) for cell in (DBUTILS.format(token=server.settings.token), *getting_in(way))]
+    written = [Cell(out=f"Writing {script}\n") for script in TEXTS] if way == WAYS[2] else []
+    assert [cell for cell in cells if cell != Cell()] == written
+
+
+# The recipes
+
+
+def assert_inventory(kernel, server):
+    """What the blocks have left behind is the truth."""
+    truth = {name: [server.truth(name).file_count, server.truth(name).total_size] for name in server.user_names}
+    rows = "{{row.username: [row.file_count, row.total_size] for row in {}}}"
+    assert value_of(kernel, rows.format("frame.itertuples()")) == truth
+    if value_of(kernel, "'table' in globals()"):
+        assert value_of(kernel, rows.format("table.collect()")) == truth
+        assert value_of(kernel, "table.toPandas().equals(frame)")
+    sizes = sum(size for _, size in truth.values())
+    assert value_of(kernel, "frame.total_size_gb.sum()") == pytest.approx(sizes / 1024**3, abs=0.001)
+    kept = kernel.folder / "volume/default/inventory/2026-11"
+    assert [path.name for path in kept.iterdir()] == ["inventory.csv"]
+    assert (kept / "inventory.csv").read_bytes() == true_csv(server)
+    token = server.settings.token.encode()
+    left_behind = [path for path in kernel.folder.rglob("*") if path.is_file() and "ipython" not in path.parts]
+    assert [path for path in left_behind if token in path.read_bytes()] == []
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_recipe(new_kernel, small, way):
+    kernel = new_kernel()
+    bring_in(kernel, small, way)
+    _, config, users, _, scan, _, whole, _ = run_all(kernel, small, WITHOUT_SPARK)
+    assert_inventory(kernel, small)
+    assert small.url in config.result
+    assert small.settings.token not in config.result
+    assert users.err.splitlines() == [f"Workspace {small.url}, login from environment", "12 users"]
+    assert (scan.out.split("\r")[-1], scan.err) == ("12 of 12 users", "")
+    assert "12 users: 11 success, 1 empty" in whole.err
+    assert whole.err.count("warning:") == 1  # that there is no checkpoint to go on with
+
+
+def test_a_recipe_on_spark(connect_server, new_kernel, small):
+    """The first way; the second one is in the last test of the stop button."""
+    kernel = new_kernel()
+    bring_in(kernel, small, WAYS[0])
+    run_all(kernel, small, [SPARK.format(remote=connect_server.remote)])
+    cells = dict(zip(WITH_SPARK, run_all(kernel, small, WITH_SPARK), strict=True))
+    scan, whole = cells[PARALLEL], cells[WHOLE[1]]
+    assert (scan.out.split("\r")[-1], scan.err) == ("12 of 12 users", "")
+    assert "parallel: 2 task slots" in whole.err
+    assert "12 users: 11 success, 1 empty" in whole.err
+    assert whole.err.count("warning:") == 1
+    assert_inventory(kernel, small)
+    assert value_of(kernel, "spark.range(3).count()") == 3  # main() has not stopped the notebook's session
+
+
+# The stop button
+
+
+THREADS = "sum('list_directories' in thread.name for thread in __import__('threading').enumerate())"
+
+
+def let_go(server):
+    """Ends the requests that hang; from now on answers come."""
+    server.change(faults=[])
+    for connection in list(server.connections):
+        server.loop.call_soon_threadsafe(connection.transport.abort)
+    until(lambda: server.in_flight == 0)
+    server.counts_reset()
+
+
+def interrupted(kernel, server, cell, requests=60):
+    """What a cell brought that was interrupted when a few users were done, and answers came no more."""
+    server.counts_reset()
+    gate = hanging(server, lambda: server.total_requests > requests)
+    return kernel.run(own(kernel, server, cell), interrupt_when=lambda: gate.hits >= 2)
+
+
+@needs_posix
+def test_an_interrupted_scan_goes_on(new_kernel, small):
+    kernel = new_kernel()
+    bring_in(kernel, small)
+    run_all(kernel, small, [*LOG_IN, *USERS, EMPTY])
+    assert interrupted(kernel, small, SEQUENTIAL).error == "KeyboardInterrupt: "
+    done = value_of(kernel, "list(results)")
+    assert 0 < len(done) < 12
+    let_go(small)
+    until(lambda: value_of(kernel, THREADS) == 0)
+    run_all(kernel, small, [SEQUENTIAL])
+    assert [asked_for(small, name) for name in done] == [0] * len(done)
+    assert kernel.run("for result in scanner.scan_users(names, config): 1 / 0").error.startswith("ZeroDivisionError")
+    until(lambda: value_of(kernel, THREADS) == 0)
+    run_all(kernel, small, [FRAMES[0], WHOLE[0]])
+    assert_inventory(kernel, small)
+
+
+@needs_posix
+def test_an_interrupted_main_goes_on(new_kernel, small):
+    """It returns 130; the checkpoint is copied; what it says to go on with is Python, and works."""
+    kernel = new_kernel()
+    bring_in(kernel, small)
+    run_all(kernel, small, [*LOG_IN, *USERS, EMPTY, SEQUENTIAL, FRAMES[0]])
+    cell = interrupted(kernel, small, WHOLE[0])
+    assert (cell.error, value_of(kernel, "code")) == ("", 130)
+    assert kernel.run(JOB[0]).error == "RuntimeError: exit codes 0 (users) and 130 (files): see README.md"
+    kept = kernel.folder / "volume/default/inventory/2026-11"
+    done = saved_users(kept / "checkpoint.json")
+    assert 0 < len(done) < 12
+    assert f"{len(done)} of 12 users are saved; go on with:\n  main([" in cell.err
+    let_go(small)
+    command = cell.err.strip().splitlines()[-1].strip()
+    assert kernel.run(f"code = scanner.{command}").error == ""
+    assert value_of(kernel, "code") == 0
+    assert [asked_for(small, name) for name in done] == [0] * len(done)
+    assert (kernel.folder / "inventory-2026-11/inventory.csv").read_bytes() == true_csv(small)
+    shutil.rmtree(kernel.folder / "inventory-2026-11")  # a new cluster, which has what was kept
+    small.counts_reset()
+    run_all(kernel, small, [WHOLE[0], *JOB])
+    assert [asked_for(small, name) for name in done] == [0] * len(done)
+    assert_inventory(kernel, small)
+
+
+USERS_OWN_QUERY = """
+import threading
+from pathlib import Path
+from pyspark.sql.functions import udf
+
+def wait_for_file(_, path=str(Path("go.txt").resolve())):
+    import os, time
+    while not os.path.exists(path):
+        time.sleep(0.05)
+    return "done"
+
+answers = []
+column = udf(wait_for_file, "string")("id")
+query = threading.Thread(target=lambda: answers.extend(spark.range(0, 1, 1, 1).select(column).collect()))
+query.start()
+"""
+
+
+@needs_posix
+def test_interrupting_cancels_the_queries_of_the_scan_alone(connect_server, new_kernel, small):
+    kernel = new_kernel()
+    bring_in(kernel, small)
+    run_all(kernel, small, [SPARK.format(remote=connect_server.remote), *LOG_IN, *USERS, EMPTY, USERS_OWN_QUERY])
+    assert interrupted(kernel, small, PARALLEL, 100).error == "KeyboardInterrupt: "
+    until(lambda: small.in_flight == 0, 10)  # of themselves the batches would last a minute
+    small.change(faults=[])
+    run_all(kernel, small, [PARALLEL, *FRAMES, WHOLE[0]])
+    cell = interrupted(kernel, small, WHOLE[1], 100)
+    assert value_of(kernel, "code") == 130
+    assert cell.err.strip().endswith("'--resume'], spark)")
+    until(lambda: small.in_flight == 0, 10)
+    small.change(faults=[])
+    run_all(kernel, small, [WHOLE[0]])
+    assert_inventory(kernel, small)
+    (kernel.folder / "go.txt").touch()
+    kernel.run("query.join()")
+    assert value_of(kernel, "[row[0] for row in answers]") == ["done"]
+
+
+# What else people do
+
+
+def test_pasted_again(new_kernel, small):
+    """Login and results from before go with the functions from after."""
+    kernel = new_kernel()
+    bring_in(kernel, small)
+    half = "results = {result.username: result for result in scanner.scan_users(names[:6], config)}"
+    run_all(kernel, small, [*LOG_IN, *USERS, half])
+    bring_in(kernel, small)
+    small.change(faults=[Fault("500", times=1), Fault("html", times=1)])
+    run_all(kernel, small, [SEQUENTIAL, "scanner.write_results(results.values(), 'results.csv', None)"])
+    small.change(faults=[])
+    run_all(kernel, small, [FRAMES[0], WHOLE[0]])
+    assert_inventory(kernel, small)
+
+
+@pytest.mark.parametrize("top", ["", "%%time\n"])
+def test_all_pasted_into_one_cell(new_kernel, small, top):
+    kernel = new_kernel()
+    cell = kernel.run(top + "".join(getting_in(WAYS[1])))
+    assert (cell.err, cell.error, cell.out.startswith("CPU times")) == ("", "", bool(top))
+    bring_in_login = [DBUTILS.format(token=small.settings.token), *LOG_IN]
+    run_all(kernel, small, [*bring_in_login, *USERS, EMPTY, SEQUENTIAL, FRAMES[0], WHOLE[0]])
+    assert_inventory(kernel, small)
+
+
+def test_pasted_without_the_line_between(new_kernel, small):
+    """The error is the one that the document has a remedy for, and what stands before it serves."""
+    kernel = new_kernel()
+    cell = kernel.run(TEXTS[SCANNER] + TEXTS[USER_LIST])
+    assert cell.error == "ModuleNotFoundError: No module named 'databricks_user_files_simple'"
+    assert "No module named 'databricks_user_files_simple'" in DOCUMENT
+    name = small.user_names[0]
+    run_all(kernel, small, [f"config = DatabricksConfig({small.url!r}, {small.settings.token!r})",
+                            f"result = scan_user_directory({name!r}, config)"])  # fmt: skip
+    assert value_of(kernel, "result.file_count") == small.truth(name).file_count
+    kernel.run("def function(number: int): pass")
+    assert value_of(kernel, "function.__annotations__") == {"number": "int"}  # as the document warns
+
+
+def test_without_output_the_csv_is_the_cells_output(new_kernel, small):
+    kernel = new_kernel()
+    bring_in(kernel, small)
+    run_all(kernel, small, LOG_IN)
+    name = small.user_names[0]
+    cell = kernel.run(f"scanner.main([{name!r}, '--quiet'])")
+    assert cell.out.encode() == true_csv(small, [name])
+    assert (kernel.console.read_bytes().count(b"username"), cell.result) == (0, "0")
+    cell = kernel.run("user_list.main(['--max-users', '1'])")
+    assert cell.out.splitlines()[0] == "username,display_name,active,user_id"
+    for command, script in (("scanner", SCANNER), ("user_list", USER_LIST)):
+        assert kernel.run(f"{command}.main(['--help'])").out.startswith(f"usage: {script} [-h]")
+
+
+def test_another_version_with_autoreload(new_kernel, small):
+    kernel = new_kernel()
+    bring_in(kernel, small, WAYS[0])
+    run_all(kernel, small, ["%load_ext autoreload\n%autoreload 2", *LOG_IN, *USERS])
+    count = "sum(result.workspace.bytes for result in scanner.scan_users(names, config))"
+    before = value_of(kernel, count)
+    text = TEXTS[SCANNER].replace("WORKSPACE_OBJECT_SIZE = 10_000 ", "WORKSPACE_OBJECT_SIZE = 20_000 ")
+    path = kernel.folder / SCANNER
+    path.write_text(text, encoding="utf-8")
+    os.utime(path, (time.time() + 10, time.time() + 10))
+    small.change(faults=[Fault("html", times=1)])
+    assert value_of(kernel, count) == 2 * before
+
+
+def test_the_run_magic_leaves_the_kernel_alive(new_kernel):
+    """Also with pyspark there, because of which the scanner's process ends without waiting for threads."""
+    kernel = new_kernel()
+    kernel.run("__import__('sys').modules['pyspark'] = None")
+    for script in TEXTS:
+        assert kernel.run(f"%run {ROOT / script} --help").out.startswith(f"usage: {script} [-h]")
+        assert kernel.run(f"%run {ROOT / script} --no-such").error == "SystemExit: 2"
+
+
+def test_the_scripts_have_one_name_in_common():
+    """Pasted, they share their names, and of two with the same name the user list's would serve both."""
+    assert assigned(TEXTS[SCANNER]) & assigned(TEXTS[USER_LIST]) == {"main"}
+
+
+def assigned(text):
+    """The names that a script's top level gives to what it makes."""
+    names = set()
+    for statement in ast.parse(text).body:
+        if isinstance(statement, (ast.FunctionDef, ast.ClassDef)):
+            names.add(statement.name)
+        elif not isinstance(statement, ast.If):
+            stored = (node for node in ast.walk(statement) if isinstance(node, ast.Name))
+            names |= {node.id for node in stored if isinstance(node.ctx, ast.Store)}
+    return names
