@@ -23,13 +23,14 @@ from tests.fake_databricks import FakeDatabricks
 
 ROOT = Path(__file__).resolve().parent.parent
 INTERRUPT_AFTER = 6  # seconds
+LIMITS = {"dbfs": 30, "workspace": 50}  # requests/s, as published
 
 
 def main() -> int:
     small = {17: "small", 23: "small"}  # instead of the giant and the deep user, who take a minute at these limits
     with tempfile.TemporaryDirectory(prefix="inventory-demo-") as folder, \
             FakeDatabricks(users=50, shapes=small, service_principals=3, unlisted_homes=2, latency=0.03,
-                           limits={"dbfs": 30, "workspace": 50}) as server:
+                           limits=LIMITS) as server:
         environment = os.environ | server_login(server)
         say(f"A fake workspace with {len(server.user_names)} users answers at {server.url}. Who has a home there:")
         type_command("databricks_user_list.py --all-homes -o users.csv", folder, environment)
