@@ -569,6 +569,9 @@ def test_killed_before_any_operation_on_its_files(server, login, operation):
 
 # Stopped
 
+STOPPABLE = (sys.executable, "-c", "import os, signal, sys; signals = signal.SIGHUP, signal.SIGINT, signal.SIGTERM; "
+             "[signal.signal(number, signal.SIG_DFL) for number in signals]; os.execvp(sys.argv[1], sys.argv[1:])")
+
 
 @needs_posix
 @pytest.mark.parametrize("kills", [2, pytest.param(100, marks=soak)])
@@ -577,7 +580,7 @@ def test_terminated_at_random_moments_it_ends_at_once(server, login, kills):
     server.change(latency=0.02)
     generator, codes = random.Random(6), Counter()
     while sum(codes.values()) < kills:
-        with running(server, login) as process:
+        with running(server, login, prefix=STOPPABLE) as process:  # the tests may run under nohup
             first = process.stderr.readline()
             if generator.random() < 0.3:
                 until(Path("out.csv").exists)  # the end, too
@@ -612,7 +615,7 @@ def test_a_terminal_that_is_closed(server, login, ignored):
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
     trap = ("sh", "-c", 'trap "" HUP; exec "$@"', "sh") if ignored else ()
     environment = {**os.environ, **login(server), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = ["setsid", "-c", *trap, sys.executable, str(ROOT / SCANNER), *WORDS]
+    command = ["setsid", "-c", *STOPPABLE, *trap, sys.executable, str(ROOT / SCANNER), *WORDS]
     gate = hang_when(server, lambda: not ignored and len(saved_users()) >= 2)
     with subprocess.Popen(command, env=environment, stdin=terminal, stdout=terminal, stderr=terminal) as process:
         os.close(terminal)
