@@ -686,6 +686,8 @@ class DatabricksClient:
 
     def read_body(self, response: requests.Response, alone: ExitStack) -> bytes:
         """The whole body, within LONGEST_BODY; makes a large one wait for its turn, which ends with `alone`."""
+        if response.headers.get("Content-Encoding", "gzip").lower() not in ("gzip", "identity"):
+            raise MalformedAnswer("the answer is in an encoding that was not asked for")
         parts, length = [], 0
         while chunk := response.raw.read(16384, decode_content=True):
             parts.append(chunk)
