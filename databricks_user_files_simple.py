@@ -476,7 +476,8 @@ def normalize_host(text: str) -> str:
             raise ValueError
         parts = urlsplit(text.strip() if re.match(r"\s*\w+://", text) else f"https://{text.strip()}")
         name, port = parts.hostname or "", parts.port
-        if parts.netloc.endswith(":") or "%" in name or ("[" in parts.netloc) != (":" in name):  # https:/x, [v1.x]
+        alone = re.sub(r":\d+$", "", parts.netloc.rpartition("@")[2]).lower()
+        if "%" in name or alone != (f"[{name}]" if ":" in name else name):  # https:/x, [v1.x], [::1].x
             raise ValueError
         address = ipaddress.ip_address(name) if ":" in name or re.fullmatch(r"[\d.]+", name) else None
     except ValueError:
@@ -1444,6 +1445,7 @@ def open_checkpoint(path: Path, header: dict[str, Any], resume: bool) -> Iterato
         raise InventoryError(f"{path}.lock cannot be locked ({error.strerror}); name another --checkpoint") from error
     if not lock and (resume or not named):
         raise InventoryError(f"another run is using {path}: wait for it, or name another --checkpoint")
+    old = None
     try:
         old = Checkpoint(path) if lock and path.exists() and path.stat().st_size else None
         if old and resume:
@@ -1459,6 +1461,8 @@ def open_checkpoint(path: Path, header: dict[str, Any], resume: bool) -> Iterato
             clear_place(path, old)
             yield Checkpoint(path, header)
     finally:
+        if old:
+            old.file.close()
         if lock:
             with suppress(OSError):
                 os.unlink(lock.name)
