@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -15,6 +16,12 @@ ROOT = Path(__file__).resolve().parent.parent
 SCANNER = "databricks_user_files_simple.py"
 USER_LIST = "databricks_user_list.py"
 PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+
+
+# Under nohup, or as a shell's background job, these are ignored, and the processes that tests start inherit it.
+for name, handler in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
+    if hasattr(signal, name):
+        signal.signal(getattr(signal, name), handler)
 
 
 @pytest.fixture(autouse=True)
