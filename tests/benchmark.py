@@ -213,6 +213,8 @@ def limit_that_drops(quick: bool) -> Outcome:
         for timer in timers:
             timer.start()
         done = scan(server, "--threads", str(THREADS))
+        for timer in timers:
+            timer.cancel()
         counts = server.counts()
     first, last = listing_times(counts)
     dropped = max(min(phase, last - first - phase), 0)
