@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
@@ -16,6 +17,7 @@ from tests.fake_databricks import FakeDatabricks, Fault
 from tests.test_checkpoint import until
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+fcntl = pytest.importorskip("fcntl")
 pytestmark = pytest.mark.skipif(not shutil.which("flock"), reason="flock is not installed")
 
 
@@ -84,6 +86,15 @@ def filled(rows):
     return {name: figures for name, figures in rows.items() if figures[0]}
 
 
+def is_free(lock):
+    with open(lock, "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
 def test_cron_mails_nothing_when_all_is_well_and_a_second_start_does_nothing(installed):
     with FakeDatabricks(users=25, shape="small", service_principals=2, unlisted_homes=2) as server:
         folder = installed(server)
@@ -114,6 +125,7 @@ def test_a_machine_that_goes_down_loses_nothing_and_two_starts_are_one(installed
         assert mail_of(cron(folder)) == (0, "")  # the other is under way
         os.killpg(first.pid, signal.SIGKILL)
         mail_of(first)
+        until(partial(is_free, folder / "inventory.lock"))  # what was killed may take a moment to be gone
         [saved] = folder.glob(".checkpoint*.json")
         done = json.loads(saved.read_text())["results"][0]["username"]
         assert server.requests["dbfs", f"/Users/{done}"]

@@ -652,8 +652,20 @@ def test_a_server_that_cannot_be_reached(small, login):
     assert "RETRIES_EXCEEDED" not in err, err
 
 
-def test_workers_that_cannot_reach_the_workspace(connect_server, small, debug):
-    with connect_server.workers(HTTP_PROXY=f"http://127.0.0.1:{free_port()}"):
+WALLED = """
+import errno, sys
+def refuse(event, words):
+    if event == "socket.connect" and words[1][1:2] == ({port},):
+        raise ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
+sys.addaudithook(refuse)
+"""
+
+
+def test_workers_that_cannot_reach_the_workspace(connect_server, small, debug, tmp_path):
+    folder = tmp_path / "walled"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(WALLED.format(port=small.port), encoding="utf-8")
+    with connect_server.workers(site=folder):
         session = connect_server.session()
         results = scan(session, small)
         session.stop()
