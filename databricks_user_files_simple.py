@@ -507,13 +507,17 @@ def retry_wait(error: DatabricksError, attempts: int, jitter: float) -> float | 
     return max(error.retry_after, first * 2 ** max(attempts - 1, 0) * (1 + jitter) / 2)
 
 
-def next_rate(rate: float | None, limited: bool, achieved: float) -> float | None:
-    """The pacer's rule, in requests/s (None: no delay): 15% less after a 429, a little more after a success."""
+def next_rate(rate: float | None, limited: bool, achieved: float, quiet: float) -> float | None:
+    """The pacer's rule, in requests/s (None: no delay): 15% less after a 429, a little more after a success.
+
+    The more so the longer it is `quiet`, the seconds since the last 429: the limit is far away then, or gone.
+    """
     if rate is None:
         return max(FIRST_RATE, achieved) if limited else None
     if limited:
         return max(LOWEST_RATE, rate * 0.85)
-    return rate + 0.05 if rate + 0.05 < UNPACED_RATE else None
+    rate += 0.03 + 0.2 * min(max(quiet - 5, 0), 10)
+    return rate if rate < UNPACED_RATE else None
 
 
 class Pacer:
@@ -524,6 +528,7 @@ class Pacer:
 
     def __init__(self) -> None:
         self.rate: float | None = None
+        self.alone = True  # else other processes of this run, too, are told of the limit, and this one does not know
         self.next_at = 0.0
         self.changed_at = self.answered_at = self.succeeded_at = -math.inf
         self.recent: deque[float] = deque()  # successes of the last second
@@ -547,7 +552,7 @@ class Pacer:
             self.recent.append(now)
             while self.recent[0] < now - 1:
                 self.recent.popleft()
-            self.rate = next_rate(self.rate, False, len(self.recent))
+            self.rate = next_rate(self.rate, False, len(self.recent), now - self.changed_at if self.alone else 0.0)
 
     def leave(self, now: float, retry_after: float = 0.0) -> None:
         """The API is away: only probes go from now on."""
@@ -560,7 +565,7 @@ class Pacer:
         if error.kind == "rate limit" and not self.away:
             if sent_at <= self.changed_at:  # it left before the last change, which was the answer to it
                 return
-            self.rate = next_rate(self.rate, True, len(self.recent))
+            self.rate = next_rate(self.rate, True, len(self.recent), 0.0)
             self.changed_at, self.next_at = now, now + 1 / (self.rate or UNPACED_RATE)
         self.failing_since = self.failing_since if self.failures else now
         self.failures += 1
@@ -1542,7 +1547,7 @@ def run_batch(config: DatabricksConfig, directories: list[tuple[Any, ...]], thre
         engine = Engine(client, frontier, accounts, threads, started + seconds)
         for name, (rate, since_success) in pace.items():
             pacer = engine.pacers[name]
-            pacer.rate, pacer.succeeded_at = rate, started - since_success
+            pacer.rate, pacer.succeeded_at, pacer.alone = rate, started - since_success, False
             pacer.next_at = started + random.random() / rate if rate else 0.0  # not all batches in the same moment
         for _ in engine.run():
             if not engine.in_flight and not engine.can_list():  # the driver waits, the task slot does not

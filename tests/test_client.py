@@ -101,28 +101,31 @@ def test_a_429_that_used_up_no_attempt_still_waits():
     assert 2.0 <= retry_wait(error("rate limit"), 0, 0.0) <= 4.0
 
 
-@pytest.mark.parametrize(("rate", "limited", "achieved", "low", "high"), [
-    (None, False, 100.0, None, None),  # no delay before the first 429
-    (None, True, 0.0, 20, 20),  # 50 ms apart
-    (None, True, 45.0, 45, 45),  # less where more was just being achieved
-    (20.0, True, 100.0, 16, 18),  # 10 to 20 % less
-    (1.0, True, 0.0, 1, 1),  # never more than 1 s apart
-    (1.05, True, 0.0, 1, 1),
-    (20.0, False, 0.0, 20.01, 20.1),
-    (5000.0, False, 0.0, None, None),  # eased to no delay at all
+@pytest.mark.parametrize(("rate", "limited", "achieved", "quiet", "low", "high"), [
+    (None, False, 100.0, math.inf, None, None),  # no delay before the first 429
+    (None, True, 0.0, 0, 20, 20),  # 50 ms apart
+    (None, True, 45.0, 0, 45, 45),  # less where more was just being achieved
+    (20.0, True, 100.0, 9, 16, 18),  # 10 to 20 % less
+    (1.0, True, 0.0, 0, 1, 1),  # never more than 1 s apart
+    (1.05, True, 0.0, 0, 1, 1),
+    (20.0, False, 0.0, 0, 20.01, 20.1),
+    (20.0, False, 0.0, 4, 20.01, 20.1),
+    (20.0, False, 0.0, 15, 21, 23),  # a limit that has been far away for a while
+    (20.0, False, 0.0, 9000, 21, 23),  # nothing was asked for meanwhile
+    (5000.0, False, 0.0, 0, None, None),  # eased to no delay at all
 ])  # fmt: skip
-def test_the_rate_follows_the_answers(rate, limited, achieved, low, high):
-    new = next_rate(rate, limited, achieved)
+def test_the_rate_follows_the_answers(rate, limited, achieved, quiet, low, high):
+    new = next_rate(rate, limited, achieved, quiet)
     assert new == low if low is None else low <= new <= high
 
 
 def test_the_rate_comes_down_to_1_and_up_to_no_delay_in_the_end():
-    rate = next_rate(None, True, 0)
+    rate = next_rate(None, True, 0, 0)
     for _ in range(100):
-        rate = next_rate(rate, True, 0)
+        rate = next_rate(rate, True, 0, 0)
     assert rate == 1
     for _ in range(100_000):
-        rate = next_rate(rate, False, 0)
+        rate = next_rate(rate, False, 0, 0)
     assert rate is None
 
 
@@ -520,6 +523,16 @@ def test_successes_ease_the_pace():
     for number in range(100):
         pacer.answered(number / 20, success=True)
     assert 21 <= pacer.rate <= 30
+
+
+@pytest.mark.parametrize(("alone", "low", "high"), [(True, 60, 300), (False, 30, 33)])
+def test_only_a_process_alone_takes_its_own_quiet_for_that_of_the_limit(alone, low, high):
+    pacer = Pacer()
+    pacer.alone = alone
+    limited(pacer, 0.0, 0.0)
+    for number in range(400):
+        pacer.answered(number / 30, success=True)
+    assert low <= pacer.rate <= high
 
 
 def test_nine_failures_in_a_row_are_no_outage_and_ten_are():
