@@ -2043,9 +2043,10 @@ def check_output(path: str) -> None:
 def safe_cell(text: str) -> str:
     """A cell that no spreadsheet runs as a formula (OWASP, "CSV Injection")."""
     text = f"'{text}" if text.startswith((*FORMULA_STARTS, "\t", "\r", "\n")) else text
-    # Where ; or a tab separates the cells, as in some countries, one begins after each.
-    text = re.sub(f"([;\t\r\n])(?=[{FORMULA_STARTS}])", r"\1'", text)
-    return re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f](?!\n)", " ", text)  # \r ends a row, others steer a terminal
+    # Where ; or a tab separates the cells, as in some countries, one begins after each, maybe with quotes that go.
+    text = re.sub(f"([;\t\r\n]\"*)(?=[{FORMULA_STARTS}])", r"\1'", text)
+    # \r ends a row, others steer a terminal.
+    return re.sub("\r(?!\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]", " ", text)
 
 
 def counted(count: int, noun: str) -> str:

@@ -798,6 +798,7 @@ def spoiled_answer(fault, answer):
 class Settings:
     """What a test can change while the server runs.
 
+    latency: seconds before each answer, and up to latency_spread more, so that answers overtake each other.
     limits: requests per second and family; `limit` in change() sets all three. in_flight_limit: of all together.
     retry_after: `none`, `seconds` or `date`, on the answers of the limits, retry_after_seconds ahead.
     scim_limit_status: 429, or 500 as SCIM has done. bad_token: 403 (plain text) or 401 (JSON).
@@ -809,6 +810,7 @@ class Settings:
     """
 
     latency: float = 0.0
+    latency_spread: float = 0.0
     limits: dict = field(default_factory=dict)
     in_flight_limit: int | None = None
     retry_after: str = "none"
@@ -1301,8 +1303,9 @@ class FakeDatabricks:
             connection.working = True
             self.working += 1
             answer = self.fault(api, path, request) or self.content(api, path, request)
-        if settings.latency:
-            connection.later(settings.latency, connection.send, answer)
+        latency = settings.latency + settings.latency_spread * random.random()
+        if latency:
+            connection.later(latency, connection.send, answer)
         else:
             connection.send(answer)
 
