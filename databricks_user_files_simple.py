@@ -79,6 +79,7 @@ CONNECT_SECONDS, READ_SECONDS = 10, 90  # DBFS itself gives up on a large direct
 LONGEST_BODY = 64 * 1024**2  # bytes
 LARGE_BODY = 1024**2  # bytes; decoded one at a time, because the decoded form takes about ten times as much memory
 HUGE_BODY = 8 * LARGE_BODY  # bytes; from there on also read one at a time
+MOST_VALUES = 4_000_000  # in an answer: about 300 MB decoded, or a listing of 1,000,000 entries
 LONGEST_PATH = 10_000  # characters; web servers take no longer ones, and a chain of directories has to end
 MOST_WAITING = 1_000_000  # directories to be listed, of one file system: about 300 MB
 LONGEST_RETRY_AFTER = 120.0  # seconds
@@ -95,7 +96,7 @@ OPEN_USERS = 500  # scanned at the same time at most: bounds the memory, and wha
 CHECKPOINT_FILE = ".checkpoint_progress.json"
 SYNC_SECONDS = 1.0
 FIRST_BATCH_SECONDS, LONGEST_BATCH_SECONDS = 1.0, 20.0  # of listing, in one Spark query
-LARGEST_BATCH = 500  # directories
+LARGEST_BATCH, LARGEST_REPORT = 500, 50_000  # directories that a batch takes along, and hands back
 LOWEST_BATCH_RATE = 2.0  # requests/s that a batch must be left, or fewer run at once
 SILENT_SECONDS = 2 * READ_SECONDS + 60.0  # after its end, until a batch counts as lost
 LOST_BATCHES = 3  # in a row, until the session counts as lost
@@ -516,7 +517,7 @@ def next_rate(rate: float | None, limited: bool, achieved: float, quiet: float) 
         return max(FIRST_RATE, achieved) if limited else None
     if limited:
         return max(LOWEST_RATE, rate * 0.85)
-    rate += 0.03 + 0.2 * min(max(quiet - 5, 0), 10)
+    rate += 0.05 + 0.2 * min(max(quiet - 5, 0), 10)
     return rate if rate < UNPACED_RATE else None
 
 
@@ -711,9 +712,9 @@ class DatabricksClient:
         return b"".join(parts)
 
     def decode(self, body: bytes) -> Any:
-        # What is no listing could take sixty times its length in memory; an entry of one has 60 bytes and 3 commas.
-        if LARGE_BODY <= len(body) < 20 * (body.count(b"{") + body.count(b"[")) + 8 * body.count(b","):
-            raise MalformedAnswer("the answer has more values than a listing of its length")
+        # Decoded, the smallest values take thirty times their length in memory.
+        if len(body) > MOST_VALUES and sum(map(body.count, (b"{", b"[", b","))) > MOST_VALUES:
+            raise MalformedAnswer(f"the answer has more than {MOST_VALUES:,} values")
         try:
             return json.loads(body)
         except (ValueError, RecursionError) as error:
@@ -1550,6 +1551,8 @@ def run_batch(config: DatabricksConfig, directories: list[tuple[Any, ...]], thre
             pacer.rate, pacer.succeeded_at, pacer.alone = rate, started - since_success, False
             pacer.next_at = started + random.random() / rate if rate else 0.0  # not all batches in the same moment
         for _ in engine.run():
+            if frontier.count(list(FILE_SYSTEMS)) > LARGEST_REPORT:
+                engine.deadline = -math.inf
             if not engine.in_flight and not engine.can_list():  # the driver waits, the task slot does not
                 break
     except InventoryError as error:  # nothing of it counts

@@ -37,6 +37,7 @@ LATENCY = 0.05  # seconds
 THREADS = 16
 LIMIT = 30  # requests/s
 BENCH_TREE = 40  # directories of each user at a limit
+QUICK_CASES = 5  # at a time, with --quick
 COLUMNS = ("case", "requests", "seconds", "compared with", "ratio", "asked for", "429s", "failed users",
            "requests per CPU-second", "peak memory")
 spawn = multiprocessing.get_context("spawn")
@@ -170,6 +171,7 @@ def latency(users: int, shape: str, quick: bool) -> Outcome:
 
 def against_one_at_a_time(options: dict[str, Any], quick: bool) -> Outcome:
     """On 8 task slots of a server that runs, in a new session, whose workers have to start first."""
+    options = {**options, "users": options["users"] // (3 if quick else 1)}
     with spark_connect(8) as remote, workspace(latency=0.1, **options) as server:
         done = scan(server, "--spark-remote", remote)
         counts = server.counts()
@@ -182,7 +184,7 @@ def against_one_at_a_time(options: dict[str, Any], quick: bool) -> Outcome:
 
 def at_limit(quick: bool, limits: dict[str, float], threads: int = THREADS, slots: int = 0, **settings: Any) -> Outcome:
     """Each API at its own limit for about 40 s: the lower of the two goodputs, in its share of the limit."""
-    seconds = 15 if quick else 40
+    seconds = 10 if quick else 40
     requests = {api: round(limit * seconds) for api, limit in limits.items()}
     users = max(10 if slots else 1, sum(requests.values()) // (2 * BENCH_TREE))
     with ExitStack() as stack:
@@ -206,7 +208,7 @@ def goodput(counts: dict[str, Any], api: str) -> float:
 
 def limit_that_drops(quick: bool) -> Outcome:
     """To a third after a while, and back again after as long: compared with what the limits let through."""
-    phase = 8 if quick else 20
+    phase = 5 if quick else 20
     with workspace(users=2 * phase, shape="bench", limit=LIMIT, directories=BENCH_TREE) as server:
         timers = [threading.Timer(phase, server.change, kwargs={"limit": LIMIT / 3}),
                   threading.Timer(2 * phase, server.change, kwargs={"limit": LIMIT})]
@@ -298,7 +300,7 @@ def walk_with_sdk(users: list[str]) -> None:
 
 def memory(users: int, directories: int, quick: bool, files: int = 5, fan_out: int = 10) -> Outcome:
     """Many users, many directories, or large ones: the peak memory beside 300 MB."""
-    part = 20 if quick else 1
+    part = 50 if quick else 1
     users, directories = (max(users // part, 1), directories) if users > 100 else (users, directories // part or 1)
     with workspace(users=users, shape="bench", directories=directories, files_per_directory=files, fan_out=fan_out,
                    file_systems=("workspace",), latency=0, count_paths=False) as server:  # fmt: skip
@@ -399,14 +401,16 @@ def table_row(*cells: Any) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmark", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--quick", action="store_true", help="every case once and small, in a few minutes")
+    parser.add_argument("--quick", action="store_true",
+                        help="every case once and small, several at a time: rough figures in two minutes")
     parser.add_argument("--case", action="append", metavar="TEXT", help="only cases with this in their name")
     options = parser.parse_args()
     print(f"{platform.system()}, {os.cpu_count()} cores, Python {platform.python_version()}\n")
     print(table_row(*COLUMNS), table_row(*["---"] * len(COLUMNS)), sep="\n")
-    for case in CASES:
-        if not options.case or any(text in case.name for text in options.case):
-            print(measure(case, options.quick), flush=True)
+    cases = [case for case in CASES if not options.case or any(text in case.name for text in options.case)]
+    with ThreadPoolExecutor(QUICK_CASES if options.quick else 1) as side_by_side:
+        for row in side_by_side.map(partial(measure, quick=options.quick), cases):
+            print(row, flush=True)
     return 0
 
 

@@ -39,6 +39,9 @@ from tests.test_client import closed_port
 needs_posix = pytest.mark.skipif(os.name == "nt", reason="measures with POSIX")
 
 
+TOKENS = ("dapi0123456789abcdef-2", "a+b(c)[d]*\\e$^|f?.{2}/=%20~", 'dapi"quoted\'<b>&amp;')
+
+
 # A server that writes raw bytes
 
 
@@ -371,6 +374,13 @@ def test_of_a_key_given_twice_the_last_one_counts():
     assert rows_of(ended.out)["a"]["total_size"] == "7"
 
 
+def test_a_large_listing_of_names_full_of_commas_and_braces_is_a_listing(command, login):
+    with FakeDatabricks(users=["a"], shape="none") as server:
+        server.add_tree("dbfs", {"/Users/a": [dbfs_file(f"/Users/a/{n}{',{[' * 60}", 1) for n in range(9000)]})
+        ended = command(SCANNER, "a", "--dbfs-only", env=login(server))
+    assert ended.out.splitlines()[1].startswith("a,9000,9000,"), ended
+
+
 def test_sums_beyond_64_bits_are_saved_and_written(command, login):
     with FakeDatabricks(users=["a"], shape="none") as server:
         server.add_tree("dbfs", {"/Users/a": [dbfs_file(f"/Users/a/{number}", 2**63 - 1) for number in range(4)]})
@@ -423,6 +433,55 @@ def test_a_million_waiting_directories_take_bounded_memory():
     assert ended.megabytes < 700, ended
 
 
+# The same, against the workers of a cluster
+
+
+@pytest.fixture
+def hurried(monkeypatch):
+    """HURRIED, on workers too: what the functions refer to goes with them."""
+    for name, value in (HURRIED | {"LONGEST_OUTAGE": 60.0}).items():
+        monkeypatch.setattr(scanner, name, value)
+
+
+def scan_there(spark, server, names, token="dapi-fake-token"):
+    config = scanner.DatabricksConfig(server.url, token)
+    return list(scanner.process_user_batch_parallel(spark, names, config, 4, file_systems=("dbfs",)))
+
+
+def test_workers_that_are_led_astray_tell_of_an_error_and_ask_for_nothing_outside_the_home(spark, hurried):
+    scripts = {f"/Users/u{number}": script for number, script in enumerate(BAD_LISTINGS.values())}
+    names = [path.removeprefix("/Users/") for path in scripts]
+    with homes_only(lambda _, path: [scripts[path](path) if path in scripts else answer(b"{}", "403 No")]) as server:
+        found = {result.username: result.status for result in scan_there(spark, server, names)}
+    there = {kind: found[name] for kind, name in zip(BAD_LISTINGS, names, strict=True)}
+    expected = dict.fromkeys(BAD_LISTINGS, "error") | {"half a name": "partial", "content length of no digits": "empty"}
+    assert there == expected
+    assert {path for _, path in server.seen} - {"", "/"} <= set(scripts)
+
+
+@pytest.mark.parametrize("token", TOKENS)
+def test_a_token_that_answers_repeat_to_workers_is_shown_nowhere(spark, hurried, token, caplog):
+    caplog.set_level("DEBUG", "databricks_user_files")
+    answers = {f"/Users/u{number}": data for number, data in enumerate(echoes(token))}
+    names = [path.removeprefix("/Users/") for path in answers]
+    with homes_only(lambda _, path: [answers.get(path, answer())]) as server:
+        results = scan_there(spark, server, names, token)
+    assert {result.status for result in results} == {"error"}
+    assert_kept(token, json.dumps([result.as_dict() for result in results]), caplog.text)
+
+
+def test_a_tree_without_an_end_does_not_exhaust_the_driver(spark, monkeypatch, caplog):
+    caplog.set_level("DEBUG", "databricks_user_files")
+    monkeypatch.setattr(scanner, "MOST_WAITING", 60_000)
+    monkeypatch.setattr(scanner, "LARGEST_REPORT", 5_000)
+    with homes_only(lambda _, path: [folders(*[f"{path}/{number}" for number in range(500)])]) as server, \
+            pytest.raises(scanner.InventoryError, match="/Users/a"):  # fmt: skip
+        scan_there(spark, server, ["a"])
+    handed_back = [int(left) for left in re.findall(r"batch .* (\d+) left", caplog.text)]
+    assert 0 < max(handed_back) < 5_000 + 5 * 500
+    assert len(server.seen) < 1000
+
+
 # User lists
 
 
@@ -467,9 +526,6 @@ def test_what_is_no_page_of_users_is_refused(body):
 
 
 # Where the token goes, and where it does not
-
-TOKENS = ("dapi0123456789abcdef-2", "a+b(c)[d]*\\e$^|f?.{2}/=%20~", 'dapi"quoted\'<b>&amp;')
-
 
 def spellings(token):
     """The token as it is, percent-encoded, in JSON, in HTML, and within base64 at any position."""
