@@ -41,6 +41,8 @@ QUICK_CASES = 5  # at a time, with --quick
 COLUMNS = ("case", "requests", "seconds", "compared with", "ratio", "asked for", "429s", "failed users",
            "requests per CPU-second", "peak memory")
 spawn = multiprocessing.get_context("spawn")
+servers, one_at_a_time = ExitStack(), threading.Lock()  # Spark Connect servers that run, and their start
+remotes: dict[int, str] = {}  # their URLs, by task slots
 
 
 @dataclass
@@ -172,7 +174,8 @@ def latency(users: int, shape: str, quick: bool) -> Outcome:
 def against_one_at_a_time(options: dict[str, Any], quick: bool) -> Outcome:
     """On 8 task slots of a server that runs, in a new session, whose workers have to start first."""
     options = {**options, "users": options["users"] // (3 if quick else 1)}
-    with spark_connect(8) as remote, workspace(latency=0.1, **options) as server:
+    remote = spark_connect(8)
+    with workspace(latency=0.1, **options) as server:
         done = scan(server, "--spark-remote", remote)
         counts = server.counts()
     alone = counts["total_requests"] * 0.1
@@ -187,10 +190,9 @@ def at_limit(quick: bool, limits: dict[str, float], threads: int = THREADS, slot
     seconds = 10 if quick else 40
     requests = {api: round(limit * seconds) for api, limit in limits.items()}
     users = max(10 if slots else 1, sum(requests.values()) // (2 * BENCH_TREE))
-    with ExitStack() as stack:
-        server = stack.enter_context(workspace(
-            users=users, shape="bench", limits=limits, directories=sum(requests.values()) // users, **settings))
-        remote = ["--spark-remote", stack.enter_context(spark_connect(slots))] if slots else []
+    remote = ["--spark-remote", spark_connect(slots)] if slots else []
+    with workspace(users=users, shape="bench", limits=limits, directories=sum(requests.values()) // users,
+                   **settings) as server:  # fmt: skip
         done = scan(server, "--threads", str(threads), *remote)
         counts = server.counts()
     goodputs = {api: goodput(counts, api) / limit for api, limit in limits.items()}
@@ -332,13 +334,15 @@ def checkpoint(quick: bool) -> Outcome:
 # --- Spark ----------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def spark_connect(slots: int) -> Iterator[str]:
-    """The URL of a Spark Connect server on this machine that runs already."""
+def spark_connect(slots: int) -> str:
+    """The URL of a Spark Connect server on this machine, which runs until the end."""
     if reason := why_not():
         raise LookupError(reason)
-    with tempfile.TemporaryDirectory() as folder, connect_server_of(Path(folder), f"local[{slots}]") as server:
-        yield server.remote
+    with one_at_a_time:
+        if slots not in remotes:
+            folder = servers.enter_context(tempfile.TemporaryDirectory())
+            remotes[slots] = servers.enter_context(connect_server_of(Path(folder), f"local[{slots}]")).remote
+        return remotes[slots]
 
 
 def both(limit: float) -> dict[str, float]:
@@ -408,7 +412,7 @@ def main() -> int:
     print(f"{platform.system()}, {os.cpu_count()} cores, Python {platform.python_version()}\n")
     print(table_row(*COLUMNS), table_row(*["---"] * len(COLUMNS)), sep="\n")
     cases = [case for case in CASES if not options.case or any(text in case.name for text in options.case)]
-    with ThreadPoolExecutor(QUICK_CASES if options.quick else 1) as side_by_side:
+    with servers, ThreadPoolExecutor(QUICK_CASES if options.quick else 1) as side_by_side:
         for row in side_by_side.map(partial(measure, quick=options.quick), cases):
             print(row, flush=True)
     return 0
