@@ -1012,11 +1012,20 @@ class Engine:
             self.client.statistics["requests"] += 1
             self.work.put((directory, now))
             self.in_flight += 1
-            if self.in_flight > self.started:  # daemons: an interrupted run waits for none of them
-                threading.Thread(target=self.list_directories, daemon=True).start()
-                self.started += 1
+            if self.in_flight > self.started:
+                self.start_thread()
             now = self.client.clock()
         return now
+
+    def start_thread(self) -> None:
+        try:  # daemons: an interrupted run waits for none of them
+            threading.Thread(target=self.list_directories, daemon=True).start()
+            self.started += 1
+        except RuntimeError as error:  # a limit of this machine
+            if not self.started:
+                raise
+            self.threads = self.started
+            log.warning("%s: going on with %s", error, counted(self.threads, "thread"))
 
     def next_directory(self, now: float) -> Directory | None:
         free = [name for name, pacer in self.pacers.items() if pacer.next_at <= now]
@@ -1276,6 +1285,8 @@ def scan_users(usernames: Iterable[str], config: DatabricksConfig, threads: int 
         while accounts.finished:
             yield accounts.finished.popleft()
         on_tick()
+    if accounts.open or accounts.opened < len(names):
+        raise RuntimeError("the scan ended before its last user")
 
 
 def scan_user_directory(username: str, config: DatabricksConfig, threads: int = DEFAULT_THREADS) -> UserResult:
@@ -1334,10 +1345,17 @@ class Checkpoint:
         return InventoryError(f"{self.path}: no checkpoint can be kept here ({error.strerror or error}); make room, or "
                               "name one on a local disk with --checkpoint")
 
-    def begin(self) -> None:
-        """Makes it ready for save(); the second round finds out whether this folder lets files be written in place."""
+    def begin(self, of_file: bool = False) -> None:
+        """Makes it ready for save(); the second round finds out whether this folder lets files be written in place.
+
+        With `of_file` it belongs to a users file from now on, which runs of named users leave alone.
+        """
         try:
             self.file.truncate(self.end)
+            self.file.seek(0)
+            if of_file and (start := self.file.readline().find(b'"users": "named"')) > 0:
+                self.file.seek(start)
+                self.file.write(b'"users": "file" ')
             for _ in range(2):
                 self.write(TAIL)
                 os.fsync(self.file.fileno())
@@ -1456,7 +1474,7 @@ def open_checkpoint(path: Path, header: dict[str, Any], resume: bool) -> Iterato
         old = Checkpoint(path) if lock and path.exists() and path.stat().st_size else None
         if old and resume:
             compare_headers(path, old.header, header)
-            old.begin()
+            old.begin(of_file=not named)
             yield old
         elif not lock or old and named and old.header["options"].get("users") != "named":
             log.warning("%s is another run's and stays as it is; this run of named users keeps no checkpoint", path)
@@ -1542,7 +1560,7 @@ def run_batch(config: DatabricksConfig, directories: list[tuple[Any, ...]], thre
     report: dict[str, Any] = {"worker": f"{socket.gethostname()}:{os.getpid()}", "python": sys.version.split()[0]}
     try:
         if not directories:
-            caller_is_admin(client)
+            report["admin"] = caller_is_admin(client)
         for values in directories:
             frontier.push(shifted(Directory(*values), started))
         engine = Engine(client, frontier, accounts, threads, started + seconds)
@@ -1619,6 +1637,7 @@ class ClusterEngine:
             self.cancel()
             self.release()
         log.warning("this run goes on sequentially, from this machine alone")
+        self.forget_probes()
         yield from Engine(self.client, self.frontier, self.accounts, self.threads).run()
 
     def start(self) -> None:
@@ -1631,13 +1650,21 @@ class ClusterEngine:
             report = json.loads(in_thread(partial(self.query, Batch([], {}, 1.0, 0.0)), SPARK_START_SECONDS))
         except Exception as error:
             raise spark_unavailable(error, version) from error
-        if "error" in report:
+        refused = report.get("admin") is None and self.accounts.admin is not None  # as by an IP access list
+        if "error" in report or refused:
             raise SparkUnavailable(f"Parallel processing not available: workers cannot reach {self.client.config.host} "
-                                   f"({report['error']}). Let them through its network and proxy.")
+                                   f"({report.get('error', 'it refuses them')}). Let them through its network and "
+                                   "proxy.")
         log.info("parallel: %d task slots, Spark %s, workers with Python %s", self.slots, version, report["python"])
         if self.slots < 2 or len(self.accounts.usernames) < 10:
             log.info("with one task slot, or fewer than 10 users, --no-parallel is as fast")
         self.failures, self.seconds = 0, FIRST_BATCH_SECONDS
+        self.forget_probes()
+
+    def forget_probes(self) -> None:
+        """The answer to one that is under way may be gone with the last session: the next may go at once."""
+        for pacer in self.pacers.values():
+            pacer.next_at = self.client.clock() if pacer.away else pacer.next_at
 
     def count_slots(self) -> int:
         functions = self.spark_functions()
@@ -2214,14 +2241,15 @@ def read_users_file(path: str) -> list[tuple[str, str]]:
         lines = list(io.StringIO(text, newline=None))
         first = next((line for line in lines if line.strip()), "")
         delimiter = ";" if first.count(";") > first.count(",") else ","
-        header = [cell.strip().lower() for cell in next(csv.reader([first], delimiter=delimiter), [])]
+        cells_of = partial(csv.reader, delimiter=delimiter, skipinitialspace=True)
+        header = [cell.strip().lower() for cell in next(cells_of([first]), [])]
         column = next((header.index(name) for name in USER_COLUMNS if name in header), None)
         if column is None and len(header) > 1:
             raise InventoryError(f"{path}: several columns, and none is called {', '.join(USER_COLUMNS)}")
         if column is None:  # one name a line; quotes around all of it are those of an export
             rows = [(number, re.sub(r'^"(.+)"$', r"\1", line.strip())) for number, line in enumerate(lines, 1)]
         else:
-            reader = csv.reader(lines, delimiter=delimiter, strict=True)
+            reader = cells_of(lines, strict=True)
             cells = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)][1:]
             rows = [(number, (row + [""] * len(header))[column].strip() or ".") for number, row in cells]
     except OSError as error:
@@ -2333,7 +2361,8 @@ def scan_into(checkpoint: Checkpoint, names: list[str], config: DatabricksConfig
             error.hint = f"\n{saved:,} of {len(names):,} users are saved; go on with:\n  {resume_command(args)}"  # type: ignore
         raise
     complete = not summary.statuses["partial"] + summary.statuses["error"]
-    borrowed = args.resume and not args.users_file and checkpoint.header["options"].get("users") != "named"
+    borrowed = args.resume and not args.users_file and (
+        checkpoint.header["options"].get("users") != "named" or not checkpoint.lines.keys() <= set(names))
     checkpoint.close(finished=not borrowed or bool(checkpoint.finished), remove=complete and not borrowed)
     tell(*summary.lines(client.statistics, time.monotonic() - started))
     return 0 if complete else 1

@@ -576,6 +576,35 @@ def test_a_run_of_named_users_leaves_the_checkpoint_of_a_users_file_alone(server
     assert Path("out.csv").read_bytes() == true_csv(server)
 
 
+def test_a_checkpoint_that_a_users_file_went_on_with_belongs_to_the_file(server, command, login):
+    """Runs of named users neither remove it nor move it aside."""
+    one, other, third = server.user_names[:3]
+    server.change(faults=[Fault("403", api="dbfs", path=f"/Users/{name}") for name in (one, other)])
+    assert command(SCANNER, one, env=login(server)).code == 1
+    assert command(SCANNER, *WORDS, "--resume", env=login(server)).code == 1
+    server.change(faults=[])
+    for words in ([one, "--resume"], [third]):
+        assert command(SCANNER, *words, env=login(server)).code == 0
+        assert len(json.loads(Path(NAME).read_bytes())["results"]) >= len(server.user_names)
+    assert asides() == {}
+    server.counts_reset()
+    assert command(SCANNER, *WORDS, "--resume", env=login(server)).code == 0
+    assert [name for name in server.user_names if asked_for(server, name)] == [other]
+    assert not Path(NAME).exists()
+
+
+def test_a_named_user_alone_does_not_remove_what_is_saved_of_others(server, command, login):
+    one, other = server.user_names[:2]
+    server.change(faults=[Fault("403", api="dbfs", path=f"/Users/{other}")])
+    assert command(SCANNER, one, other, env=login(server)).code == 1
+    server.change(faults=[])
+    assert command(SCANNER, other, "--resume", env=login(server)).code == 0
+    server.counts_reset()
+    assert command(SCANNER, one, other, "--resume", env=login(server)).code == 0
+    assert not asked_for(server, one)
+    assert not Path(NAME).exists()
+
+
 @needs_posix
 def test_of_two_runs_at_once_the_second_is_refused_until_the_first_is_gone(server, command, login):
     gate = hang_when(server, saved_users)

@@ -7,6 +7,7 @@ use one session from this process, whose workers are warm; the tests of the comm
 import base64
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -20,6 +21,7 @@ import time
 from collections import Counter
 from concurrent import futures
 from dataclasses import asdict, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -27,8 +29,10 @@ import pytest
 
 import databricks_user_files_simple as scanner
 from databricks_user_files_simple import (
+    ClusterEngine,
     DatabricksClient,
     DatabricksConfig,
+    Pacer,
     load_databricks_config,
     process_user_batch_parallel,
     scan_users,
@@ -41,6 +45,7 @@ from tests.test_checkpoint import NAME, asked_for, saved_users, true_csv, write_
 
 WORDS = ("--users-file", "users.txt", "-o", "out.csv", "--threads", "4")
 PATIENCE = 75  # seconds, with a server that is silent: SPEC has 60
+PYENV = Path(os.environ.get("PYENV_ROOT", "~/.pyenv")).expanduser()  # other interpreters
 needs_posix = pytest.mark.skipif(os.name == "nt", reason="signals and a shell script of POSIX")
 needs_pyspark = pytest.mark.skipif(find_spec("pyspark") is None, reason="pyspark is not installed")
 
@@ -677,10 +682,51 @@ def test_workers_that_cannot_reach_the_workspace(connect_server, small, debug, t
     assert batches_of(log_lines(debug)) == []
 
 
+class AfterTheFirst(Fault):
+    """Fails at every request of that API and path but the first."""
+
+    asked = 0
+
+    def applies(self, *request):
+        is_one = super().applies(*request)
+        self.asked += is_one
+        return is_one and self.asked > 1
+
+
+def test_workers_that_the_workspace_refuses(spark, small, debug):
+    """As an IP access list does that has this machine, and not the cluster."""
+    small.change(faults=[AfterTheFirst("403", api="scim", path="Me", message="Source IP address is blocked")])
+    results = scan(spark, small)
+    assert write_csv(results, small.user_names) == true_csv(small)
+    assert [line for line in warnings_of(debug) if "workers cannot reach" in line]
+    assert batches_of(log_lines(debug)) == []
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["another session", "no other session"])
+def test_a_probe_whose_answer_is_gone_with_its_session_holds_nothing_up(spark, small, there):
+    client, until = DatabricksClient(config_of(small)), time.monotonic() + 30
+    pacer = client.pacers["dbfs"] = Pacer()
+    pacer.leave(client.clock())
+    pacer.sent(client.clock())
+    assert pacer.next_at == math.inf
+
+    def connect():
+        if not there:
+            raise ConnectionError("gone")
+        return spark
+
+    def tick():
+        assert time.monotonic() < until
+
+    results = scan_users(small.user_names, config_of(small), 4, client=client, on_tick=tick,
+                         make_engine=partial(ClusterEngine, connect))
+    assert write_csv(list(results), small.user_names) == true_csv(small)
+
+
 def other_python():
     """An interpreter of another minor version, or None. It needs no packages: a mismatched worker runs nothing."""
-    versions = Path(os.environ.get("PYENV_ROOT", "/root/.pyenv")) / "versions"
-    for path in [*sorted(versions.glob("3.1[0-9].*/bin/python")), *map(shutil.which, ("python3.10", "python3.12"))]:
+    installed = sorted(PYENV.glob("versions/3.1[0-9].*/bin/python"))
+    for path in [*installed, *map(shutil.which, ("python3.10", "python3.12"))]:
         if path and python_version(path) not in ("", f"3.{sys.version_info.minor}"):
             return str(path)
     return None

@@ -244,6 +244,24 @@ def test_a_name_that_is_none_is_refused_before_any_request(clock, name):
         assert server.total_requests == 0
 
 
+def test_where_no_more_threads_are_to_be_had_it_goes_on_with_those_there_are(monkeypatch, caplog):
+    start, began = threading.Thread.start, []
+
+    def start_three(thread):
+        if len(began) == 3 and "list_directories" in repr(thread):
+            raise RuntimeError("can't start new thread")
+        began.append(thread) if "list_directories" in repr(thread) else None
+        start(thread)
+
+    with FakeDatabricks(users=5, shape="small", latency=0.001) as server:
+        monkeypatch.setattr(threading.Thread, "start", start_three)
+        results = list(scan_users(server.user_names, config_of(server), threads=16))
+        truth = [server.truth(result.username) for result in results]
+    assert len(results) == 5
+    assert [result.file_count for result in results] == [user.file_count for user in truth]
+    assert "can't start new thread: going on with 3 threads" in caplog.text
+
+
 def test_no_users_are_no_requests(clock):
     with small_server() as server:
         assert list(scan_users([], config_of(server), client=make_client(server, clock))) == []
