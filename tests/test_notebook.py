@@ -94,31 +94,18 @@ class Kernel:
     def run(self, code, interrupt_when=None, timeout=120):
         """Runs a cell; with `interrupt_when` it is interrupted, as by the stop button, when that has become true."""
         cell, request, limit = Cell(), self.client.execute(code), time.monotonic() + timeout
-        replied_at = None
         while time.monotonic() < limit and self.manager.is_alive():
             if interrupt_when and interrupt_when():
                 self.manager.interrupt_kernel()
                 interrupt_when = None
             try:
                 message = self.client.get_iopub_msg(timeout=0.05 if interrupt_when else 1)
-            except queue.Empty:  # the kernel's last word on a cell goes astray at times, its reply does not
-                replied_at = replied_at or self.reply_time(request)
-                if replied_at and time.monotonic() > replied_at + 5:
-                    return cell
+            except queue.Empty:
                 continue
             if message["parent_header"].get("msg_id") == request and not take(cell, message):
                 return cell
         raise AssertionError(f"the kernel is {'slow' if self.manager.is_alive() else 'dead'}: {cell}\n"
                              + self.console.read_text(encoding="utf-8", errors="replace")[-2000:])  # fmt: skip
-
-    def reply_time(self, request):
-        """Now, if the reply to a request has come; else None."""
-        try:
-            while self.client.get_shell_msg(timeout=0)["parent_header"].get("msg_id") != request:
-                pass
-            return time.monotonic()
-        except queue.Empty:
-            return None
 
     def close(self):
         self.client.stop_channels()
