@@ -4,6 +4,7 @@ Where nothing else is said the clock is a fake one: it moves only when the progr
 """
 
 import csv
+import itertools
 import json
 import logging
 import socket
@@ -260,6 +261,15 @@ def test_where_no_more_threads_are_to_be_had_it_goes_on_with_those_there_are(mon
     assert len(results) == 5
     assert [result.file_count for result in results] == [user.file_count for user in truth]
     assert "can't start new thread: going on with 3 threads" in caplog.text
+
+
+def test_an_engine_that_ends_too_early_is_an_error_and_no_short_result():
+    class Lazy(inventory.Engine):
+        def run(self):
+            yield from itertools.islice(super().run(), 3)
+
+    with small_server() as server, pytest.raises(RuntimeError, match="before its last user"):
+        list(scan_users([ANN], config_of(server), threads=1, make_engine=Lazy))
 
 
 def test_no_users_are_no_requests(clock):
