@@ -5,6 +5,7 @@ Walks dbfs:/Users/<user> and /Users/<user> of each user, adds both up and writes
 user is saved to a checkpoint, and --resume goes on from there. As a command: see --help. From Python or a notebook:
 scan_users(usernames, load_databricks_config()) yields a UserResult for each user.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -56,21 +57,32 @@ LARGEST_DIRECTORIES = 5  # kept per user and file system
 ME_PATH = "/api/2.0/preview/scim/v2/Me"
 METADATA_PATH = "/.well-known/databricks-config"  # what databricks-sdk asks a host for first
 LOGIN_KEYS = {  # of a profile, and the kind of login (auth_type of databricks-sdk) that each stands for
-    "token": "token", "client_secret": "oauth-m2m", "azure_client_secret": "azure-client-secret",
-    "google_credentials": "google-credentials", "google_service_account": "google-id",
+    "token": "token",
+    "client_secret": "oauth-m2m",
+    "azure_client_secret": "azure-client-secret",
+    "google_credentials": "google-credentials",
+    "google_service_account": "google-id",
     "metadata_service_url": "metadata-service",
 }
 LOGIN_VARIABLES = (  # any of them says that the environment has a login for databricks-sdk
-    "DATABRICKS_AUTH_TYPE", "DATABRICKS_CLIENT_ID", "DATABRICKS_OIDC_TOKEN", "DATABRICKS_METADATA_SERVICE_URL",
-    "DATABRICKS_GOOGLE_SERVICE_ACCOUNT", "GOOGLE_CREDENTIALS", "ARM_CLIENT_ID",
+    "DATABRICKS_AUTH_TYPE",
+    "DATABRICKS_CLIENT_ID",
+    "DATABRICKS_OIDC_TOKEN",
+    "DATABRICKS_METADATA_SERVICE_URL",
+    "DATABRICKS_GOOGLE_SERVICE_ACCOUNT",
+    "GOOGLE_CREDENTIALS",
+    "ARM_CLIENT_ID",
 )
 MACHINE_SETTINGS = ("config_file", "databricks_cli_path", "azure_environment", "azure_tenant_id")  # not a login's own
 NOTEBOOK_LOGIN = {"auth_type": "runtime"}
 # What OAuth servers (RFC 6749), the command lines of Databricks and Azure, and databricks-sdk say of a bad login
-REFUSED_LOGIN = (r"invalid_(client|grant|scope|request)|unauthorized_client|access_denied|cannot configure default|"
-                 r"databricks OAuth is not|databricks auth login|az login|refresh token is invalid")
+REFUSED_LOGIN = (
+    r"invalid_(client|grant|scope|request)|unauthorized_client|access_denied|cannot configure default|"
+    r"databricks OAuth is not|databricks auth login|az login|refresh token is invalid"
+)
 REMEDIES = {
-    "oauth-m2m": "check its client_id and client_secret", "azure-cli": "run `az login`",
+    "oauth-m2m": "check its client_id and client_secret",
+    "azure-cli": "run `az login`",
     "databricks-cli": "put the Databricks CLI on the PATH, and run `databricks auth login`",
 }
 LOGIN_SECONDS = 60.0  # for one answer of databricks-sdk, whose requests have no time-out
@@ -84,7 +96,11 @@ LONGEST_PATH = 10_000  # characters; web servers take no longer ones, and a chai
 MOST_WAITING = 1_000_000  # directories to be listed, of one file system: about 300 MB
 LONGEST_RETRY_AFTER = 120.0  # seconds
 RETRIES = {  # kind of error: attempts in all, seconds before the second (doubled from there on)
-    "rate limit": (5, 4.0), "server": (5, 2.0), "connection": (5, 2.0), "malformed": (5, 2.0), "too slow": (2, 2.0),
+    "rate limit": (5, 4.0),
+    "server": (5, 2.0),
+    "connection": (5, 2.0),
+    "malformed": (5, 2.0),
+    "too slow": (2, 2.0),
 }
 FIRST_RATE = 20.0  # requests/s after the first 429 (50 ms apart), unless more was just being achieved
 LOWEST_RATE, UNPACED_RATE = 1.0, 1000.0  # requests/s; from the latter on there is no delay
@@ -106,9 +122,14 @@ CLUSTER_START_SECONDS, CLUSTER_POLL_SECONDS = 600.0, 10.0
 LABELS = {"dbfs": "DBFS", "workspace": "Workspace"}
 BIGGEST_USERS, SHOWN_FAILURES = 10, 5  # in the closing summary
 STATUSES = ("success", "empty", "partial", "error")
-NO_CONNECTION = (requests.ConnectTimeout, requests.exceptions.SSLError, requests.exceptions.ProxyError,
-                 requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema,
-                 urllib3.exceptions.NewConnectionError)
+NO_CONNECTION = (
+    requests.ConnectTimeout,
+    requests.exceptions.SSLError,
+    requests.exceptions.ProxyError,
+    requests.exceptions.InvalidURL,
+    requests.exceptions.InvalidSchema,
+    urllib3.exceptions.NewConnectionError,
+)
 NOT_READABLE = "not found, or not readable with this token"
 CSV_COLUMNS = ("username", "file_count", "total_size", "total_size_gb", "status", "file_source", "error")
 FORMULA_STARTS = "=+@\uff1d\uff0b\uff0d\uff20-"  # of a cell; the middle ones are the full-width forms
@@ -128,8 +149,16 @@ class MalformedAnswer(ValueError):
 class DatabricksError(Exception):
     """A request that failed. `kind` decides about retries; `status` is None where no HTTP answer came."""
 
-    def __init__(self, kind: str, message: str, path: str, status: int | None = None, error_code: str = "",
-                 retry_after: float = 0.0, unreachable: bool = False):
+    def __init__(
+        self,
+        kind: str,
+        message: str,
+        path: str,
+        status: int | None = None,
+        error_code: str = "",
+        retry_after: float = 0.0,
+        unreachable: bool = False,
+    ):
         head = " ".join(str(part) for part in (status, error_code) if part)
         super().__init__(f"{head}: {message}" if head else message)
         self.kind, self.message, self.path, self.status, self.error_code = kind, message, path, status, error_code
@@ -230,17 +259,22 @@ class UserResult:
     @property
     def error(self) -> str:
         """The first failure by file system and path, and how many more there are."""
-        failures = sorted((name, at["path"], at["error"]) for name, totals in self.scanned.items()
-                          for at in totals.failures)
+        failures = sorted(
+            (name, at["path"], at["error"]) for name, totals in self.scanned.items() for at in totals.failures
+        )
         more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
         return one_line("{}:{}: {}".format(*failures[0]), 2000) + more if failures else ""
 
     def row(self) -> dict[str, Any]:
         """The columns of the inventory CSV."""
         return {
-            "username": self.username, "file_count": self.file_count, "total_size": self.total_size,
-            "total_size_gb": f"{self.total_size / 1024**3:.4f}", "status": self.status,
-            "file_source": self.file_source, "error": self.error,
+            "username": self.username,
+            "file_count": self.file_count,
+            "total_size": self.total_size,
+            "total_size_gb": f"{self.total_size / 1024**3:.4f}",
+            "status": self.status,
+            "file_source": self.file_source,
+            "error": self.error,
         }
 
     def as_dict(self) -> dict[str, Any]:
@@ -263,8 +297,9 @@ class UserResult:
 # --- Configuration --------------------------------------------------------------------------------------------------
 
 
-def load_databricks_config(profile: str | None = None, workspace_url: str | None = None,
-                           token: str | None = None) -> DatabricksConfig:
+def load_databricks_config(
+    profile: str | None = None, workspace_url: str | None = None, token: str | None = None
+) -> DatabricksConfig:
     """Finds the workspace and a login: what is given here, else the CLI profile, the environment, the notebook's own.
 
     Reads DATABRICKS_CONFIG_FILE (else ~/.databrickscfg), DATABRICKS_CONFIG_PROFILE, DATABRICKS_WORKSPACE_URL (else
@@ -279,8 +314,10 @@ def load_databricks_config(profile: str | None = None, workspace_url: str | None
         return DatabricksConfig(host, check_token(token), "command line")
     config = config_from_profile(profile, host) or config_from_environment(host) or config_from_notebook(host)
     if config is None:
-        raise InventoryError(f"no login found {f'for {host} ' if host else ''}in {profile_file()} or the environment: "
-                             "run `databricks configure`, or set DATABRICKS_HOST and DATABRICKS_TOKEN")
+        raise InventoryError(
+            f"no login found {f'for {host} ' if host else ''}in {profile_file()} or the environment: "
+            "run `databricks configure`, or set DATABRICKS_HOST and DATABRICKS_TOKEN"
+        )
     return config
 
 
@@ -295,8 +332,10 @@ def read_profiles() -> tuple[dict[str, dict[str, str]], str | None]:
         parser.read_string(profile_file().read_text(encoding="utf-8-sig"))
     except (configparser.Error, UnicodeDecodeError) as error:  # their messages would show the line, and so the token
         line = getattr(error, "lineno", None) or next((number for number, _ in getattr(error, "errors", [])), "?")
-        raise InventoryError(f"{profile_file()}, line {line}: not a profile file (INI); mend it, or name another in "
-                             "DATABRICKS_CONFIG_FILE") from None
+        raise InventoryError(
+            f"{profile_file()}, line {line}: not a profile file (INI); mend it, or name another in "
+            "DATABRICKS_CONFIG_FILE"
+        ) from None
     except OSError as error:
         raise InventoryError(f"{profile_file()} cannot be read: {error.strerror}") from error
     profiles = {name: dict(parser.items(name)) for name in parser.sections()}
@@ -447,8 +486,10 @@ class Login:
         try:
             from databricks.sdk.core import Config
         except ImportError:
-            raise InventoryError(f"{self.source} has no token, and databricks-sdk, which can log in without, is not "
-                                 "installed: pip install databricks-sdk") from None
+            raise InventoryError(
+                f"{self.source} has no token, and databricks-sdk, which can log in without, is not "
+                "installed: pip install databricks-sdk"
+            ) from None
         if self.host:  # the SDK would hide why it does not answer
             try:
                 DatabricksClient(DatabricksConfig(self.host, "")).attempt(METADATA_PATH, {}, parse_record)
@@ -458,8 +499,11 @@ class Login:
         known = {attribute.name: attribute for attribute in Config.attributes()}
         settings: dict[str, Any] = {"profile": ""}
         if self.values is not None:  # nothing of another login that the environment may have
-            settings = {name: "" for name, attribute in known.items() if os.environ.get(attribute.env or "")
-                        and attribute.transform is str and name not in MACHINE_SETTINGS}
+            settings = {
+                name: ""
+                for name, attribute in known.items()
+                if os.environ.get(attribute.env or "") and attribute.transform is str and name not in MACHINE_SETTINGS
+            }
             settings |= {name: value for name, value in self.values.items() if value and name in known}
         settings |= {"host": self.host} if self.host else {}
         config = Config(**settings | {"disable_async_token_refresh": True, "retry_timeout_seconds": 1})
@@ -617,8 +661,14 @@ class BoundedAdapter(requests.adapters.HTTPAdapter):
 class DatabricksClient:
     """The one place that makes requests. attempt() tries once, get() tries again and waits in between."""
 
-    def __init__(self, config: DatabricksConfig, threads: int = 1, clock: Callable[[], float] = time.monotonic,
-                 sleep: Callable[[float], None] = time.sleep, jitter: Callable[[], float] = random.random):
+    def __init__(
+        self,
+        config: DatabricksConfig,
+        threads: int = 1,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+        jitter: Callable[[], float] = random.random,
+    ):
         self.config, self.clock, self.sleep, self.jitter = config, clock, sleep, jitter
         self.tokens: set[str] = set()  # which no message may show
         self.statistics: Counter[str] = Counter()  # requests, retries, rate_limited (429), files
@@ -651,8 +701,9 @@ class DatabricksClient:
         path = str(params.get("path", api_path))
         self.tokens.add(token)
         try:
-            request = requests.Request("GET", self.config.host + api_path, self.headers, params=params,
-                                       auth=partial(authorize, token)).prepare()
+            request = requests.Request(
+                "GET", self.config.host + api_path, self.headers, params=params, auth=partial(authorize, token)
+            ).prepare()
             with ExitStack() as alone:
                 with self.adapter.send(request, timeout=(CONNECT_SECONDS, READ_SECONDS), **self.settings) as response:
                     self.reached = True
@@ -704,8 +755,11 @@ class DatabricksClient:
             if length > HUGE_BODY >= length - len(chunk):
                 alone.enter_context(self.decoding)
         announced = response.headers.get("Content-Length", "")
-        if re.fullmatch("[0-9]{1,18}", announced) and int(announced) != length and \
-                "Content-Encoding" not in response.headers:
+        if (
+            re.fullmatch("[0-9]{1,18}", announced)
+            and int(announced) != length
+            and "Content-Encoding" not in response.headers
+        ):
             raise MalformedAnswer("the answer was cut short")
         if length >= LARGE_BODY:
             alone.enter_context(self.decoding)
@@ -753,12 +807,16 @@ class DatabricksClient:
         elif isinstance(error, (requests.Timeout, urllib3.exceptions.TimeoutError)):
             message = f"no answer within {READ_SECONDS} s"
         else:
-            reasons = [link.strerror or str(link) for link in chain
-                       if isinstance(link, OSError) and (link.strerror or type(link) is OSError)]
+            reasons = [
+                link.strerror or str(link)
+                for link in chain
+                if isinstance(link, OSError) and (link.strerror or type(link) is OSError)
+            ]
             message = one_line(self.mask(str(reasons[-1])), 300) if reasons else "the connection broke off"
         # A bare OSError is how requests says that REQUESTS_CA_BUNDLE names no file.
-        unreachable = any(isinstance(link, NO_CONNECTION) for link in chain) or \
-            type(error) is OSError and not error.errno
+        unreachable = (
+            any(isinstance(link, NO_CONNECTION) for link in chain) or type(error) is OSError and not error.errno
+        )
         return DatabricksError("connection", message, path, unreachable=unreachable)
 
 
@@ -809,7 +867,7 @@ def parse_error_body(text: str) -> tuple[str, str]:
 
 def one_line(text: str, longest: int) -> str:
     text = " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text).split())
-    return text if len(text) <= longest else f"{text[:longest - 3]}..."
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 
 def without_secrets(text: str) -> str:
@@ -872,7 +930,7 @@ def parse_listing(file_system: str, path: str, body: Any) -> tuple[FileSystemTot
         if len(entry_path) > LONGEST_PATH:
             raise MalformedAnswer(f"the listing has a path of more than {LONGEST_PATH:,} characters")
         object_type, is_directory, size = parse_entry(entry)
-        inside = entry_path.startswith(prefix) and is_name(entry_path[len(prefix):])
+        inside = entry_path.startswith(prefix) and is_name(entry_path[len(prefix) :])
         if not inside and (entry_path != path or is_directory or len(entries) > 1):  # a listed file returns itself
             raise MalformedAnswer(f"the listing has an entry that does not lie in it: {one_line(entry_path, 200)}")
         paths.add(entry_path)
@@ -946,8 +1004,10 @@ class Frontier:
         else:
             heapq.heappush(self.ready[directory.file_system], (directory.user, -self.pushed, directory))
         if len(self.ready[directory.file_system]) > MOST_WAITING:
-            raise InventoryError(f"more than {MOST_WAITING:,} directories wait to be listed, lately those in "
-                                 f"{one_line(os.path.dirname(directory.path), 200)}: scan without that user")
+            raise InventoryError(
+                f"more than {MOST_WAITING:,} directories wait to be listed, lately those in "
+                f"{one_line(os.path.dirname(directory.path), 200)}: scan without that user"
+            )
 
     def wake(self, now: float) -> None:
         while self.waiting and self.waiting[0][0] <= now:
@@ -977,8 +1037,9 @@ class Engine:
     frontier (open_user). After the deadline nothing is started: what is not reached stays in the frontier.
     """
 
-    def __init__(self, client: DatabricksClient, frontier: Frontier, accounts: Accounts, threads: int,
-                 deadline: float = math.inf):
+    def __init__(
+        self, client: DatabricksClient, frontier: Frontier, accounts: Accounts, threads: int, deadline: float = math.inf
+    ):
         self.client, self.frontier, self.accounts = client, frontier, accounts
         self.threads, self.deadline = threads, deadline
         self.pacers = {name: client.pacers.setdefault(name, Pacer()) for name in FILE_SYSTEMS}
@@ -1044,8 +1105,11 @@ class Engine:
             return math.inf
         free_at = min(pacer.next_at for pacer in self.pacers.values())
         times = [max(self.frontier.waiting[0][0], free_at)] if self.frontier.waiting else []
-        times += [pacer.next_at for name, pacer in self.pacers.items()
-                  if pacer.away or self.frontier.ready[name] or self.accounts.can_open()]
+        times += [
+            pacer.next_at
+            for name, pacer in self.pacers.items()
+            if pacer.away or self.frontier.ready[name] or self.accounts.can_open()
+        ]
         return min(times, default=math.inf)
 
     def anything_left(self) -> bool:
@@ -1124,8 +1188,14 @@ class OpenUser:
 class Accounts:
     """Opens users, adds up what is listed for each, and closes those of whom nothing is left to list."""
 
-    def __init__(self, usernames: list[str], file_systems: tuple[str, ...], frontier: Frontier, admin: bool | None,
-                 everyone: Iterable[str]):
+    def __init__(
+        self,
+        usernames: list[str],
+        file_systems: tuple[str, ...],
+        frontier: Frontier,
+        admin: bool | None,
+        everyone: Iterable[str],
+    ):
         self.usernames, self.file_systems, self.frontier, self.admin = usernames, file_systems, frontier, admin
         self.asked = {f"/Users/{username}" for username in (*usernames, *everyone)}
         self.asked_alike = Counter(path.lower() for path in self.asked)
@@ -1262,10 +1332,16 @@ def check_username(username: str) -> str:
     return username
 
 
-def scan_users(usernames: Iterable[str], config: DatabricksConfig, threads: int = DEFAULT_THREADS,
-               file_systems: tuple[str, ...] = FILE_SYSTEMS, client: DatabricksClient | None = None,
-               on_tick: Callable[[], None] = lambda: None, everyone: Iterable[str] = (),
-               make_engine: Callable[..., Any] = Engine) -> Iterator[UserResult]:
+def scan_users(
+    usernames: Iterable[str],
+    config: DatabricksConfig,
+    threads: int = DEFAULT_THREADS,
+    file_systems: tuple[str, ...] = FILE_SYSTEMS,
+    client: DatabricksClient | None = None,
+    on_tick: Callable[[], None] = lambda: None,
+    everyone: Iterable[str] = (),
+    make_engine: Callable[..., Any] = Engine,
+) -> Iterator[UserResult]:
     """Scans users from this process; yields each result when it is complete, nearly in order.
 
     `on_tick` is called at least once a second. `everyone` names further users of the same inventory, whose homes are
@@ -1342,8 +1418,10 @@ class Checkpoint:
             raise self.cannot_write(error) from error
 
     def cannot_write(self, error: OSError) -> InventoryError:
-        return InventoryError(f"{self.path}: no checkpoint can be kept here ({error.strerror or error}); make room, or "
-                              "name one on a local disk with --checkpoint")
+        return InventoryError(
+            f"{self.path}: no checkpoint can be kept here ({error.strerror or error}); make room, or "
+            "name one on a local disk with --checkpoint"
+        )
 
     def begin(self, of_file: bool = False) -> None:
         """Makes it ready for save(); the second round finds out whether this folder lets files be written in place.
@@ -1373,8 +1451,10 @@ class Checkpoint:
                     self.read_line(line, lines.tell() - len(line), last)
                 except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                     if not last:
-                        raise InventoryError(f"{self.path}, line {number}: not a user's result; delete that line, and "
-                                             "the user is scanned again") from None
+                        raise InventoryError(
+                            f"{self.path}, line {number}: not a user's result; delete that line, and "
+                            "the user is scanned again"
+                        ) from None
                     log.warning("%s ends within a line: its user is scanned again", self.path)
         return header
 
@@ -1420,7 +1500,7 @@ class Checkpoint:
     def write(self, data: bytes) -> None:
         self.file.seek(self.end)
         while data:
-            data = data[self.file.write(data):]
+            data = data[self.file.write(data) :]
 
     def close(self, finished: bool = False, remove: bool = False) -> None:
         """With `finished` it is marked as that of a run that ended; with `remove` it goes."""
@@ -1443,9 +1523,11 @@ def lock_checkpoint(path: Path) -> Any:
         try:
             if os.name == "nt":
                 import msvcrt
+
                 msvcrt.locking(lock.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
             else:
                 import fcntl
+
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             return lock.close()
@@ -1516,8 +1598,11 @@ def move_aside(path: Path) -> None:
     names = (path.with_name(f"{path.stem}.{stamp}{number}{path.suffix}") for number in ["", *range(-1, -1000, -1)])
     aside = next(name for name in names if not os.path.lexists(name))
     path.rename(aside)
-    log.warning("an unfinished run's checkpoint is now %s; --resume --checkpoint %s goes on with it", aside,
-                shlex.quote(str(aside)))
+    log.warning(
+        "an unfinished run's checkpoint is now %s; --resume --checkpoint %s goes on with it",
+        aside,
+        shlex.quote(str(aside)),
+    )
 
 
 # --- Spark Connect --------------------------------------------------------------------------------------------------
@@ -1548,8 +1633,13 @@ class BatchAccounts:
             self.failures.append((directory, error))
 
 
-def run_batch(config: DatabricksConfig, directories: list[tuple[Any, ...]], threads: int, seconds: float,
-              pace: dict[str, tuple[float | None, float]]) -> str:
+def run_batch(
+    config: DatabricksConfig,
+    directories: list[tuple[Any, ...]],
+    threads: int,
+    seconds: float,
+    pace: dict[str, tuple[float | None, float]],
+) -> str:
     """On a worker: lists these directories and what is below, for about so many seconds. Returns JSON for take().
 
     `pace` has, for each API, this batch's share of its rate, and the seconds since its last success. Changes nothing,
@@ -1576,14 +1666,21 @@ def run_batch(config: DatabricksConfig, directories: list[tuple[Any, ...]], thre
     except InventoryError as error:  # nothing of it counts
         return json.dumps(report | {"error": str(error)})
     now = client.clock()
-    return json.dumps(report | {
-        "seconds": now - started, "statistics": client.statistics, "homes": accounts.homes,
-        "totals": [(user, name, asdict(totals)) for (user, name), totals in accounts.totals.items()],
-        "failures": [(astuple(shifted(directory, -now)), vars(error)) for directory, error in accounts.failures],
-        "left": [astuple(shifted(directory, -now)) for directory in frontier.take_all()],
-        "pacers": {name: (pacer.rate, pacer.failures, pacer.answered_at >= started, now - pacer.succeeded_at)
-                   for name, pacer in engine.pacers.items()},
-    })
+    return json.dumps(
+        report
+        | {
+            "seconds": now - started,
+            "statistics": client.statistics,
+            "homes": accounts.homes,
+            "totals": [(user, name, asdict(totals)) for (user, name), totals in accounts.totals.items()],
+            "failures": [(astuple(shifted(directory, -now)), vars(error)) for directory, error in accounts.failures],
+            "left": [astuple(shifted(directory, -now)) for directory in frontier.take_all()],
+            "pacers": {
+                name: (pacer.rate, pacer.failures, pacer.answered_at >= started, now - pacer.succeeded_at)
+                for name, pacer in engine.pacers.items()
+            },
+        }
+    )
 
 
 def shifted(directory: Directory, seconds: float) -> Directory:
@@ -1609,8 +1706,15 @@ class ClusterEngine:
     one is made, once; then, or where there are no workers at all, this process goes on alone.
     """
 
-    def __init__(self, connect: Callable[[], Any], client: DatabricksClient, frontier: Frontier, accounts: Accounts,
-                 threads: int, own: bool = False):
+    def __init__(
+        self,
+        connect: Callable[[], Any],
+        client: DatabricksClient,
+        frontier: Frontier,
+        accounts: Accounts,
+        threads: int,
+        own: bool = False,
+    ):
         """`own` sessions are stopped in the end."""
         self.connect, self.client, self.frontier, self.accounts = connect, client, frontier, accounts
         self.threads, self.own, self.spark, self.ending = threads, own, None, False
@@ -1652,9 +1756,11 @@ class ClusterEngine:
             raise spark_unavailable(error, version) from error
         refused = report.get("admin") is None and self.accounts.admin is not None  # as by an IP access list
         if "error" in report or refused:
-            raise SparkUnavailable(f"Parallel processing not available: workers cannot reach {self.client.config.host} "
-                                   f"({report.get('error', 'it refuses them')}). Let them through its network and "
-                                   "proxy.")
+            raise SparkUnavailable(
+                f"Parallel processing not available: workers cannot reach {self.client.config.host} "
+                f"({report.get('error', 'it refuses them')}). Let them through its network and "
+                "proxy."
+            )
         log.info("parallel: %d task slots, Spark %s, workers with Python %s", self.slots, version, report["python"])
         if self.slots < 2 or len(self.accounts.usernames) < 10:
             log.info("with one task slot, or fewer than 10 users, --no-parallel is as fast")
@@ -1716,8 +1822,11 @@ class ClusterEngine:
             while self.frontier.count(free) < self.slots * self.threads and self.accounts.open_user():
                 pass
             ready = self.frontier.count(free)
-            limits = [max(1, int(rate // LOWEST_BATCH_RATE)) for name, rate in self.rates.items()
-                      if rate and self.frontier.ready[name]]
+            limits = [
+                max(1, int(rate // LOWEST_BATCH_RATE))
+                for name, rate in self.rates.items()
+                if rate and self.frontier.ready[name]
+            ]
             most = min([self.slots, self.allowed, *limits])
             if not ready or len(self.sent) >= most:
                 return
@@ -1726,8 +1835,10 @@ class ClusterEngine:
             plenty = count >= self.threads and len(self.sent) == most - 1
             self.seconds = min(self.seconds * 2, LONGEST_BATCH_SECONDS) if plenty else FIRST_BATCH_SECONDS
             running = min(most, len(self.sent) + ready)
-            pace = {name: (rate and rate / running, now - self.pacers[name].succeeded_at)
-                    for name, rate in self.rates.items()}
+            pace = {
+                name: (rate and rate / running, now - self.pacers[name].succeeded_at)
+                for name, rate in self.rates.items()
+            }
             directories = [directory for _ in range(count) if (directory := self.frontier.pop(free, now))]
             self.send(Batch(directories, pace, self.seconds, now))
 
@@ -1779,9 +1890,16 @@ class ClusterEngine:
         else:
             self.failures, self.allowed, batch = 0, self.allowed * 2, self.sent.pop(key)  # a slow start finds the pace
             users = sorted({self.accounts.open[user].username for user, *_ in report["totals"]})
-            log.debug("batch %d on %s: %d directories, %d left after %.1f s, %s; %s", key, report["worker"],
-                      len(batch.directories), len(report["left"]), report["seconds"], report["statistics"],
-                      ", ".join(users))
+            log.debug(
+                "batch %d on %s: %d directories, %d left after %.1f s, %s; %s",
+                key,
+                report["worker"],
+                len(batch.directories),
+                len(report["left"]),
+                report["seconds"],
+                report["statistics"],
+                ", ".join(users),
+            )
             self.client.statistics.update(report["statistics"])
             for name, (rate, failures, answered, since_success) in report["pacers"].items():
                 self.take_rate(name, rate, batch.pace[name][0])
@@ -1929,16 +2047,20 @@ def spark_text(error: Exception) -> str:
 def spark_unavailable(error: Exception, version: str = "unknown") -> SparkUnavailable:
     """`version` is the server's Spark."""
     if isinstance(error, ImportError):
-        return SparkUnavailable(f"Parallel processing not available: {error}; pip install 'pyspark[connect]' "
-                                "'pandas<3'.")
+        return SparkUnavailable(
+            f"Parallel processing not available: {error}; pip install 'pyspark[connect]' 'pandas<3'."
+        )
     # Spark 4 writes "different version: 3.12 than that in driver: 3.11", 3.5 "different version (3, 12) than ..."
     if versions := re.search(r"different version:? (.+?) than that in driver:? (\d+\.\d+)", str(error)):
         cluster = ".".join(re.findall(r"\d+", versions[1])[:2])
-        return SparkUnavailable(f"Python version mismatch: client {versions[2]}, cluster {cluster}. Run this with the "
-                                "cluster's Python version.")
+        return SparkUnavailable(
+            f"Python version mismatch: client {versions[2]}, cluster {cluster}. Run this with the "
+            "cluster's Python version."
+        )
     client = getattr(sys.modules.get("pyspark"), "__version__", "unknown")
-    return SparkUnavailable(f"Parallel processing not available: {spark_text(error)} (Spark: client {client}, server "
-                            f"{version}).")
+    return SparkUnavailable(
+        f"Parallel processing not available: {spark_text(error)} (Spark: client {client}, server {version})."
+    )
 
 
 def connect_remote(remote: str) -> Any:
@@ -1958,8 +2080,11 @@ def connect_cluster(client: DatabricksClient, cluster_id: str) -> Any:
         """Gives the login of the moment to every call, so that a session outlives an OAuth token."""
 
         def metadata(self) -> list[tuple[str, str]]:
-            return [*super().metadata(), ("authorization", f"Bearer {client.config.current_token()}"),
-                    ("x-databricks-cluster-id", cluster_id)]
+            return [
+                *super().metadata(),
+                ("authorization", f"Bearer {client.config.current_token()}"),
+                ("x-databricks-cluster-id", cluster_id),
+            ]
 
     session = import_module("pyspark.sql.connect.session").SparkSession
     return patient(session.builder.channelBuilder(CurrentLogin(connect_url(client.config.host))).create())
@@ -1994,14 +2119,16 @@ def wait_for_cluster(client: DatabricksClient, cluster_id: str) -> None:
         if state in ("RUNNING", "RESIZING"):
             return
         if state not in ("PENDING", "RESTARTING") or client.clock() >= until:
-            raise SparkUnavailable(f"Parallel processing not available: cluster {cluster_id} is {state} {message}. "
-                                   "Start it and run again.")
+            raise SparkUnavailable(
+                f"Parallel processing not available: cluster {cluster_id} is {state} {message}. Start it and run again."
+            )
         log.info("cluster %s is %s %s", cluster_id, state, message)
         client.sleep(CLUSTER_POLL_SECONDS)
 
 
-def process_user_batch_parallel(spark: Any, usernames: Iterable[str], config: DatabricksConfig,
-                                threads: int = DEFAULT_THREADS, **options: Any) -> Iterator[UserResult]:
+def process_user_batch_parallel(
+    spark: Any, usernames: Iterable[str], config: DatabricksConfig, threads: int = DEFAULT_THREADS, **options: Any
+) -> Iterator[UserResult]:
     """scan_users() spread over the workers of a Spark session (Connect, or the classic one of a notebook).
 
     The same results, arguments and exceptions; `threads` is per task slot. Where the workers cannot do it, a warning
@@ -2074,7 +2201,7 @@ def safe_cell(text: str) -> str:
     """A cell that no spreadsheet runs as a formula (OWASP, "CSV Injection")."""
     text = f"'{text}" if text.startswith((*FORMULA_STARTS, "\t", "\r", "\n")) else text
     # Where ; or a tab separates the cells, as in some countries, one begins after each, maybe with quotes that go.
-    text = re.sub(f"([;\t\r\n]\"*)(?=[{FORMULA_STARTS}])", r"\1'", text)
+    text = re.sub(f'([;\t\r\n]"*)(?=[{FORMULA_STARTS}])', r"\1'", text)
     # \r ends a row, others steer a terminal.
     return re.sub("\r(?!\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]", " ", text)
 
@@ -2121,17 +2248,29 @@ class Summary:
         for name, sums in self.totals.items():
             note = f", {WORKSPACE_OBJECT_SIZE:,} bytes an object" if name == "workspace" else ""
             lines.append(size_line(sums.files, sums.bytes, sums.bytes * (name == "workspace"), LABELS[name] + note))
-        lines += breakdown(self.biggest[0]) if count == 1 else [
-            size_line(user.file_count, user.total_size, user.workspace.bytes if user.workspace else 0, user.username)
-            for user in self.biggest if user.file_count]
-        lines.append(f"{counted(statistics['requests'], 'request')}, {statistics['retries']:,} of them repeats, "
-                     f"{statistics['rate_limited']:,} answered 429, in {timedelta(seconds=round(seconds))}")
+        lines += (
+            breakdown(self.biggest[0])
+            if count == 1
+            else [
+                size_line(
+                    user.file_count, user.total_size, user.workspace.bytes if user.workspace else 0, user.username
+                )
+                for user in self.biggest
+                if user.file_count
+            ]
+        )
+        lines.append(
+            f"{counted(statistics['requests'], 'request')}, {statistics['retries']:,} of them repeats, "
+            f"{statistics['rate_limited']:,} answered 429, in {timedelta(seconds=round(seconds))}"
+        )
         if failed and count > 1:
             lines += ["Not all could be listed:", *self.incomplete]
             lines += [f"  and {counted(failed - SHOWN_FAILURES, 'more user')}"] * (failed > SHOWN_FAILURES)
         if failed:
-            lines.append("What could not be listed is missing from the counts; --details names every such directory, "
-                         "--resume tries again.")
+            lines.append(
+                "What could not be listed is missing from the counts; --details names every such directory, "
+                "--resume tries again."
+            )
         return lines
 
 
@@ -2142,8 +2281,10 @@ def breakdown(user: UserResult) -> list[str]:
         types = ", ".join(f"{count:,} {object_type}" for object_type, count in sorted(totals.types.items()))
         listed = f"{totals.directories:,} director{'y' if totals.directories == 1 else 'ies'} listed"
         lines.append(f"{LABELS[name]}: {listed}{' with ' * bool(types)}{types}")
-        lines += [size_line(at["files"], at["bytes"], at["bytes"] * (name == "workspace"), at["path"])
-                  for at in totals.largest]
+        lines += [
+            size_line(at["files"], at["bytes"], at["bytes"] * (name == "workspace"), at["path"])
+            for at in totals.largest
+        ]
         lines += [f"  not listed: {at['path']}: {at['error']}" for at in totals.failures[:SHOWN_FAILURES]]
         if len(totals.failures) > SHOWN_FAILURES:
             lines.append(f"  not listed: {len(totals.failures) - SHOWN_FAILURES:,} more")
@@ -2174,6 +2315,7 @@ class Progress:
         if sys.stderr.isatty() and not quiet:
             with suppress(ImportError):
                 from tqdm import tqdm
+
                 shape = "{bar}| {n:,}/{total:,} users [{elapsed}<{remaining}{postfix}]"
                 self.bar = tqdm(total=total, initial=done, bar_format=shape, dynamic_ncols=True)
 
@@ -2203,8 +2345,9 @@ def tell(*lines: str) -> None:
     """Prints on stderr, above the progress bar if there is one."""
     tqdm = sys.modules.get("tqdm")
     with suppress(OSError, ValueError, AttributeError):  # the terminal may be gone
-        for line in [re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", "?", line)
-                     for line in lines]:  # of names
+        for line in [
+            re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", "?", line) for line in lines
+        ]:  # of names
             tqdm.tqdm.write(line, file=sys.stderr) if tqdm else sys.stderr.write(f"{line}\n")
         sys.stderr.flush()
 
@@ -2277,32 +2420,57 @@ def add_login_options(parser: argparse.ArgumentParser) -> None:
     """The options of both commands."""
     parser.add_argument("-p", "--profile", metavar="NAME", help="profile in ~/.databrickscfg (default: its default)")
     parser.add_argument("--workspace-url", metavar="URL", help="the workspace, e.g. https://adb-1.azuredatabricks.net")
-    parser.add_argument("--token", help="access token for --workspace-url; other users of this machine can see it in "
-                                        "the process list, a profile or DATABRICKS_TOKEN keeps it to yourself")
+    parser.add_argument(
+        "--token",
+        help="access token for --workspace-url; other users of this machine can see it in "
+        "the process list, a profile or DATABRICKS_TOKEN keeps it to yourself",
+    )
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="databricks_user_files_simple.py", allow_abbrev=False,
-                    description="Inventory of users' files in DBFS and Workspace: one CSV row per user.")
+    parser = Parser(
+        prog="databricks_user_files_simple.py",
+        allow_abbrev=False,
+        description="Inventory of users' files in DBFS and Workspace: one CSV row per user.",
+    )
     parser.add_argument("users", nargs="*", metavar="USER", help="names of users to scan")
-    parser.add_argument("--users-file", metavar="FILE",
-                        help="users to scan: the CSV of databricks_user_list.py, or one name a line; - is stdin")
+    parser.add_argument(
+        "--users-file",
+        metavar="FILE",
+        help="users to scan: the CSV of databricks_user_list.py, or one name a line; - is stdin",
+    )
     add_login_options(parser)
     parser.add_argument("-o", "--output", metavar="FILE", default="-", help="the CSV (default: stdout)")
-    parser.add_argument("--details", metavar="FILE", help="one JSON object per user: by file system and object type, "
-                                                          "largest directories, all that could not be listed")
-    parser.add_argument("--threads", metavar="N", type=partial(whole_number, most=MOST_THREADS),
-                        default=DEFAULT_THREADS, help="requests in flight at the most (default: %(default)s)")
+    parser.add_argument(
+        "--details",
+        metavar="FILE",
+        help="one JSON object per user: by file system and object type, "
+        "largest directories, all that could not be listed",
+    )
+    parser.add_argument(
+        "--threads",
+        metavar="N",
+        type=partial(whole_number, most=MOST_THREADS),
+        default=DEFAULT_THREADS,
+        help="requests in flight at the most (default: %(default)s)",
+    )
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--cluster-id", metavar="ID", help="spread the scan over this Databricks cluster")
-    where.add_argument("--spark-remote", metavar="URL", default=os.environ.get("SPARK_REMOTE"),
-                       help="spread it over any Spark Connect server; local[N] starts one (default: SPARK_REMOTE)")
+    where.add_argument(
+        "--spark-remote",
+        metavar="URL",
+        default=os.environ.get("SPARK_REMOTE"),
+        help="spread it over any Spark Connect server; local[N] starts one (default: SPARK_REMOTE)",
+    )
     parser.add_argument("--no-parallel", action="store_true", help="scan from this machine alone in any case")
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--dbfs-only", action="store_true", help="leave the Workspace out")
     only.add_argument("--workspace-only", action="store_true", help="leave DBFS out")
-    parser.add_argument("--resume", action="store_true", help="go on with the checkpoint: scan the users that are not "
-                                                              "in it, or there as partial or error")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the checkpoint: scan the users that are not in it, or there as partial or error",
+    )
     parser.add_argument("--checkpoint", metavar="FILE", default=CHECKPOINT_FILE, help="default: %(default)s")
     volume = parser.add_mutually_exclusive_group()
     volume.add_argument("-q", "--quiet", action="store_true", help="warnings, errors and the summary only")
@@ -2322,28 +2490,42 @@ def run(args: argparse.Namespace) -> int:
     config = load_databricks_config(args.profile, args.workspace_url, args.token)
     tell_login(config)
     names = read_usernames(args.users, args.users_file)
-    files = [os.path.realpath(path) for path in (args.output, args.details, args.users_file, args.checkpoint)
-             if path is not None and not is_stream(path)]
+    files = [
+        os.path.realpath(path)
+        for path in (args.output, args.details, args.users_file, args.checkpoint)
+        if path is not None and not is_stream(path)
+    ]
     if len(set(files)) < len(files):
         raise InventoryError("--output, --details, --users-file and --checkpoint must be different files")
     check_output(args.output)
     check_output(args.output if args.details is None else args.details)
     file_systems = FILE_SYSTEMS[:1] if args.dbfs_only else FILE_SYSTEMS[1:] if args.workspace_only else FILE_SYSTEMS
-    header = {"workspace_url": config.host, "options": {"file_systems": list(file_systems),
-                                                        "users": "file" if args.users_file else "named"}}
+    header = {
+        "workspace_url": config.host,
+        "options": {"file_systems": list(file_systems), "users": "file" if args.users_file else "named"},
+    }
     with open_checkpoint(Path(args.checkpoint), header, args.resume) as checkpoint:
         return scan_into(checkpoint, names, config, file_systems, args)
 
 
-def scan_into(checkpoint: Checkpoint, names: list[str], config: DatabricksConfig, file_systems: tuple[str, ...],
-              args: argparse.Namespace) -> int:
+def scan_into(
+    checkpoint: Checkpoint,
+    names: list[str],
+    config: DatabricksConfig,
+    file_systems: tuple[str, ...],
+    args: argparse.Namespace,
+) -> int:
     """Scans the users that the checkpoint does not have, and writes the output for all."""
     left = [name for name in names if not checkpoint.done(name)]
     if len(left) < len(names):
         dates = Counter(checkpoint.lines[name][3] for name in names if checkpoint.done(name))
         ended = f"the run in the checkpoint ended {checkpoint.finished}; " if checkpoint.finished else ""
-        log.info("%skept from the checkpoint: %s; to scan: %s", ended, ", ".join(
-            f"{counted(count, 'row')} of {date}" for date, count in sorted(dates.items())), counted(len(left), "user"))
+        log.info(
+            "%skept from the checkpoint: %s; to scan: %s",
+            ended,
+            ", ".join(f"{counted(count, 'row')} of {date}" for date, count in sorted(dates.items())),
+            counted(len(left), "user"),
+        )
     client, started = DatabricksClient(config, args.threads), time.monotonic()
     progress = Progress(len(names), len(names) - len(left), client.statistics, args.quiet)
     try:
@@ -2361,8 +2543,11 @@ def scan_into(checkpoint: Checkpoint, names: list[str], config: DatabricksConfig
             error.hint = f"\n{saved:,} of {len(names):,} users are saved; go on with:\n  {resume_command(args)}"  # type: ignore
         raise
     complete = not summary.statuses["partial"] + summary.statuses["error"]
-    borrowed = args.resume and not args.users_file and (
-        checkpoint.header["options"].get("users") != "named" or not checkpoint.lines.keys() <= set(names))
+    borrowed = (
+        args.resume
+        and not args.users_file
+        and (checkpoint.header["options"].get("users") != "named" or not checkpoint.lines.keys() <= set(names))
+    )
     checkpoint.close(finished=not borrowed or bool(checkpoint.finished), remove=complete and not borrowed)
     tell(*summary.lines(client.statistics, time.monotonic() - started))
     return 0 if complete else 1
@@ -2394,14 +2579,19 @@ def choose_engine(args: argparse.Namespace, client: DatabricksClient) -> Callabl
 def resume_command(args: argparse.Namespace) -> str:
     """The command line, or the call of main(), without its tokens and with --resume."""
     words = [word for word in args.argv if word != "--resume" and not word.startswith("--token=")]
-    urls = {url: clean(url) for url, clean in ((args.workspace_url, normalize_host),
-                                               (args.spark_remote, without_secrets)) if url}
+    urls = {
+        url: clean(url)
+        for url, clean in ((args.workspace_url, normalize_host), (args.spark_remote, without_secrets))
+        if url
+    }
     for url, shown in urls.items():  # people paste secrets, too
-        words = [word[:-len(url)] + shown if re.fullmatch(f"(--[a-z-]+=)?{re.escape(url)}", word) else word
-                 for word in words]
+        words = [
+            word[: -len(url)] + shown if re.fullmatch(f"(--[a-z-]+=)?{re.escape(url)}", word) else word
+            for word in words
+        ]
     while "--token" in words:
         at = words.index("--token")
-        del words[at:at + 2]
+        del words[at : at + 2]
     words.insert(words.index("--") if "--" in words else len(words), "--resume")
     call = f"main({words}{', spark' if args.spark else ''})"
     command = call if args.from_python else shlex.join([sys.executable or "python3", sys.argv[0], *words])

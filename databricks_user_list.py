@@ -37,8 +37,10 @@ from databricks_user_files_simple import (
 )
 
 PAGE_SIZE = 1000  # users asked for at a time; the service may send fewer
-SCIM_PATHS = {"user": "/api/2.0/preview/scim/v2/Users",
-              "service_principal": "/api/2.0/preview/scim/v2/ServicePrincipals"}
+SCIM_PATHS = {
+    "user": "/api/2.0/preview/scim/v2/Users",
+    "service_principal": "/api/2.0/preview/scim/v2/ServicePrincipals",
+}
 NAMES = {"user": "userName", "service_principal": "applicationId"}  # the attribute that is the name of the home
 USER_LIST_COLUMNS = ("username", "display_name", "active", "user_id")
 KINDS = {"user": "user", "service_principal": "service principal", "unlisted": "unlisted home"}  # in words
@@ -47,8 +49,9 @@ MOST_USERS = 500_000  # ten times the largest workspaces: a listing has to end
 TOLD_SECONDS = 30  # between two lines that tell how far the listing is
 
 
-def list_users(client: DatabricksClient, most: int | None = None, active_only: bool = False,
-               kind: str = "user") -> tuple[list[dict[str, str]], int]:
+def list_users(
+    client: DatabricksClient, most: int | None = None, active_only: bool = False, kind: str = "user"
+) -> tuple[list[dict[str, str]], int]:
     """Rows of the workspace's users (or service principals), each once, and how many it says it has beyond them.
 
     In the service's order, at most `most`. Pages are asked for by startIndex, advanced by what came, until one is empty
@@ -82,11 +85,17 @@ def list_users(client: DatabricksClient, most: int | None = None, active_only: b
 def user_row(user: dict[str, Any], kind: str) -> dict[str, str]:
     """The CSV's row of a SCIM user or service principal."""
     if not user.get(NAMES[kind]):
-        raise InventoryError(f"the workspace shows {KINDS[kind]}s without their names: the login has to be that of an "
-                             "admin")
+        raise InventoryError(
+            f"the workspace shows {KINDS[kind]}s without their names: the login has to be that of an admin"
+        )
     active = "" if user.get("active") is None else str(bool(user["active"])).lower()
-    return {"username": str(user[NAMES[kind]]), "display_name": safe_cell(str(user.get("displayName") or "")),
-            "active": active, "user_id": str(user.get("id") or ""), "kind": kind}
+    return {
+        "username": str(user[NAMES[kind]]),
+        "display_name": safe_cell(str(user.get("displayName") or "")),
+        "active": active,
+        "user_id": str(user.get("id") or ""),
+        "kind": kind,
+    }
 
 
 def list_all_homes(client: DatabricksClient, active_only: bool) -> tuple[list[dict[str, str]], int]:
@@ -101,8 +110,10 @@ def list_all_homes(client: DatabricksClient, active_only: bool) -> tuple[list[di
     if missing + missing_principals:  # their homes would seem to be nobody's
         return [], missing + missing_principals
     listed = {row["username"]: row for row in users + principals}
-    unlisted = [dict.fromkeys(USER_LIST_COLUMNS, "") | {"username": name, "kind": "unlisted"}
-                for name in unlisted_homes(listed, homes)]
+    unlisted = [
+        dict.fromkeys(USER_LIST_COLUMNS, "") | {"username": name, "kind": "unlisted"}
+        for name in unlisted_homes(listed, homes)
+    ]
     rows = [*listed.values(), *unlisted]
     if active_only:  # but where names differ in letter case alone, it takes all to tell whose home is whose
         alike = Counter(row["username"].lower() for row in rows)
@@ -136,8 +147,11 @@ def list_homes(client: DatabricksClient) -> list[list[str]]:
                 log.warning("DBFS is left out: %s", error)
             continue
         if totals.files:
-            log.warning("%s:/Users itself has %s, in nobody's home: the scanner does not count them", file_system,
-                        counted(totals.files, "file"))
+            log.warning(
+                "%s:/Users itself has %s, in nobody's home: the scanner does not count them",
+                file_system,
+                counted(totals.files, "file"),
+            )
         homes.append([path.removeprefix("/Users/") for path in paths])
     return homes
 
@@ -170,8 +184,10 @@ def leave_out_refused(rows: list[dict[str, str]]) -> tuple[list[dict[str, str]],
                 raise ValueError
             taken.append(row)
         except ValueError:
-            log.warning("%r is left out: the scanner takes no such name (spaces around it, control characters, \\)",
-                        row["username"])
+            log.warning(
+                "%r is left out: the scanner takes no such name (spaces around it, control characters, \\)",
+                row["username"],
+            )
     return taken, len(rows) - len(taken)
 
 
@@ -184,8 +200,11 @@ def parse_page(body: Any) -> dict[str, Any]:
     if type(total) is not int or not 0 <= total < 2**63:
         raise MalformedAnswer("the answer has a totalResults that is no number")
     shown = [{name: user[name] for name in FIELD_TYPES if user.get(name) is not None} for user in users]
-    if not all(isinstance(value, FIELD_TYPES[name]) and len(str(value)) <= 1000
-               for user in shown for name, value in user.items()):
+    if not all(
+        isinstance(value, FIELD_TYPES[name]) and len(str(value)) <= 1000
+        for user in shown
+        for name, value in user.items()
+    ):
         raise MalformedAnswer("the answer has a user whose id, name or state is no such thing")
     return {"totalResults": total, "Resources": shown}
 
@@ -203,8 +222,7 @@ def list_profiles() -> int:
         raise InventoryError(f"there is no profile file {profile_file()}; `databricks configure` makes one")
     profiles, default = read_profiles()
     names = {name: name + " (default)" * (name == (default or "DEFAULT")) for name in profiles}
-    rows = [(names[name], shown_host(values), kind_of_login(values))
-            for name, values in profiles.items() if values]
+    rows = [(names[name], shown_host(values), kind_of_login(values)) for name, values in profiles.items() if values]
     widths = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
     for name, host, kind in rows:
         print(f"{name:<{widths[0]}}  {host:<{widths[1]}}  {kind}")
@@ -219,16 +237,23 @@ def shown_host(values: dict[str, str]) -> str:
 
 
 def build_user_list_parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="databricks_user_list.py", allow_abbrev=False,
-                    description="Lists the users of a Databricks workspace into a CSV.")
+    parser = Parser(
+        prog="databricks_user_list.py",
+        allow_abbrev=False,
+        description="Lists the users of a Databricks workspace into a CSV.",
+    )
     add_login_options(parser)
     parser.add_argument("-o", "--output", metavar="FILE", default="-", help="the CSV (default: stdout)")
-    parser.add_argument("--max-users", type=partial(whole_number, most=10**9 - 1), metavar="N",
-                        help="no more than the first N")
+    parser.add_argument(
+        "--max-users", type=partial(whole_number, most=10**9 - 1), metavar="N", help="no more than the first N"
+    )
     parser.add_argument("--active-only", action="store_true", help="leave deactivated users out")
-    parser.add_argument("--all-homes", action="store_true",
-                        help="add service principals, and homes under /Users that belong to nobody listed (deleted "
-                             "users), with a column that tells which")
+    parser.add_argument(
+        "--all-homes",
+        action="store_true",
+        help="add service principals, and homes under /Users that belong to nobody listed (deleted "
+        "users), with a column that tells which",
+    )
     parser.add_argument("--list-profiles", action="store_true", help="show the profiles of ~/.databrickscfg, and end")
     parser.add_argument("--debug", action="store_true", help="each retry and wait; tracebacks")
     return parser
@@ -255,7 +280,7 @@ def run_user_list(args: argparse.Namespace) -> int:
     if args.all_homes and missing:
         log.error("without them --all-homes cannot tell which homes belong to nobody. Nothing was written")
         return 1
-    rows = rows[:args.max_users]
+    rows = rows[: args.max_users]
     write_users(rows, USER_LIST_COLUMNS + ("kind",) * args.all_homes, args.output)
     kinds = Counter({"user": 0} | Counter(row["kind"] for row in rows))
     log.info("%s", ", ".join(counted(kinds[kind], noun) for kind, noun in KINDS.items() if kind in kinds))

@@ -4,6 +4,7 @@ Every case runs the commands as whole processes against the fake workspace, in a
 it took with a bound that comes from the same run: requests x latency / threads, the service's limit, or another
 program. Prints a table: of several runs of a case, the one with the median ratio.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -38,8 +39,18 @@ THREADS = 16
 LIMIT = 30  # requests/s
 BENCH_TREE = 40  # directories of each user at a limit
 QUICK_CASES = 5  # at a time, with --quick
-COLUMNS = ("case", "requests", "seconds", "compared with", "ratio", "asked for", "429s", "failed users",
-           "requests per CPU-second", "peak memory")
+COLUMNS = (
+    "case",
+    "requests",
+    "seconds",
+    "compared with",
+    "ratio",
+    "asked for",
+    "429s",
+    "failed users",
+    "requests per CPU-second",
+    "peak memory",
+)
 spawn = multiprocessing.get_context("spawn")
 servers, one_at_a_time = ExitStack(), threading.Lock()  # Spark Connect servers that run, and their start
 remotes: dict[int, str] = {}  # their URLs, by task slots
@@ -212,8 +223,10 @@ def limit_that_drops(quick: bool) -> Outcome:
     """To a third after a while, and back again after as long: compared with what the limits let through."""
     phase = 5 if quick else 20
     with workspace(users=2 * phase, shape="bench", limit=LIMIT, directories=BENCH_TREE) as server:
-        timers = [threading.Timer(phase, server.change, kwargs={"limit": LIMIT / 3}),
-                  threading.Timer(2 * phase, server.change, kwargs={"limit": LIMIT})]
+        timers = [
+            threading.Timer(phase, server.change, kwargs={"limit": LIMIT / 3}),
+            threading.Timer(2 * phase, server.change, kwargs={"limit": LIMIT}),
+        ]
         for timer in timers:
             timer.start()
         done = scan(server, "--threads", str(THREADS))
@@ -279,6 +292,7 @@ def walk_with_sdk(users: list[str]) -> None:
     from databricks.sdk import WorkspaceClient
     from databricks.sdk.errors import NotFound
     from databricks.sdk.service.workspace import ObjectType
+
     client, folders = WorkspaceClient(), (ObjectType.DIRECTORY, ObjectType.REPO)
 
     def walk(user: str) -> tuple[int, int]:
@@ -353,22 +367,43 @@ GIANT = {"users": 60, "shape": "small", "shapes": {7: "giant"}}
 CASES = [
     Case("many small users, 50 ms, 16 threads", "<= 1.20", partial(latency, 200, "small")),
     Case("one giant user, 50 ms, 16 threads", "<= 1.20", partial(latency, 1, "giant")),
-    *(Case(f"limit {limit}/s, {'with' if retry_after == 'seconds' else 'without'} Retry-After", ">= 0.90",
-           partial(at_limit, limits=both(limit), retry_after=retry_after), idle=True)
-      for limit in (5, 10, 30, 50, 100) for retry_after in ("none", "seconds")),
+    *(
+        Case(
+            f"limit {limit}/s, {'with' if retry_after == 'seconds' else 'without'} Retry-After",
+            ">= 0.90",
+            partial(at_limit, limits=both(limit), retry_after=retry_after),
+            idle=True,
+        )
+        for limit in (5, 10, 30, 50, 100)
+        for retry_after in ("none", "seconds")
+    ),
     Case("limit 30/s, 64 threads", ">= 0.90", partial(at_limit, limits=both(LIMIT), threads=64), idle=True),
-    Case("limits 10/s DBFS, 50/s Workspace", ">= 0.90",
-         partial(at_limit, limits={"dbfs": 10, "workspace": 50}), idle=True),
-    Case("limits 30/s DBFS, 50/s Workspace (published)", ">= 0.90",
-         partial(at_limit, limits={"dbfs": 30, "workspace": 50}), idle=True),
+    Case(
+        "limits 10/s DBFS, 50/s Workspace",
+        ">= 0.90",
+        partial(at_limit, limits={"dbfs": 10, "workspace": 50}),
+        idle=True,
+    ),
+    Case(
+        "limits 30/s DBFS, 50/s Workspace (published)",
+        ">= 0.90",
+        partial(at_limit, limits={"dbfs": 30, "workspace": 50}),
+        idle=True,
+    ),
     Case("limit 30/s that drops to 10/s and comes back", ">= 0.90", limit_that_drops, idle=True),
     Case("limit 20 at the same time, 64 threads", ">= 0.90", in_flight_limit),
     Case("limit 30/s, 8 Spark tasks", ">= 0.85", partial(at_limit, limits=both(LIMIT), slots=8)),
-    Case("limit 30/s, 8 Spark tasks, with Retry-After", ">= 0.85",
-         partial(at_limit, limits=both(LIMIT), slots=8, retry_after="seconds")),
+    Case(
+        "limit 30/s, 8 Spark tasks, with Retry-After",
+        ">= 0.85",
+        partial(at_limit, limits=both(LIMIT), slots=8, retry_after="seconds"),
+    ),
     Case("limit 30/s, 32 Spark tasks", ">= 0.85", partial(at_limit, limits=both(LIMIT), slots=32)),
-    Case("8 task slots, 100 ms, 60 users of 50 directories", ">= 10",
-         partial(against_one_at_a_time, {"users": 60, "shape": "bench", "directories": 50})),
+    Case(
+        "8 task slots, 100 ms, 60 users of 50 directories",
+        ">= 10",
+        partial(against_one_at_a_time, {"users": 60, "shape": "bench", "directories": 50}),
+    ),
     Case("8 task slots, 100 ms, 59 small users and a giant one", ">= 10", partial(against_one_at_a_time, GIANT)),
     Case("--help", "<= 1.30", partial(start_up, ["--help"]), runs=1),
     Case("to the first request", "<= 2.00", partial(start_up, ["user0@example.com"]), runs=1),
@@ -405,8 +440,11 @@ def table_row(*cells: Any) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmark", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--quick", action="store_true",
-                        help="every case once and small, several at a time: rough figures in two minutes")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="every case once and small, several at a time: rough figures in two minutes",
+    )
     parser.add_argument("--case", action="append", metavar="TEXT", help="only cases with this in their name")
     options = parser.parse_args()
     print(f"{platform.system()}, {os.cpu_count()} cores, Python {platform.python_version()}\n")

@@ -89,8 +89,15 @@ def run_command(script, *words, env=None, stdin=None, cwd=None, timeout=30):
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **(env or {})}
     data = stdin.encode() if isinstance(stdin, str) else stdin
     where = {"stdin": subprocess.DEVNULL} if data is None else {"input": data}
-    done = subprocess.run([sys.executable, str(ROOT / script), *map(str, words)], env=environment, cwd=cwd,
-                          capture_output=True, timeout=timeout, check=False, **where)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / script), *map(str, words)],
+        env=environment,
+        cwd=cwd,
+        capture_output=True,
+        timeout=timeout,
+        check=False,
+        **where,
+    )
     return Result(done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace"))
 
 

@@ -11,8 +11,15 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-NOT_ON_WORKERS = ("databricks_user_files_simple", "databricks_user_list", "tests", "tqdm", "responses", "hypothesis",
-                  "databricks")
+NOT_ON_WORKERS = (
+    "databricks_user_files_simple",
+    "databricks_user_list",
+    "tests",
+    "tqdm",
+    "responses",
+    "hypothesis",
+    "databricks",
+)
 
 
 def until(condition, seconds=20):
@@ -61,8 +68,15 @@ class ConnectServer:
                    "--master", master, *words]  # fmt: skip
         environment = {**os.environ, "SPARK_HOME": str(home), "PYSPARK_PYTHON": str(self.python)}
         with open(folder / "console", "wb") as console:
-            self.process = subprocess.Popen(list(map(str, command)), env=environment, cwd=folder, stdout=console,
-                                            stdin=subprocess.DEVNULL, stderr=console, start_new_session=True)
+            self.process = subprocess.Popen(
+                list(map(str, command)),
+                env=environment,
+                cwd=folder,
+                stdout=console,
+                stdin=subprocess.DEVNULL,
+                stderr=console,
+                start_new_session=True,
+            )
         until(self.is_started, 90)
 
     def is_started(self):
@@ -88,6 +102,7 @@ class ConnectServer:
 
     def session(self):
         from pyspark.sql import SparkSession
+
         return SparkSession.builder.remote(self.remote).create()
 
     def texts(self):

@@ -4,6 +4,7 @@ Starts the fake workspace with 50 users and real limits (30 requests/s for DBFS,
 commands that a user would type: list the users, scan, interrupt, resume, and where Java is there, scan on Spark Connect
 workers. Needs no login; writes to a temporary folder.
 """
+
 from __future__ import annotations
 
 import csv
@@ -28,9 +29,12 @@ LIMITS = {"dbfs": 30, "workspace": 50}  # requests/s, as published
 
 def main() -> int:
     small = {17: "small", 23: "small"}  # instead of the giant and the deep user, who take a minute at these limits
-    with tempfile.TemporaryDirectory(prefix="inventory-demo-") as folder, \
-            FakeDatabricks(users=50, shapes=small, service_principals=3, unlisted_homes=2, latency=0.03,
-                           limits=LIMITS) as server:
+    with (
+        tempfile.TemporaryDirectory(prefix="inventory-demo-") as folder,
+        FakeDatabricks(
+            users=50, shapes=small, service_principals=3, unlisted_homes=2, latency=0.03, limits=LIMITS
+        ) as server,
+    ):
         environment = os.environ | server_login(server)
         say(f"A fake workspace with {len(server.user_names)} users answers at {server.url}. Who has a home there:")
         type_command("databricks_user_list.py --all-homes -o users.csv", folder, environment)
@@ -50,12 +54,17 @@ def show_parallel(folder: str, environment: dict[str, str]) -> None:
         return
     say("The first 12 users once more, spread over a Spark Connect server, which takes a while to start:")
     settings = Path(folder) / "log4j2.properties"  # of the server, whose own log would hide what the tour is about
-    settings.write_text("rootLogger.level = off\nrootLogger.appenderRef.console.ref = console\n"
-                        "appender.console.type = Console\nappender.console.name = console\n")
+    settings.write_text(
+        "rootLogger.level = off\nrootLogger.appenderRef.console.ref = console\n"
+        "appender.console.type = Console\nappender.console.name = console\n"
+    )
     environment = environment | {"SPARK_SUBMIT_OPTS": f"-Dlog4j2.configurationFile={settings.as_uri()}"}
     type_command("databricks_user_list.py --max-users 12 -o first.csv", folder, environment)
-    type_command("databricks_user_files_simple.py --users-file first.csv -o parallel.csv --spark-remote 'local[4]'",
-                 folder, environment)
+    type_command(
+        "databricks_user_files_simple.py --users-file first.csv -o parallel.csv --spark-remote 'local[4]'",
+        folder,
+        environment,
+    )
 
 
 def what_spark_lacks() -> str:
@@ -72,24 +81,33 @@ def show_result(path: Path, server: FakeDatabricks) -> int:
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     say("The first rows of inventory.csv:")
     print(*text.splitlines()[:6], sep="\n", flush=True)
-    rows = {row["username"]: (int(row["file_count"]), int(row["total_size"]))
-            for row in csv.DictReader(text.splitlines())}
+    rows = {
+        row["username"]: (int(row["file_count"]), int(row["total_size"])) for row in csv.DictReader(text.splitlines())
+    }
     truths = {name: server.truth(name) for name in server.workspace.owners}
-    right = rows == {name: (truth.file_count, truth.total_size) for name, truth in truths.items()
-                     if name in rows or truth.dbfs_home or truth.workspace_home}
+    right = rows == {
+        name: (truth.file_count, truth.total_size)
+        for name, truth in truths.items()
+        if name in rows or truth.dbfs_home or truth.workspace_home
+    }
     if not (rows and right):
         print("\nThe rows are WRONG.")
         return 1
-    print(f"\nAll {len(rows)} rows equal what the fake workspace holds.\n\nNext, with your own workspace:\n"
-          "  1. \"Log in\" in README.md\n"
-          "  2. python databricks_user_list.py --all-homes -o users.csv\n"
-          "  3. python databricks_user_files_simple.py --users-file users.csv -o inventory.csv")
+    print(
+        f"\nAll {len(rows)} rows equal what the fake workspace holds.\n\nNext, with your own workspace:\n"
+        '  1. "Log in" in README.md\n'
+        "  2. python databricks_user_list.py --all-homes -o users.csv\n"
+        "  3. python databricks_user_files_simple.py --users-file users.csv -o inventory.csv"
+    )
     return 0
 
 
 def server_login(server: FakeDatabricks) -> dict[str, str]:
-    return {"DATABRICKS_HOST": server.url, "DATABRICKS_TOKEN": server.settings.token,
-            "DATABRICKS_CONFIG_FILE": os.devnull}
+    return {
+        "DATABRICKS_HOST": server.url,
+        "DATABRICKS_TOKEN": server.settings.token,
+        "DATABRICKS_CONFIG_FILE": os.devnull,
+    }
 
 
 def type_command(words: str, folder: str, environment: dict[str, str], interrupt_after: float | None = None) -> int:

@@ -412,6 +412,7 @@ def repeated_index(position, page):
 
 def asked_for(resource, attributes, excluded):
     """The resource with the attributes a SCIM client asked for; the id always stays."""
+
     def names(text):
         return {name.strip().partition(".")[0].lower() for name in text.split(",")}
 
@@ -605,7 +606,7 @@ class Workspace:
             return self.top_listing(file_system, path)
         if not path.startswith("/Users/"):
             return self.explicit_file(file_system, path)
-        home, slash, rest = path[len("/Users/"):].partition("/")
+        home, slash, rest = path[len("/Users/") :].partition("/")
         if home in self.explicit_homes[file_system]:
             return self.explicit_file(file_system, path)
         children = self.children_function(file_system, home)
@@ -1130,7 +1131,7 @@ CUTS = {
 def plain_path(api, path):
     """A path as the trees know it: no scheme, no trailing slash, in the Workspace no doubled slashes."""
     if api == "dbfs" and path.startswith("dbfs:/"):
-        path = path[len("dbfs:"):]
+        path = path[len("dbfs:") :]
     while api == "workspace" and "//" in path:
         path = path.replace("//", "/")
     return path.rstrip("/") or path[:1]
@@ -1414,7 +1415,7 @@ class FakeDatabricks:
     def workspace_listing(self, path):
         """A Workspace listing; /Workspace/Users is /Users, and its answers keep the prefix."""
         prefix = "/Workspace" if path == "/Workspace" or path.startswith("/Workspace/") else ""
-        plain = path[len(prefix):] or "/"
+        plain = path[len(prefix) :] or "/"
         if path == "/Users" and self.settings.admin and path not in self.workspace.explicit["workspace"]:
             return Answer(200, self.workspace.homes_body("workspace", "objects"))
         entries = self.visible_objects(plain)

@@ -275,7 +275,7 @@ def test_killed_at_any_moment_nothing_saved_is_lost(server, command, login, unit
     run_and_kill(server, login, lambda: len(saved_users()) > len(first), *WORDS, "--resume")
     assert [asked_for(server, name) for name in first] == [0] * len(first)
     second = saved_users()
-    assert second[:len(first)] == first
+    assert second[: len(first)] == first
     server.counts_reset()
     last = command(SCANNER, *WORDS, "--resume", env=login(server))
     assert last.code == 0, last
@@ -393,7 +393,7 @@ def test_cut_anywhere_in_the_last_line_all_users_before_it_are_there(tmp_path, f
             assert not last or checkpoint.load(results[2].username) == results[2], length
             checkpoint.save(make_result(3))
             names = [at["username"] for at in json.loads(path.read_bytes())["results"]]
-            assert names == [result.username for result in results[:2 + last]] + ["user3@example.com"], length
+            assert names == [result.username for result in results[: 2 + last]] + ["user3@example.com"], length
             checkpoint.close()
 
 
@@ -411,7 +411,7 @@ def test_something_after_the_tail_is_dropped_or_refused_but_costs_no_result(serv
 def test_a_torn_checkpoint_is_resumed(server, command, login, part):
     data = leave_unfinished(server, login, 3)
     places = cuts(data)
-    Path(NAME).write_bytes(data[:places[round(part * (len(places) - 1))]])
+    Path(NAME).write_bytes(data[: places[round(part * (len(places) - 1))]])
     before = saved_users()
     assert len(before) >= 2
     server.counts_reset()
@@ -684,7 +684,7 @@ def test_where_the_disk_is_full_nothing_saved_is_lost(command, login, small_disk
         assert 20 < len(saved) < 200
         full = command(SCANNER, *words, "--resume", env=login(server))
         assert full.code == 2, full
-        assert saved_users("disk/c.json")[:len(saved)] == saved
+        assert saved_users("disk/c.json")[: len(saved)] == saved
         small_disk("size=10m")
         server.counts_reset()
         done = command(SCANNER, *words, "--resume", env=login(server))

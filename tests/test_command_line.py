@@ -33,6 +33,7 @@ def quiet_server():
 @pytest.fixture
 def scan(monkeypatch):
     """scan(server, *words): the scanner in this process, with --output out.csv; exit code and rows (None: no file)."""
+
     def run(server, *words, output="out.csv"):
         monkeypatch.setenv("DATABRICKS_HOST", server.url)
         monkeypatch.setenv("DATABRICKS_TOKEN", server.settings.token)
@@ -126,8 +127,9 @@ CASES = [(script, name, *case) for script, cases in (
 
 @pytest.mark.parametrize(("script", "words", "env", "says"), [(case[0], *case[2:]) for case in CASES],
                          ids=[f"{case[0][11:-3]}: {case[1]}" for case in CASES])  # fmt: skip
-def test_bad_input_is_a_short_error_exit_2_and_nothing_written(script, words, env, says, command, login, tmp_path,
-                                                               quiet_server):
+def test_bad_input_is_a_short_error_exit_2_and_nothing_written(
+    script, words, env, says, command, login, tmp_path, quiet_server
+):
     (tmp_path / "folder").mkdir()
     for name, content in {
         "empty": b"", "header.csv": b"username,active\n", "binary": bytes(range(256)), "users.txt": b"a\nb\n",
@@ -426,7 +428,7 @@ def test_the_summary_of_several_users(command, login):
     with add_three_users(FakeDatabricks(users=0)) as server:
         text = command(SCANNER, "a", "b", "c", "d", "-o", "out.csv", env=login(server)).err
     assert "4 users: 1 success, 1 empty, 1 partial, 1 error" in text
-    table = text.splitlines()[text.splitlines().index("         files        size   estimated"):]
+    table = text.splitlines()[text.splitlines().index("         files        size   estimated") :]
     assert table[1:6] == [
         "             3     3.1 GiB           -  DBFS",
         "             3    29.3 KiB    29.3 KiB  Workspace, 10,000 bytes an object",

@@ -173,7 +173,6 @@ def test_without_a_default_profile_the_environment_serves(profiles, environment,
     assert not caplog.records
 
 
-
 # A token goes only where it belongs
 
 

@@ -1,4 +1,5 @@
 """The documents say what the program says."""
+
 import ast
 import os
 import re
@@ -50,8 +51,9 @@ NOT_RUN = {  # beginning of a line: why no test runs it
     ".venv/bin/pip install": "takes packages from the network; and runs the tests",
     "databricks ": "the Databricks CLI is not part of this project",
     "systemctl ": "needs systemd, and the rights of its administrator; tests/test_cron.py checks the units",
-    "python databricks_user_files_simple.py --users-file users.csv -o inventory.csv --spark-remote":
-        "needs a Spark Connect server; tests/test_parallel.py runs the option",
+    "python databricks_user_files_simple.py --users-file users.csv -o inventory.csv --spark-remote": (
+        "needs a Spark Connect server; tests/test_parallel.py runs the option"
+    ),
     "#!/bin/sh": "tests/test_cron.py runs the whole block",
     "7 * * * 6,0": "tests/test_cron.py runs the line",
     "python -m tests.fake_databricks": "serves until it is stopped; its test is below",
@@ -196,4 +198,4 @@ def test_every_message_can_be_found_in_the_readme(script):
     assert len(messages) > 8
     readme = one_text(README)
     missing = [f"{piece!r} of {message!r}" for piece, message in messages if piece not in readme]
-    assert not missing, "README, \"When something is wrong\", lacks:\n" + "\n".join(missing)
+    assert not missing, 'README, "When something is wrong", lacks:\n' + "\n".join(missing)

@@ -360,6 +360,7 @@ def test_a_service_that_is_away_for_minutes_of_a_parallel_scan(spark, hasty, kin
     """On a clock that runs thirty times as fast."""
     with FakeDatabricks(users=20, shape="small", latency=0.02) as server:
         config = DatabricksConfig(server.url, server.settings.token, "test")
+
         def clock():
             return 30 * time.monotonic()
 
@@ -458,15 +459,17 @@ def assert_saved(server, before):
         assert Path("out.csv").read_bytes() == true_csv(server)
         return lines_of_users() if Path(NAME).exists() else []
     lines = lines_of_users()
-    assert lines[:len(before)] == before
+    assert lines[: len(before)] == before
     names = [json.loads(line)["username"] for line in lines]
     assert len(set(names)) == len(names)
     if Path(NAME).exists() and os.path.getsize(NAME):
         checkpoint = Checkpoint(Path(NAME))
         for name in names:
             result = checkpoint.load(name)
-            assert (result.file_count, result.total_size) == (server.truth(name).file_count,
-                                                              server.truth(name).total_size)
+            assert (result.file_count, result.total_size) == (
+                server.truth(name).file_count,
+                server.truth(name).total_size,
+            )
         checkpoint.file.close()
     return lines
 
@@ -500,8 +503,9 @@ def test_killed_at_random_moments_of_a_parallel_run(connect_server, login):
     """Fewer, because each run starts its own workers."""
     with FakeDatabricks(users=30, shape="small", latency=0.05) as server:
         write_users(server.user_names)
-        late, ended = kill_at_random_moments(server, login, 30, 20.0, random.Random(5), "--spark-remote",
-                                             connect_server.remote)
+        late, ended = kill_at_random_moments(
+            server, login, 30, 20.0, random.Random(5), "--spark-remote", connect_server.remote
+        )
         print(f"30 kills, {late} of them with users saved; {ended} runs ended")
         assert late > 5
 
@@ -562,7 +566,7 @@ def test_killed_before_any_operation_on_its_files(server, login, operation):
             if Path("out.csv").exists():
                 assert Path("out.csv").read_bytes() == true_csv(server)
             else:
-                assert saved_users()[:len(saved)] == saved
+                assert saved_users()[: len(saved)] == saved
             resume_after(server, login, saved_users())
         print(f"{operation} {' '.join(words)}: killed before each of {number - 1}")
         assert number > 1 or operation == "read"
@@ -570,8 +574,12 @@ def test_killed_before_any_operation_on_its_files(server, login, operation):
 
 # Stopped
 
-STOPPABLE = (sys.executable, "-c", "import os, signal, sys; signals = signal.SIGHUP, signal.SIGINT, signal.SIGTERM; "
-             "[signal.signal(number, signal.SIG_DFL) for number in signals]; os.execvp(sys.argv[1], sys.argv[1:])")
+STOPPABLE = (
+    sys.executable,
+    "-c",
+    "import os, signal, sys; signals = signal.SIGHUP, signal.SIGINT, signal.SIGTERM; "
+    "[signal.signal(number, signal.SIG_DFL) for number in signals]; os.execvp(sys.argv[1], sys.argv[1:])",
+)
 
 
 @needs_posix
@@ -612,6 +620,7 @@ def test_a_terminal_that_is_closed(server, login, ignored):
     import fcntl
     import pty
     import termios
+
     main, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
     trap = ("sh", "-c", 'trap "" HUP; exec "$@"', "sh") if ignored else ()
@@ -642,16 +651,23 @@ def test_a_reader_of_stdout_that_goes_away(login, reader):
         write_users(server.user_names)
         script = f"'{sys.executable}' '{ROOT / SCANNER}' --users-file users.txt --dbfs-only --threads 32"
         environment = {**os.environ, **login(server), "PYTHONDONTWRITEBYTECODE": "1"}
-        done = subprocess.run(["bash", "-c", f"{script} | {reader}; echo ${{PIPESTATUS[0]}} >&2"], env=environment,
-                              capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(
+            ["bash", "-c", f"{script} | {reader}; echo ${{PIPESTATUS[0]}} >&2"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
         assert done.stderr.endswith("\n2\n"), done.stderr
         assert "stdout cannot be written" in done.stderr
         assert "Traceback" not in done.stderr
         assert "Exception ignored" not in done.stderr
         assert "--resume" in done.stderr
         server.counts_reset()
-        again = subprocess.run(["bash", "-c", f"{script} --resume"], env=environment, capture_output=True, timeout=60,
-                               check=False)
+        again = subprocess.run(
+            ["bash", "-c", f"{script} --resume"], env=environment, capture_output=True, timeout=60, check=False
+        )
         assert again.returncode == 0, again
         assert again.stdout.decode() == true_csv(server).decode()
         assert server.total_requests == 0
@@ -722,8 +738,12 @@ def test_a_stdout_that_is_full(server, login):
 @pytest.mark.parametrize("length", [0, 1, 137, 300, 2000])
 def test_a_file_size_limit_cuts_the_checkpoint_anywhere(server, login, length):
     """In its first line, too; when the limit is gone the run goes on."""
-    prefix = (sys.executable, "-c", "import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, "
-                                    f"({length}, {length})); os.execv(sys.argv[1], sys.argv[1:])")
+    prefix = (
+        sys.executable,
+        "-c",
+        "import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, "
+        f"({length}, {length})); os.execv(sys.argv[1], sys.argv[1:])",
+    )
     code, err = run_under(prefix, server, login)
     assert code == 2, err
     assert "File too large" in err
@@ -732,7 +752,7 @@ def test_a_file_size_limit_cuts_the_checkpoint_anywhere(server, login, length):
     assert not Path("out.csv").exists()
     code, err = run_under(prefix, server, login, "--resume")
     assert code == 2, err
-    assert saved_users()[:len(saved)] == saved
+    assert saved_users()[: len(saved)] == saved
     resume_after(server, login, saved_users())
 
 
@@ -758,7 +778,7 @@ def test_an_operation_on_its_files_that_fails_is_said_and_costs_nothing(server, 
         assert "--debug" not in err, err
         if code == 2:
             assert any(word in err for word in ("--checkpoint", "--output", "out.csv", "delete")), err
-            assert not saved or saved_users()[:len(saved)] == saved
+            assert not saved or saved_users()[: len(saved)] == saved
             resume_after(server, login, saved_users())
         else:
             assert Path("out.csv").read_bytes() == true_csv(server)

@@ -39,7 +39,7 @@ from tests.test_client import closed_port
 needs_posix = pytest.mark.skipif(os.name == "nt", reason="measures with POSIX")
 
 
-TOKENS = ("dapi0123456789abcdef-2", "a+b(c)[d]*\\e$^|f?.{2}/=%20~", 'dapi"quoted\'<b>&amp;')
+TOKENS = ("dapi0123456789abcdef-2", "a+b(c)[d]*\\e$^|f?.{2}/=%20~", "dapi\"quoted'<b>&amp;")
 
 
 # A server that writes raw bytes
@@ -188,7 +188,7 @@ def rows_of(data):
 
 def dripping(data, seconds):
     for number in range(len(data)):
-        yield data[number:number + 1]
+        yield data[number : number + 1]
         time.sleep(seconds)
 
 
@@ -221,8 +221,7 @@ ENDLESS = {
     "chunk extension": lambda _: chain([head("Transfer-Encoding: chunked"), b"1;"], repeat(b"x" * 65536)),
     "trailers": lambda _: chain([head("Transfer-Encoding: chunked"), b"0\r\n"], repeat(b"a: b\r\n" * 1000)),
     "gzip": lambda _: [answer(gzipped(200_000_000), "200 OK", "Content-Encoding: gzip")],
-    "gzip in gzip": lambda _: [answer(gzip.compress(gzipped(2_000_000_000)), "200 OK",
-                                      "Content-Encoding: gzip, gzip")],
+    "gzip in gzip": lambda _: [answer(gzip.compress(gzipped(2_000_000_000)), "200 OK", "Content-Encoding: gzip, gzip")],
     "nesting": lambda _: [answer(b"[" * 900_000)],
     "nesting of objects": lambda _: [answer(b'{"files":' * 90_000)],
     "empty objects": lambda api: entries(api, b"{},", 60_000_000),
@@ -498,8 +497,13 @@ def test_a_list_of_users_without_an_end_ends(tmp_path):
 
     with RawServer(script) as server:
         code = {"MOST_USERS": 5000, "TOLD_SECONDS": 0}
-        ended = run(server, "-o", "users.csv", script=USER_LIST,
-                    changes={f"sys.modules['databricks_user_list'].{name}": value for name, value in code.items()})
+        ended = run(
+            server,
+            "-o",
+            "users.csv",
+            script=USER_LIST,
+            changes={f"sys.modules['databricks_user_list'].{name}": value for name, value in code.items()},
+        )
     assert ended.code == 2, ended
     assert "more than 5,000 users" in ended.err
     assert "500 users so far" in ended.err
@@ -526,6 +530,7 @@ def test_what_is_no_page_of_users_is_refused(body):
 
 
 # Where the token goes, and where it does not
+
 
 def spellings(token):
     """The token as it is, percent-encoded, in JSON, in HTML, and within base64 at any position."""
@@ -604,8 +609,12 @@ def login_refused(token):
 @pytest.mark.parametrize("kind", ["bad status line", "refused", "redirected", "no JSON"])
 def test_a_token_that_ends_the_run_is_not_in_its_tracebacks(kind, script):
     token = TOKENS[1]
-    data = {"bad status line": [f"Bearer {token}\r\n\r\n".encode()], "refused": login_refused(token),
-            "redirected": [answer(b"", "302 Found", f"Location: /{token}")], "no JSON": [answer(token.encode())]}
+    data = {
+        "bad status line": [f"Bearer {token}\r\n\r\n".encode()],
+        "refused": login_refused(token),
+        "redirected": [answer(b"", "302 Found", f"Location: /{token}")],
+        "no JSON": [answer(token.encode())],
+    }
     with RawServer(lambda *_: data[kind]) as server:
         ended = run(server, *(["a"] if script == SCANNER else []), "--debug", token=token, script=script,
                     changes=HURRIED)  # fmt: skip
@@ -851,6 +860,7 @@ PROXIES = {
 @pytest.mark.parametrize("kind", PROXIES)
 def test_a_proxy_that_answers_a_page_ends_the_run_in_a_line(kind):
     with RawServer(lambda *_: PROXIES[kind]()) as proxy:
+
         class Workspace:
             url = "https://adb-1.invalid"
 

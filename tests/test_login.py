@@ -50,6 +50,7 @@ def work(profiles):
 @pytest.fixture
 def run(capsys):
     """run(script, *words): its main() in this process, which imports databricks-sdk once."""
+
     def call(script, *words):
         code = {SCANNER: scanner, USER_LIST: databricks_user_list}[script].main([*map(str, words)])
         return Result(code, *capsys.readouterr())
@@ -237,8 +238,10 @@ def test_a_login_that_costs_a_request_each_time_is_asked_every_few_seconds(work)
 
 def test_a_profile_takes_nothing_from_the_environment_or_default(profiles, monkeypatch):
     with FakeDatabricks(users=1, **LOGIN) as server, FakeDatabricks(users=1) as other:
-        profiles(f"[DEFAULT]\nhost={other.url}\ntoken=dapi-of-default\naccount_id=1\n[work]\nhost={server.url}\n"
-                 f"client_id=the-client\nclient_secret={SECRET}\n[__settings__]\ndefault_profile = work\n")
+        profiles(
+            f"[DEFAULT]\nhost={other.url}\ntoken=dapi-of-default\naccount_id=1\n[work]\nhost={server.url}\n"
+            f"client_id=the-client\nclient_secret={SECRET}\n[__settings__]\ndefault_profile = work\n"
+        )
         for name, value in {
             "TOKEN": "dapi-of-environment", "HOST": other.url, "CLIENT_ID": "another", "CLIENT_SECRET": "another",
             "AUTH_TYPE": "pat", "USERNAME": "u", "PASSWORD": "p", "ACCOUNT_ID": "2", "GROUP_ID": "3",
@@ -418,6 +421,7 @@ print(json.dumps({{"access_token": token["access_token"], "token_type": "Bearer"
 @pytest.fixture
 def cli(tmp_path, monkeypatch):
     """cli(server, version): a `databricks` on the PATH that does as the real one; what it was called with."""
+
     def install(server, version="0.296.0", size=2**20):
         folder, calls = tmp_path / "bin", tmp_path / "calls"
         folder.mkdir(exist_ok=True)
@@ -500,11 +504,13 @@ def notebook(tmp_path, server, **modules):
         "    get_namespace_globals = lambda self: {}\n")  # fmt: skip
     for name, text in modules.items():
         (folder / f"{name}.py").write_text(
-            text.format(host=server.url, name=server.url.partition("://")[2], token=str(token)))
+            text.format(host=server.url, name=server.url.partition("://")[2], token=str(token))
+        )
     program = SCAN_IN_NOTEBOOK.format(root=str(ROOT), names=server.user_names, scan="native" in str(modules))
     environment = {**os.environ, "DATABRICKS_RUNTIME_VERSION": "15.4", "PYTHONPATH": str(folder.parent)}
-    return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True,
-                          timeout=30, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=30, check=False
+    )
 
 
 def test_a_notebooks_own_login(tmp_path):

@@ -51,8 +51,10 @@ def getting_in(way):
     return blocks_below(way) + (blocks_below(WAYS[0]) if way == WAYS[2] else [])
 
 
-LOG_IN, USERS, SCAN, FRAMES, WHOLE, JOB = map(blocks_below, (
-    "Log in", "List the users", "Scan some of them", "As a DataFrame", "Scan the whole workspace", "As a job"))
+LOG_IN, USERS, SCAN, FRAMES, WHOLE, JOB = map(
+    blocks_below,
+    ("Log in", "List the users", "Scan some of them", "As a DataFrame", "Scan the whole workspace", "As a job"),
+)
 EMPTY, SEQUENTIAL, PARALLEL = SCAN
 WITHOUT_SPARK = [*LOG_IN, *USERS, EMPTY, SEQUENTIAL, FRAMES[0], WHOLE[0], *JOB]
 WITH_SPARK = [*LOG_IN, *USERS, EMPTY, PARALLEL, *FRAMES, *WHOLE, *JOB]

@@ -135,8 +135,15 @@ def small():
 def test_the_csv_of_the_command_is_the_truth_and_that_of_a_sequential_run(connect_server, command, login):
     with FakeDatabricks(users=50, latency=0.01) as server:
         write_users(server.user_names)
-        done = command(SCANNER, *WORDS, "--details", "parallel.jsonl", "--debug",
-                       env={**login(server), "SPARK_REMOTE": connect_server.remote}, timeout=90)
+        done = command(
+            SCANNER,
+            *WORDS,
+            "--details",
+            "parallel.jsonl",
+            "--debug",
+            env={**login(server), "SPARK_REMOTE": connect_server.remote},
+            timeout=90,
+        )
         assert done.code == 0, done
         assert "warning" not in done.err
         assert Path("out.csv").read_bytes() == true_csv(server)
@@ -146,8 +153,9 @@ def test_the_csv_of_the_command_is_the_truth_and_that_of_a_sequential_run(connec
         batches = batches_of(done.err.splitlines())
         assert len({worker for worker, *_ in batches}) >= 6
         assert server.settings.token not in done.out + done.err
-        sequential = command(SCANNER, *WORDS[:2], "-o", "sequential.csv", "--details", "sequential.jsonl",
-                             env=login(server), timeout=90)
+        sequential = command(
+            SCANNER, *WORDS[:2], "-o", "sequential.csv", "--details", "sequential.jsonl", env=login(server), timeout=90
+        )
         assert sequential.code == 0, sequential
     assert Path("sequential.csv").read_bytes() == Path("out.csv").read_bytes()
     assert details("sequential.jsonl") == details("parallel.jsonl")
@@ -222,10 +230,21 @@ write_results((results[name] for name in {names!r}), "out.csv", None)
 
 
 def test_from_a_notebook_cell(connect_server, small):
-    text = NOTEBOOK.format(script=str(ROOT / SCANNER), remote=connect_server.remote, url=small.url,
-                           token=small.settings.token, names=small.user_names)
-    done = subprocess.run([sys.executable, "-W", "error::UserWarning", "-"], input=text, capture_output=True,
-                          text=True, timeout=60, check=False)
+    text = NOTEBOOK.format(
+        script=str(ROOT / SCANNER),
+        remote=connect_server.remote,
+        url=small.url,
+        token=small.settings.token,
+        names=small.user_names,
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-"],
+        input=text,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert "8 task slots" in done.stderr
     assert "WARNING" not in done.stderr, done.stderr
@@ -235,8 +254,13 @@ def test_from_a_notebook_cell(connect_server, small):
 def test_workers_cannot_import_this_project(connect_server):
     """What the other tests show, that code goes by value, they show because of this."""
     for name in ("databricks_user_files_simple", "tqdm"):
-        done = subprocess.run([connect_server.python, "-c", f"import {name}"], capture_output=True, text=True,
-                              check=False, cwd=connect_server.folder)
+        done = subprocess.run(
+            [connect_server.python, "-c", f"import {name}"],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=connect_server.folder,
+        )
         assert "ModuleNotFoundError" in done.stderr
 
 
@@ -346,6 +370,7 @@ def oauth(monkeypatch):
 
 def in_mid_run(server, action):
     """Do something when 100 requests have been made; join() the thread that does."""
+
     def wait():
         until(lambda: server.total_requests > 100)
         action()
@@ -506,6 +531,7 @@ def test_killed_or_interrupted_it_goes_on_with_resume(connect_server, command, l
 def test_interrupting_leaves_the_users_own_queries_alone(spark):
     """Of the session of a notebook: the batches are cancelled by their tag, a query of the user's goes on."""
     from pyspark.sql.connect.functions import udf
+
     answers = []
     slow = udf(lambda _: __import__("time").sleep(3) or "done", "string")("id")
     query = threading.Thread(target=lambda: answers.extend(spark.range(0, 1, 1, 1).select(slow).collect()))
@@ -718,8 +744,9 @@ def test_a_probe_whose_answer_is_gone_with_its_session_holds_nothing_up(spark, s
     def tick():
         assert time.monotonic() < until
 
-    results = scan_users(small.user_names, config_of(small), 4, client=client, on_tick=tick,
-                         make_engine=partial(ClusterEngine, connect))
+    results = scan_users(
+        small.user_names, config_of(small), 4, client=client, on_tick=tick, make_engine=partial(ClusterEngine, connect)
+    )
     assert write_csv(list(results), small.user_names) == true_csv(small)
 
 
@@ -793,9 +820,10 @@ def test_the_url_of_a_cluster(host, url):
 @pytest.mark.parametrize(("host", "url"), URLS)
 def test_pyspark_reads_the_url_as_meant(host, url):
     from pyspark.sql.connect.client.core import DefaultChannelBuilder
+
     builder = DefaultChannelBuilder(scanner.connect_url(host))
     assert builder.secure
-    assert builder.endpoint == url[len("sc://"):url.index("/;")]
+    assert builder.endpoint == url[len("sc://") : url.index("/;")]
     assert builder.metadata() == []
 
 
@@ -819,6 +847,7 @@ class Endpoint:
     def start_grpc(self, connect_port):
         """A gRPC server that takes note of the metadata and forwards bytes as they are."""
         import grpc
+
         endpoint, self.upstream = self, grpc.insecure_channel(f"127.0.0.1:{connect_port}")
 
         class Forward(grpc.GenericRpcHandler):
@@ -835,6 +864,7 @@ class Endpoint:
 
     def handler(self, method):
         import grpc
+
         name = method.rpartition("/")[2]
         if name in ("ExecutePlan", "ReattachExecute"):
             call = self.upstream.unary_stream(method)
@@ -856,6 +886,7 @@ class Endpoint:
     def serve(self, plain):
         """One connection, forwarded according to the protocol that was agreed on."""
         import selectors
+
         try:
             with self.context.wrap_socket(plain, server_side=True) as client:
                 port = self.grpc_port if client.selected_alpn_protocol() == "h2" else self.rest_port
@@ -884,6 +915,7 @@ class Endpoint:
 def forwarded(call, request, context):
     """A stream of answers, or the error that it ends with."""
     import grpc
+
     try:
         yield from call(request)
     except grpc.RpcError as error:
@@ -912,8 +944,12 @@ def test_a_run_on_a_cluster_sends_its_login_over_tls_with_every_call(connect_ser
     small.change(clusters={"0123-456789-abc": [{"state": "RUNNING"}]})
     write_users(small.user_names)
     certificate = str(endpoint.certificate)
-    environment = {**login(small), "DATABRICKS_HOST": endpoint.url, "REQUESTS_CA_BUNDLE": certificate,
-                   "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": certificate}
+    environment = {
+        **login(small),
+        "DATABRICKS_HOST": endpoint.url,
+        "REQUESTS_CA_BUNDLE": certificate,
+        "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": certificate,
+    }
     with connect_server.workers(REQUESTS_CA_BUNDLE=certificate):
         done = command(SCANNER, *WORDS, "--cluster-id", "0123-456789-abc", "--debug", env=environment, timeout=60)
     assert done.code == 0, done
@@ -946,13 +982,14 @@ def test_the_login_of_the_moment_goes_with_every_call(endpoint):
     """In a process of its own: gRPC reads the certificates once."""
     environment = {**os.environ, "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": str(endpoint.certificate)}
     text = CHANGING_LOGIN.format(root=str(ROOT), url=endpoint.url)
-    done = subprocess.run([sys.executable, "-c", text], env=environment, capture_output=True, text=True, timeout=60,
-                          check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", text], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.stdout.split() == ["3", "4"], done.stderr
     calls = [(method, *metadata["authorization"]) for method, metadata in endpoint.calls]
     tokens = [token for method, token in calls if method == "ExecutePlan"]  # the last of them is of the session's end
     assert tokens[:2] == ["Bearer first-token", "Bearer second-token"]
-    late = calls[calls.index(("ExecutePlan", "Bearer second-token")):]
+    late = calls[calls.index(("ExecutePlan", "Bearer second-token")) :]
     old = {method for method, token in late if token == "Bearer first-token"}
     assert old <= {"ReleaseExecute"}  # of the first query, sent when nobody waits for it
 
@@ -968,6 +1005,7 @@ def spellings(token):
 
 def test_the_token_is_nowhere_on_the_server(spark, connect_server, monkeypatch):
     from pyspark.sql.connect.dataframe import DataFrame
+
     token, plans, collect = "dapi0123456789secret9876543210", [], DataFrame.collect
 
     def explain_and_collect(frame):
@@ -980,8 +1018,11 @@ def test_the_token_is_nowhere_on_the_server(spark, connect_server, monkeypatch):
         assert write_csv(results, server.user_names) == true_csv(server)
     assert len(plans) >= 2
     assert all("Physical Plan" in plan for plan in plans)
-    texts = {**connect_server.texts(), "explain": "\n".join(plans),
-             "configuration": str([tuple(row) for row in spark.sql("SET -v").collect()])}
+    texts = {
+        **connect_server.texts(),
+        "explain": "\n".join(plans),
+        "configuration": str([tuple(row) for row in spark.sql("SET -v").collect()]),
+    }
     assert any("SparkListenerJobEnd" in text for text in texts.values()), list(texts)
     assert [name for name, text in texts.items() if any(spelling in text for spelling in spellings(token))] == []
 

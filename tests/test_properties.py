@@ -51,6 +51,7 @@ SUPPRESSED = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.dat
 
 def property_of(*strategies, examples=100, **named):
     """given(), with examples that are the same in every run."""
+
     def decorate(function):
         return settings(max_examples=examples * MANY, deadline=None, derandomize=MANY == 1,
                         suppress_health_check=SUPPRESSED)(given(*strategies, **named)(function))  # fmt: skip
@@ -92,8 +93,9 @@ def edited(draw, data):
 # Trees
 
 
-@property_of(trees(st.integers(0, 2**62)), trees(st.sampled_from(["NOTEBOOK", "FILE", None])), st.integers(1, 12),
-             examples=15)
+@property_of(
+    trees(st.integers(0, 2**62)), trees(st.sampled_from(["NOTEBOOK", "FILE", None])), st.integers(1, 12), examples=15
+)
 def test_the_order_of_the_answers_does_not_matter(dbfs, workspace, threads):
     with FakeDatabricks(users=["a@x.com", "b@x.com"], shape="none", latency_spread=0.004) as server:
         for name in server.user_names:
@@ -191,7 +193,7 @@ def test_a_checkpoint_cut_anywhere_keeps_every_whole_result(folder, results, sha
     cut = first + round(share * (len(data) - first))
     path.write_bytes(data[:cut])
     whole, end = 0, first
-    for line in data.split(b"\n")[1:len(results) + 1]:
+    for line in data.split(b"\n")[1 : len(results) + 1]:
         end += 1 + len(line.removesuffix(b","))
         whole += end <= cut
         end += line.endswith(b",")
@@ -218,8 +220,9 @@ def test_a_result_survives_json(result):
     assert UserResult.from_dict(json.loads(json.dumps(result.as_dict()))) == result
 
 
-@property_of(JSON | st.fixed_dictionaries({"username": JSON, "scanned_at": JSON, "status": JSON, "dbfs": JSON}),
-             examples=300)
+@property_of(
+    JSON | st.fixed_dictionaries({"username": JSON, "scanned_at": JSON, "status": JSON, "dbfs": JSON}), examples=300
+)
 def test_any_json_as_a_result(record):
     try:
         result = UserResult.from_dict(record)
@@ -280,8 +283,15 @@ def test_any_answer_to_a_listing_is_the_listing_or_an_error(file_system, status,
         assert 0 <= totals.bytes == sum(entry["file_size"] for entry in entries if not entry.get("is_dir"))
 
 
-USER = st.fixed_dictionaries({}, optional={
-    "id": st.text(max_size=5) | JSON, "userName": st.text(max_size=5) | JSON, "active": JSON, "displayName": JSON})
+USER = st.fixed_dictionaries(
+    {},
+    optional={
+        "id": st.text(max_size=5) | JSON,
+        "userName": st.text(max_size=5) | JSON,
+        "active": JSON,
+        "displayName": JSON,
+    },
+)
 PAGE = st.fixed_dictionaries({}, optional={
     "Resources": st.lists(USER, max_size=3) | JSON, "totalResults": st.integers() | JSON})  # fmt: skip
 

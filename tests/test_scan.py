@@ -479,7 +479,7 @@ def test_the_waits_between_attempts_double(clock, recorder, kind):
         server.change(faults=[recorder, Fault(**FAULTS[kind], api="dbfs", path=HOME)])
         result = scan(server, clock, file_systems=("dbfs",))[ANN]
     expected = SCHEDULES[kind]
-    assert recorder.offsets(HOME)[:len(expected)] == pytest.approx(expected, abs=0.2)
+    assert recorder.offsets(HOME)[: len(expected)] == pytest.approx(expected, abs=0.2)
     assert result.status == "error"
 
 
@@ -637,7 +637,6 @@ class Outage:
         elif self.began is not None and self.seconds and not self.over and self.clock.now > self.began + self.seconds:
             self.over = True
             self.server.change(outage=None)
-
 
 
 @pytest.mark.parametrize("minutes", [0.5, 5, 13])

@@ -21,6 +21,7 @@ HEADER = "username,display_name,active,user_id\n"
 @pytest.fixture
 def at(monkeypatch):
     """`with at(server)` starts it and logs in there through the environment."""
+
     @contextmanager
     def log_in(server):
         with server:
@@ -56,8 +57,11 @@ def queries(monkeypatch):
     """The queries that the server was asked for users, as dictionaries."""
     asked = []
     real = FakeDatabricks.scim_page
-    monkeypatch.setattr(FakeDatabricks, "scim_page",
-                        lambda self, start, query, *kind: asked.append(dict(query)) or real(self, start, query, *kind))
+    monkeypatch.setattr(
+        FakeDatabricks,
+        "scim_page",
+        lambda self, start, query, *kind: asked.append(dict(query)) or real(self, start, query, *kind),
+    )
     return asked
 
 
@@ -218,7 +222,7 @@ def test_users_shown_without_their_names_are_an_error_that_says_why(at, capsys):
 
 def test_the_files_bytes(at, tmp_path):
     people = [
-        {"userName": "a@x.com", "displayName": "Zo\u00eb, \"Z\"", "active": True, "id": "1"},
+        {"userName": "a@x.com", "displayName": 'Zo\u00eb, "Z"', "active": True, "id": "1"},
         {"userName": "b@x.com", "displayName": "", "active": False, "id": "2"},
     ]
     with at(FakeDatabricks(users=people)):
