@@ -53,7 +53,6 @@ log = logging.getLogger("databricks_user_files")
 FILE_SYSTEMS = ("dbfs", "workspace")
 WORKSPACE_DIRECTORIES = ("DIRECTORY", "REPO")  # object_types that are descended into; every other is a file
 WORKSPACE_OBJECT_SIZE = 10_000  # bytes; an estimate, because workspace/list gives no size for notebooks
-LARGEST_DIRECTORIES = 5  # kept per user and file system
 ME_PATH = "/api/2.0/preview/scim/v2/Me"
 METADATA_PATH = "/.well-known/databricks-config"  # what databricks-sdk asks a host for first
 LOGIN_KEYS = {  # of a profile, and the kind of login (auth_type of databricks-sdk) that each stands for
@@ -186,16 +185,14 @@ class DatabricksConfig:
 class FileSystemTotals:
     """What one user has in one file system; `directories` counts those that were listed.
 
-    `types` counts the entries by object_type. `largest` has the directories with most in them: path, files and bytes
-    of what lies directly in each. `failures` has path and error of every directory that could not be listed: what is
-    in and below it is missing from the counts.
+    `types` counts the entries by object_type. `failures` has path and error of every directory that could not be
+    listed: what is in and below it is missing from the counts.
     """
 
     files: int = 0
     bytes: int = 0
     directories: int = 0
     types: dict[str, int] = field(default_factory=dict)
-    largest: list[dict[str, Any]] = field(default_factory=list)
     failures: list[dict[str, str]] = field(default_factory=list)
 
     def add(self, other: FileSystemTotals) -> None:
@@ -204,16 +201,12 @@ class FileSystemTotals:
         self.directories += other.directories
         for object_type, count in other.types.items():
             self.types[object_type] = self.types.get(object_type, 0) + count
-        if other.largest:
-            ranked = sorted(self.largest + other.largest, key=lambda at: (-at["bytes"], -at["files"], at["path"]))
-            self.largest = ranked[:LARGEST_DIRECTORIES]
         self.failures += other.failures
 
     def check(self) -> FileSystemTotals:
         """Itself, for a record read from a file. Raises ValueError, TypeError or KeyError if a value is impossible."""
         counts = [self.files, self.bytes, self.directories, *self.types.values()]
-        counts += [at[key] for at in self.largest for key in ("files", "bytes")]
-        texts = [*(at["path"] for at in self.largest + self.failures), *(at["error"] for at in self.failures)]
+        texts = [at[key] for at in self.failures for key in ("path", "error")]
         if not all(type(count) is int and 0 <= count < 2**100 for count in counts):
             raise ValueError("not a count")
         if not all(type(text) is str for text in texts):
@@ -941,8 +934,6 @@ def parse_listing(file_system: str, path: str, body: Any) -> tuple[FileSystemTot
     if len(paths) < len(entries):
         raise MalformedAnswer("the listing has an entry twice")
     totals.files = len(entries) - len(children)
-    if totals.files:
-        totals.largest = [{"path": path, "files": totals.files, "bytes": totals.bytes}]
     return totals, children
 
 
@@ -2275,16 +2266,12 @@ class Summary:
 
 
 def breakdown(user: UserResult) -> list[str]:
-    """One user's object types by file system, and the largest directories."""
+    """One user's object types by file system, and what could not be listed."""
     lines = []
     for name, totals in user.scanned.items():
         types = ", ".join(f"{count:,} {object_type}" for object_type, count in sorted(totals.types.items()))
         listed = f"{totals.directories:,} director{'y' if totals.directories == 1 else 'ies'} listed"
         lines.append(f"{LABELS[name]}: {listed}{' with ' * bool(types)}{types}")
-        lines += [
-            size_line(at["files"], at["bytes"], at["bytes"] * (name == "workspace"), at["path"])
-            for at in totals.largest
-        ]
         lines += [f"  not listed: {at['path']}: {at['error']}" for at in totals.failures[:SHOWN_FAILURES]]
         if len(totals.failures) > SHOWN_FAILURES:
             lines.append(f"  not listed: {len(totals.failures) - SHOWN_FAILURES:,} more")
@@ -2444,8 +2431,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--details",
         metavar="FILE",
-        help="one JSON object per user: by file system and object type, "
-        "largest directories, all that could not be listed",
+        help="one JSON object per user: by file system and object type, all that could not be listed",
     )
     parser.add_argument(
         "--threads",

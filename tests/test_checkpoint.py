@@ -128,7 +128,6 @@ COUNTS = st.integers(0, 2**63 - 1)
 TEXTS = st.text(st.characters(), max_size=20)  # surrogates, too: a path may have them
 TOTALS = st.builds(
     FileSystemTotals, files=COUNTS, bytes=COUNTS, directories=COUNTS, types=st.dictionaries(TEXTS, COUNTS, max_size=3),
-    largest=st.lists(st.fixed_dictionaries({"path": TEXTS, "files": COUNTS, "bytes": COUNTS}), max_size=3),
     failures=st.lists(st.fixed_dictionaries({"path": TEXTS, "error": TEXTS}), max_size=3),
 )  # fmt: skip
 USERNAMES = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="/\\"), min_size=1)
@@ -137,7 +136,7 @@ RESULTS = st.builds(UserResult, username=USERNAMES, scanned_at=st.just("2026-11-
 
 
 def make_result(number, files=1, failures=()):
-    totals = FileSystemTotals(files, 10 * files, 1, {"FILE": files}, [], list(failures))
+    totals = FileSystemTotals(files, 10 * files, 1, {"FILE": files}, list(failures))
     return UserResult(f"user{number}@example.com", "2026-11-23T04:00:00Z", totals, FileSystemTotals(0, 0, 1))
 
 

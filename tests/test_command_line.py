@@ -296,7 +296,6 @@ def test_details_are_a_json_object_per_user(scan, tmp_path):
     dbfs, workspace = users["a"]["dbfs"], users["a"]["workspace"]
     assert (dbfs["files"], dbfs["bytes"], dbfs["directories"]) == (2, 3 * 1024**3 + 123_456_789, 2)
     assert dbfs["types"] == {"FILE": 2, "DIRECTORY": 1}
-    assert dbfs["largest"][0] == {"path": "/Users/a", "files": 1, "bytes": 3 * 1024**3}
     assert (workspace["files"], workspace["bytes"], workspace["directories"]) == (3, 30_000, 2)
     assert workspace["types"] == {"NOTEBOOK": 1, "REPO": 1, "FILE": 1, "UNKNOWN": 1}
     assert [at["path"] for at in users["b"]["dbfs"]["failures"]] == ["/Users/b/no"]
@@ -472,8 +471,6 @@ def test_the_summary_of_one_user_is_its_breakdown(command, login):
         text = command(SCANNER, "a", "-o", "out.csv", env=login(server)).err
     assert "1 DIRECTORY, 2 FILE" in text
     assert "1 FILE, 1 NOTEBOOK, 1 REPO, 1 UNKNOWN" in text
-    assert "/Users/a/deep" in text
-    assert re.search(r"^ +1     3\.0 GiB           -  /Users/a$", text, re.M)
     assert "DBFS: 2 directories listed with" in text
 
 

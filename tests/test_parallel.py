@@ -77,7 +77,6 @@ def comparable(results):
         for totals in (result["dbfs"], result["workspace"]):
             if totals:
                 totals["failures"].sort(key=lambda failure: failure["path"])
-                totals.pop("largest")  # of equally large ones any may be kept
     return sorted(plain, key=lambda result: result["username"])
 
 

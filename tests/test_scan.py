@@ -278,13 +278,6 @@ def test_no_users_are_no_requests(clock):
         assert server.total_requests == 0
 
 
-def test_the_largest_directories_are_those_with_most_bytes(clock):
-    with small_server() as server:
-        largest = scan(server, clock)[ANN].dbfs.largest
-    assert [(at["path"], at["files"], at["bytes"]) for at in largest] == [
-        (f"{HOME}/a", 1, 100), (f"{HOME}/b", 1, 20), (HOME, 1, 5), (f"{HOME}/b/c", 1, 3)]  # fmt: skip
-
-
 # Names: any text without "/" that is neither "." nor ".."
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/"), min_size=1, max_size=12).filter(
