@@ -45,7 +45,6 @@ NAMES = {"user": "userName", "service_principal": "applicationId"}  # the attrib
 USER_LIST_COLUMNS = ("username", "display_name", "active", "user_id")
 KINDS = {"user": "user", "service_principal": "service principal", "unlisted": "unlisted home"}  # in words
 FIELD_TYPES = {"id": (str, int), "userName": str, "applicationId": str, "displayName": str, "active": bool}
-MOST_USERS = 500_000  # ten times the largest workspaces: a listing has to end
 TOLD_SECONDS = 30  # between two lines that tell how far the listing is
 
 
@@ -74,8 +73,6 @@ def list_users(
         users |= new
         wanted += [row for row in new.values() if not active_only or row["active"] != "false"]
         start, before = start + len(found), found
-        if len(users) > MOST_USERS:
-            raise InventoryError(f"the workspace lists more than {MOST_USERS:,} users: is this the workspace's URL?")
         if client.clock() - told_at >= TOLD_SECONDS:
             told_at = client.clock()
             log.info("%d users so far", len(users))
@@ -200,11 +197,7 @@ def parse_page(body: Any) -> dict[str, Any]:
     if type(total) is not int or not 0 <= total < 2**63:
         raise MalformedAnswer("the answer has a totalResults that is no number")
     shown = [{name: user[name] for name in FIELD_TYPES if user.get(name) is not None} for user in users]
-    if not all(
-        isinstance(value, FIELD_TYPES[name]) and len(str(value)) <= 1000
-        for user in shown
-        for name, value in user.items()
-    ):
+    if not all(isinstance(value, FIELD_TYPES[name]) for user in shown for name, value in user.items()):
         raise MalformedAnswer("the answer has a user whose id, name or state is no such thing")
     return {"totalResults": total, "Resources": shown}
 
