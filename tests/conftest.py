@@ -4,17 +4,13 @@ import logging
 import os
 import signal
 import subprocess
-import sys
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
 from tests.connect_server import connect_server_of, why_not
+from tests.fake_databricks import FakeDatabricks
+from tests.helpers import FakeClock, run_command, write_users
 
-ROOT = Path(__file__).resolve().parent.parent
-SCANNER = "databricks_user_files_simple.py"
-USER_LIST = "databricks_user_list.py"
 PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
 
@@ -47,64 +43,30 @@ def clean_log():
     log.setLevel(logging.NOTSET)
 
 
-class FakeClock:
-    """A clock for DatabricksClient(config, threads, clock=clock, sleep=clock.sleep): sleeping takes no time."""
-
-    def __init__(self, now=1000.0):
-        self.now = now
-        self.sleeps = []
-
-    def __call__(self):
-        return self.now
-
-    def sleep(self, seconds):
-        self.sleeps.append(seconds)
-        self.now += seconds
-
-    @property
-    def waits(self):
-        """The sleeps that were longer than nothing."""
-        return [seconds for seconds in self.sleeps if seconds > 0]
-
-
 @pytest.fixture
 def clock():
     return FakeClock()
-
-
-@dataclass
-class Result:
-    """How a command ended, and what it wrote; output and errors are text with the line ends it has."""
-
-    code: int
-    out: str
-    err: str
-
-    def __repr__(self):
-        return f"exit {self.code}\n--- stdout\n{self.out}\n--- stderr\n{self.err}"
-
-
-def run_command(script, *words, env=None, stdin=None, cwd=None, timeout=30):
-    """Run one of the two scripts (SCANNER, USER_LIST) as a process; env is added to this process's environment."""
-    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **(env or {})}
-    data = stdin.encode() if isinstance(stdin, str) else stdin
-    where = {"stdin": subprocess.DEVNULL} if data is None else {"input": data}
-    done = subprocess.run(
-        [sys.executable, str(ROOT / script), *map(str, words)],
-        env=environment,
-        cwd=cwd,
-        capture_output=True,
-        timeout=timeout,
-        check=False,
-        **where,
-    )
-    return Result(done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace"))
 
 
 @pytest.fixture
 def command():
     """run_command(script, *words, env=..., stdin=...) in tmp_path."""
     return run_command
+
+
+@pytest.fixture
+def server():
+    """Ten users with about twenty directories each, answers after 4 ms; users.txt names them all."""
+    with FakeDatabricks(users=10, shape="small", latency=0.004) as server:
+        write_users(server.user_names)
+        yield server
+
+
+@pytest.fixture
+def small():
+    """Twelve users with about twenty directories each, answers after 5 ms."""
+    with FakeDatabricks(users=12, shape="small", latency=0.005) as server:
+        yield server
 
 
 @pytest.fixture

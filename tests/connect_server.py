@@ -3,13 +3,13 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+
+from tests.helpers import block_imports, free_port, until
 
 NOT_ON_WORKERS = (
     "databricks_user_files_simple",
@@ -20,32 +20,6 @@ NOT_ON_WORKERS = (
     "hypothesis",
     "databricks",
 )
-
-
-def until(condition, seconds=20):
-    """Wait for something to become true."""
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit, "did not happen"
-        time.sleep(0.001)
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
-
-
-def block_imports(folder, *names):
-    """A folder for PYTHONPATH with which Python cannot import these packages."""
-    folder.mkdir()
-    (folder / "sitecustomize.py").write_text(
-        "import sys\n"
-        "class Blocked:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        f"        if name.partition('.')[0] in {names!r}:\n"
-        "            raise ModuleNotFoundError(f'No module named {name!r}')\n"
-        "sys.meta_path.insert(0, Blocked())\n", encoding="utf-8")  # fmt: skip
-    return folder
 
 
 class ConnectServer:

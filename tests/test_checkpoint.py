@@ -3,8 +3,6 @@
 Commands are real processes. They are stopped by what they have done (requests, users saved), never after some time.
 """
 
-import csv
-import io
 import json
 import os
 import re
@@ -13,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -21,131 +18,32 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from databricks_user_files_simple import Checkpoint, FileSystemTotals, UserResult, open_checkpoint
-from tests.conftest import ROOT, SCANNER
-from tests.connect_server import until
+from databricks_user_files_simple import Checkpoint, open_checkpoint
 from tests.fake_databricks import FakeDatabricks, Fault, dbfs_file
-
-NAME = ".checkpoint_progress.json"
-WORDS = ("--users-file", "users.txt", "-o", "out.csv", "--threads", "4")
-HEADER = {"workspace_url": "https://adb-1.azuredatabricks.net",
-          "options": {"file_systems": ["dbfs", "workspace"], "users": "file"}}  # fmt: skip
-needs_posix = pytest.mark.skipif(os.name == "nt", reason="signals and mounts of POSIX")
-
+from tests.helpers import (
+    HEADER,
+    NAME,
+    SCANNER,
+    WORDS,
+    asked_for,
+    hang_when,
+    leave_unfinished,
+    make_result,
+    needs_posix,
+    run_and_kill,
+    running,
+    saved_users,
+    true_csv,
+    until,
+    write_checkpoint,
+    write_users,
+)
+from tests.strategies import RESULTS
 
 # Helpers
 
 
-def saved_users(path=NAME):
-    """The users in a checkpoint, found without the program; a torn last line is left out."""
-    try:
-        data = Path(path).read_bytes()
-    except FileNotFoundError:
-        return []
-    names = []
-    for line in data.split(b"\n")[1:]:
-        try:
-            names.append(json.loads(line.rstrip(b","))["username"])
-        except (ValueError, KeyError, TypeError):
-            continue
-    return names
-
-
-def true_csv(server, names=None):
-    """The CSV of a complete inventory, found without the program."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("username", "file_count", "total_size", "total_size_gb", "status", "file_source", "error"))
-    for name in names or server.user_names:
-        truth = server.truth(name)
-        files = {"dbfs": truth.dbfs_files, "workspace": truth.workspace_objects}
-        found = [file_system for file_system, number in files.items() if number]
-        source = "both" if len(found) == 2 else [*found, "none"][0]
-        status = "success" if truth.file_count else "empty"
-        size = truth.total_size
-        writer.writerow((name, truth.file_count, size, f"{size / 1024**3:.4f}", status, source, ""))
-    return text.getvalue().encode()
-
-
-def asked_for(server, name):
-    """How often one of the user's homes was listed."""
-    return sum(server.requests[api, f"/Users/{name}"] for api in ("dbfs", "workspace"))
-
-
-def write_users(names, path="users.txt"):
-    Path(path).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
-
-
-@contextmanager
-def running(server, login, *words, prefix=(), **variables):
-    """The scanner as a process that is not waited for; killed at the end."""
-    environment = {**os.environ, **login(server), "PYTHONDONTWRITEBYTECODE": "1", **variables}
-    command = [*prefix, sys.executable, str(ROOT / SCANNER), *(words or WORDS)]
-    with subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, text=True) as process:  # fmt: skip
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def hang_when(server, condition):
-    """From the request on at which the condition is true all hang; the fault that does it, which counts them."""
-    gate = Fault("hang", seconds=60)
-    gate.applies = lambda *_: condition()
-    server.change(faults=[gate])
-    return gate
-
-
-def run_and_kill(server, login, condition, *words):
-    """Run the scanner until the condition is true when it makes a request, then kill it with -9."""
-    gate = hang_when(server, condition)
-    with running(server, login, *words) as process:
-        until(lambda: process.poll() is not None or gate.hits)
-        process.kill()
-        process.communicate()
-    assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
-    server.change(faults=[])
-
-
-def leave_unfinished(server, login, users=2, *words):
-    """A checkpoint of a run that was killed after so many users, as bytes."""
-    run_and_kill(server, login, lambda: len(saved_users()) >= users, *words)
-    return Path(NAME).read_bytes()
-
-
-@pytest.fixture
-def server():
-    """Ten users with about twenty directories each, answers after 4 ms; users.txt names them all."""
-    with FakeDatabricks(users=10, shape="small", latency=0.004) as server:
-        write_users(server.user_names)
-        yield server
-
-
 # What is saved
-
-COUNTS = st.integers(0, 2**63 - 1)
-TEXTS = st.text(st.characters(), max_size=20)  # surrogates, too: a path may have them
-TOTALS = st.builds(
-    FileSystemTotals, files=COUNTS, bytes=COUNTS, directories=COUNTS, types=st.dictionaries(TEXTS, COUNTS, max_size=3),
-    failures=st.lists(st.fixed_dictionaries({"path": TEXTS, "error": TEXTS}), max_size=3),
-)  # fmt: skip
-USERNAMES = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="/\\"), min_size=1)
-RESULTS = st.builds(UserResult, username=USERNAMES, scanned_at=st.just("2026-11-23T04:00:00Z"),
-                    dbfs=st.none() | TOTALS, workspace=st.none() | TOTALS)  # fmt: skip
-
-
-def make_result(number, files=1, failures=()):
-    totals = FileSystemTotals(files, 10 * files, 1, {"FILE": files}, list(failures))
-    return UserResult(f"user{number}@example.com", "2026-11-23T04:00:00Z", totals, FileSystemTotals(0, 0, 1))
-
-
-def write_checkpoint(path, results, finished=False):
-    checkpoint = Checkpoint(path, HEADER)
-    for result in results:
-        checkpoint.save(result)
-    checkpoint.close(finished=finished)
-    return path.read_bytes()
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

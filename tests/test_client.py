@@ -4,7 +4,6 @@ import gzip
 import itertools
 import math
 import os
-import socket
 import time
 from email.utils import formatdate
 
@@ -23,6 +22,7 @@ from databricks_user_files_simple import (
     retry_wait,
 )
 from tests.fake_databricks import FakeDatabricks, Fault, dbfs_file
+from tests.helpers import free_port
 
 HOST = "https://adb-1.azuredatabricks.net"
 SECRET = "dapi-secret-0123456789"
@@ -359,17 +359,12 @@ def test_a_gzip_bomb_is_refused(clock, monkeypatch):
     assert "longer than" in str(caught.value)
 
 
-def closed_port():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
-
-
 def client_of(url, clock, token=SECRET):
     return DatabricksClient(DatabricksConfig(url, token), clock=clock, sleep=clock.sleep, jitter=lambda: 1.0)
 
 
 def test_the_first_request_to_an_unreachable_host_is_not_repeated(clock):
-    client = client_of(f"http://127.0.0.1:{closed_port()}", clock)
+    client = client_of(f"http://127.0.0.1:{free_port()}", clock)
     caught = fail(client)
     assert caught.unreachable
     assert clock.waits == []
@@ -415,7 +410,7 @@ def test_proxies_are_those_of_the_environment(clock, monkeypatch):
 def test_no_proxy_is_obeyed(clock, monkeypatch):
     with FakeDatabricks(users=0) as server:
         server.add_tree("dbfs", {"/Users/a": []})
-        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{closed_port()}")
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
         monkeypatch.setenv("no_proxy", "127.0.0.1")
         _, get = at_server(server, clock)
         assert get() == {}
@@ -613,5 +608,5 @@ def test_retry_after_holds_back_the_probe():
 
 @pytest.mark.skipif(os.name == "nt", reason="the message is the system's")
 def test_a_refused_connection_is_named_in_few_words(clock):
-    client = client_of(f"http://127.0.0.1:{closed_port()}", clock)
+    client = client_of(f"http://127.0.0.1:{free_port()}", clock)
     assert str(fail(client)) == "Connection refused"

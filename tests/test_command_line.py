@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 import databricks_user_files_simple as inventory
-from tests.conftest import SCANNER, USER_LIST, run_command
 from tests.fake_databricks import FakeDatabricks, Fault, dbfs_directory, dbfs_file, workspace_object
+from tests.helpers import SCANNER, USER_LIST, run_command
 
 SECRET = "dapi-secret-0123456789"
 HEADER = "username,file_count,total_size,total_size_gb,status,file_source,error\n"

@@ -12,9 +12,8 @@ from functools import partial
 
 import pytest
 
-from tests.conftest import ROOT, SCANNER, USER_LIST
 from tests.fake_databricks import FakeDatabricks, Fault
-from tests.test_checkpoint import until
+from tests.helpers import ROOT, SCANNER, USER_LIST, until
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 fcntl = pytest.importorskip("fcntl")

@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from tests import demo
-from tests.conftest import ROOT, SCANNER, USER_LIST, Result
 from tests.fake_databricks import FakeDatabricks, Fault
+from tests.helpers import ROOT, SCANNER, USER_LIST, Result
 
 POSIX = pytest.mark.skipif(os.name == "nt", reason="needs POSIX")
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -33,19 +33,22 @@ from databricks_user_files_simple import (
     process_user_batch_parallel,
     scan_users,
 )
-from tests.conftest import ROOT, SCANNER, FakeClock
-from tests.connect_server import until
 from tests.fake_databricks import FakeDatabricks, Fault, make_user_name
-from tests.test_checkpoint import (
+from tests.helpers import (
     NAME,
+    ROOT,
+    SCANNER,
     WORDS,
+    FakeClock,
     asked_for,
     hang_when,
     leave_unfinished,
     make_result,
+    needs_posix,
     running,
     saved_users,
     true_csv,
+    until,
     write_checkpoint,
     write_users,
 )
@@ -55,7 +58,6 @@ KINDS = ("500", "503", "reset", "reset_body", "truncated_json", "empty_429", "ht
 RATES = (0.01, 0.05, 0.2)
 SHAPES = {0: "deep", 3: "awkward", 4: "case", 5: "empty", 6: "none"}  # of the default run; the others are `small`
 soak = pytest.mark.soak
-needs_posix = pytest.mark.skipif(os.name == "nt", reason="signals, links and mounts of POSIX")
 needs_strace = pytest.mark.skipif(not shutil.which("strace"), reason="strace makes chosen system calls fail")
 
 
@@ -159,14 +161,6 @@ def hasty(monkeypatch):
     waits = {kind: (attempts, first / 40) for kind, (attempts, first) in scanner.RETRIES.items()}
     monkeypatch.setattr(scanner, "RETRIES", waits)
     monkeypatch.setattr(scanner, "FIRST_PROBE", 0.3)
-
-
-@pytest.fixture
-def server():
-    """Ten users with about twenty directories each, answers after 4 ms; users.txt names them all."""
-    with FakeDatabricks(users=10, shape="small", latency=0.004) as server:
-        write_users(server.user_names)
-        yield server
 
 
 HASTY = """

@@ -32,12 +32,8 @@ import requests
 import databricks_user_files_simple as scanner
 import databricks_user_list
 from databricks_user_files_simple import MalformedAnswer
-from tests.conftest import ROOT, SCANNER, USER_LIST
 from tests.fake_databricks import FakeDatabricks, Fault, dbfs_directory, dbfs_file, workspace_object
-from tests.test_client import closed_port
-
-needs_posix = pytest.mark.skipif(os.name == "nt", reason="measures with POSIX")
-
+from tests.helpers import ROOT, SCANNER, USER_LIST, free_port, needs_posix
 
 TOKENS = ("dapi0123456789abcdef-2", "a+b(c)[d]*\\e$^|f?.{2}/=%20~", "dapi\"quoted'<b>&amp;")
 
@@ -619,7 +615,7 @@ PASTED = ("https://user:{}@127.0.0.1:{port}/?o=1", "https://{}@127.0.0.1:{port}"
 
 @pytest.mark.parametrize("place", ["option", "profile", "environment"])
 def test_a_token_in_a_pasted_url_is_shown_nowhere(place, capsys, monkeypatch):
-    secret, port = TOKENS[0], closed_port()
+    secret, port = TOKENS[0], free_port()
     for text in PASTED:
         url, words = text.format(secret, port=port), ["a"]
         if place == "option":
@@ -851,7 +847,7 @@ def test_a_page_in_place_of_every_listing_is_an_error_for_every_user():
 
 
 def test_no_proxy_is_obeyed_and_a_loopback_address_never_goes_through_one(certificate):
-    dead = f"http://127.0.0.1:{closed_port()}"
+    dead = f"http://127.0.0.1:{free_port()}"
     with RawServer(empty_workspace, certificate) as server:
         ended = run(server, "a", environment={"HTTPS_PROXY": dead, "NO_PROXY": "localhost",
                                               "REQUESTS_CA_BUNDLE": str(certificate)})  # fmt: skip

@@ -20,10 +20,8 @@ pytest.importorskip("databricks.sdk.core")
 import databricks_user_files_simple as scanner
 import databricks_user_list
 from databricks_user_files_simple import DatabricksClient, InventoryError, load_databricks_config, scan_users
-from tests.conftest import ROOT, SCANNER, USER_LIST, Result
-from tests.connect_server import block_imports
 from tests.fake_databricks import TOKEN_URL, FakeDatabricks, Fault
-from tests.test_checkpoint import saved_users, true_csv, write_users
+from tests.helpers import ROOT, SCANNER, USER_LIST, Result, block_imports, saved_users, true_csv, write_users
 
 SECRET = "dose%(host)s-50%-0123456789"
 LIFETIME, DIES_AFTER = 41.0, 2.0

@@ -11,11 +11,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.conftest import ROOT, SCANNER, USER_LIST
-from tests.connect_server import until
-from tests.fake_databricks import FakeDatabricks, Fault
-from tests.test_checkpoint import asked_for, saved_users, true_csv
-from tests.test_parallel import hanging, needs_posix
+from tests.fake_databricks import Fault
+from tests.helpers import ROOT, SCANNER, USER_LIST, asked_for, hang_when, needs_posix, saved_users, true_csv, until
 
 manager = pytest.importorskip("jupyter_client.manager", reason="ipykernel is not installed")
 
@@ -142,13 +139,6 @@ def new_kernel(tmp_path):
         kernel.close()
 
 
-@pytest.fixture
-def small():
-    """Twelve users with about twenty directories each, answers after 5 ms."""
-    with FakeDatabricks(users=12, shape="small", latency=0.005) as server:
-        yield server
-
-
 def own(kernel, server, cell):
     """A cell with a reader's own workspace and folders in it."""
     values = {"/tmp/": f"{kernel.folder}/", "/Volumes/main/": f"{kernel.folder}/volume/",
@@ -251,7 +241,7 @@ def let_go(server):
 def interrupted(kernel, server, cell, requests=60):
     """What a cell brought that was interrupted when a few users were done, and answers came no more."""
     server.counts_reset()
-    gate = hanging(server, lambda: server.total_requests > requests)
+    gate = hang_when(server, lambda: server.total_requests > requests)
     return kernel.run(own(kernel, server, cell), interrupt_when=lambda: gate.hits >= 2)
 
 

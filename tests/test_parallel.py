@@ -37,16 +37,27 @@ from databricks_user_files_simple import (
     process_user_batch_parallel,
     scan_users,
 )
-from tests import test_checkpoint
-from tests.conftest import ROOT, SCANNER
-from tests.connect_server import block_imports, connect_server_of, free_port, standalone_cluster, until, why_not
+from tests.connect_server import connect_server_of, standalone_cluster, why_not
 from tests.fake_databricks import TOKEN_URL, FakeDatabricks, Fault
-from tests.test_checkpoint import NAME, asked_for, saved_users, true_csv, write_users
+from tests.helpers import (
+    NAME,
+    ROOT,
+    SCANNER,
+    WORDS,
+    asked_for,
+    block_imports,
+    free_port,
+    hang_when,
+    needs_posix,
+    running,
+    saved_users,
+    true_csv,
+    until,
+    write_users,
+)
 
-WORDS = ("--users-file", "users.txt", "-o", "out.csv", "--threads", "4")
 PATIENCE = 75  # seconds, with a server that is silent: SPEC has 60
 PYENV = Path(os.environ.get("PYENV_ROOT", "~/.pyenv")).expanduser()  # other interpreters
-needs_posix = pytest.mark.skipif(os.name == "nt", reason="signals and a shell script of POSIX")
 needs_pyspark = pytest.mark.skipif(find_spec("pyspark") is None, reason="pyspark is not installed")
 
 
@@ -102,11 +113,6 @@ def batches_of(lines):
     return [(match[2], int(match[3]), int(match[4]), float(match[5]), line) for match, line in found if match]
 
 
-def running(server, login, *words, **variables):
-    """The scanner as a process that is not waited for; killed at the end."""
-    return test_checkpoint.running(server, login, *WORDS, *words, **variables)
-
-
 @pytest.fixture
 def debug(caplog):
     caplog.set_level(logging.DEBUG, "databricks_user_files")
@@ -119,13 +125,6 @@ def hasty(monkeypatch):
     waits = {kind: (attempts, first / 10) for kind, (attempts, first) in scanner.RETRIES.items()}
     monkeypatch.setattr(scanner, "RETRIES", waits)
     monkeypatch.setattr(scanner, "FIRST_PROBE", 0.3)
-
-
-@pytest.fixture
-def small():
-    """Twelve users with about twenty directories each, answers after 5 ms."""
-    with FakeDatabricks(users=12, shape="small", latency=0.005) as server:
-        yield server
 
 
 # The results are the same
@@ -478,14 +477,6 @@ def test_a_worker_killed_in_mid_scan_costs_nothing(spark, debug):
     assert not any("sequential" in line for line in warnings_of(debug))
 
 
-def hanging(server, condition):
-    """All requests hang from the moment on at which the condition is true."""
-    gate = Fault("hang", seconds=60)
-    gate.applies = lambda *_: condition()
-    server.change(faults=[gate])
-    return gate
-
-
 def resumed(server, command, login, remote, saved):
     """The rest of a run: the truth, and nothing of those who were saved is listed again."""
     until(lambda: server.in_flight == 0)
@@ -504,8 +495,8 @@ def resumed(server, command, login, remote, saved):
 def test_killed_or_interrupted_it_goes_on_with_resume(connect_server, command, login, number):
     with FakeDatabricks(users=30, shape="small", latency=0.1) as server:
         write_users(server.user_names)
-        gate = hanging(server, lambda: len(saved_users()) >= 5)
-        with running(server, login, "--spark-remote", connect_server.remote) as process:
+        gate = hang_when(server, lambda: len(saved_users()) >= 5)
+        with running(server, login, *WORDS, "--spark-remote", connect_server.remote) as process:
             until(lambda: process.poll() is not None or gate.hits >= 8, 60)
             began = time.monotonic()
             process.send_signal(number)
@@ -535,7 +526,7 @@ def test_interrupting_leaves_the_users_own_queries_alone(spark):
     slow = udf(lambda _: __import__("time").sleep(3) or "done", "string")("id")
     query = threading.Thread(target=lambda: answers.extend(spark.range(0, 1, 1, 1).select(slow).collect()))
     with FakeDatabricks(users=12, shape="small", latency=0.05) as server:
-        gate = hanging(server, lambda: server.total_requests > 50)
+        gate = hang_when(server, lambda: server.total_requests > 50)
         query.start()
         results = process_user_batch_parallel(spark, server.user_names, config_of(server), 4)
         with pytest.raises(KeyboardInterrupt):
@@ -565,7 +556,7 @@ def test_a_connect_server_that_is_killed_and_stays_away(tmp_path, login):
     with connect_server_of(folder, "local[4]") as connect, FakeDatabricks(users=30, shape="small") as server:
         server.change(latency=0.1)
         write_users(server.user_names)
-        with running(server, login, "--spark-remote", connect.remote) as process:
+        with running(server, login, *WORDS, "--spark-remote", connect.remote) as process:
             until(lambda: process.poll() is not None or len(saved_users()) >= 3, 60)
             connect.kill()
             server.change(latency=0.0)
@@ -673,7 +664,7 @@ def test_no_parallel_wins(small, command, login, tmp_path):
 @needs_pyspark
 def test_a_server_that_cannot_be_reached(small, login):
     write_users(small.user_names)
-    with running(small, login, "--spark-remote", f"sc://127.0.0.1:{free_port()}") as process:
+    with running(small, login, *WORDS, "--spark-remote", f"sc://127.0.0.1:{free_port()}") as process:
         until(lambda: process.poll() is not None or Path("out.csv").exists(), PATIENCE)
         _, err = process.communicate(timeout=5)
     assert process.returncode == 0, err

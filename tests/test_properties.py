@@ -40,8 +40,8 @@ from databricks_user_files_simple import (
 )
 from databricks_user_list import USER_LIST_COLUMNS, list_profiles, parse_page, write_users
 from tests.fake_databricks import FakeDatabricks, dbfs_directory, dbfs_file, workspace_object
-from tests.test_checkpoint import HEADER, RESULTS, USERNAMES
-from tests.test_scan import flatten, plain_count, trees
+from tests.helpers import HEADER
+from tests.strategies import RESULTS, USERNAMES, flatten, plain_count, trees
 
 MANY = int(os.environ.get("INVENTORY_EXAMPLES", "1"))
 TOKEN = "dapi-5ecret-0123456789"

@@ -32,8 +32,9 @@ from databricks_user_files_simple import (
     scan_users,
     scan_workspace,
 )
-from tests.conftest import SCANNER
 from tests.fake_databricks import FakeDatabricks, Fault, dbfs_directory, dbfs_file, workspace_object
+from tests.helpers import SCANNER
+from tests.strategies import flatten, plain_count, trees
 
 FILE_SYSTEMS = ("dbfs", "workspace")
 ANN, BEN = "ann@example.com", "ben@example.com"
@@ -279,33 +280,6 @@ def test_no_users_are_no_requests(clock):
 
 
 # Names: any text without "/" that is neither "." nor ".."
-
-NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/"), min_size=1, max_size=12).filter(
-    lambda name: name not in (".", ".."))  # fmt: skip
-
-
-def trees(files):
-    """A tree is a dictionary from names to trees and files."""
-    return st.recursive(st.dictionaries(NAMES, files, max_size=4),
-                        lambda inner: st.dictionaries(NAMES, files | inner, max_size=4), max_leaves=12)  # fmt: skip
-
-
-def flatten(path, tree, as_file, as_directory):
-    """The listings of a tree, as the fake server takes them."""
-    result = {path: [as_directory(f"{path}/{name}") if isinstance(value, dict) else as_file(f"{path}/{name}", value)
-                     for name, value in tree.items()]}  # fmt: skip
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            result.update(flatten(f"{path}/{name}", value, as_file, as_directory))
-    return result
-
-
-def plain_count(tree):
-    """Files, sum of their values, directories."""
-    inner = [plain_count(value) for value in tree.values() if isinstance(value, dict)]
-    files = [value for value in tree.values() if not isinstance(value, dict)]
-    return (len(files) + sum(count[0] for count in inner), sum(value for value in files if isinstance(value, int))
-            + sum(count[1] for count in inner), 1 + sum(count[2] for count in inner))  # fmt: skip
 
 
 @settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])

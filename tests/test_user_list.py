@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings, strategies
 import databricks_user_files_simple
 import databricks_user_list
 from databricks_user_files_simple import FILE_SYSTEMS, read_usernames
-from tests.conftest import USER_LIST
 from tests.fake_databricks import FakeDatabricks, Fault, dbfs_file, workspace_object
+from tests.helpers import USER_LIST
 
 SECRET = "dapi-secret-0123456789"
 HEADER = "username,display_name,active,user_id\n"

@@ -1,0 +1,211 @@
+"""What test files share: places, a clock that nobody waits for, the commands as processes, and what is true."""
+
+import csv
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from databricks_user_files_simple import Checkpoint, FileSystemTotals, UserResult
+from tests.fake_databricks import Fault
+
+ROOT = Path(__file__).resolve().parent.parent
+SCANNER = "databricks_user_files_simple.py"
+USER_LIST = "databricks_user_list.py"
+NAME = ".checkpoint_progress.json"
+WORDS = ("--users-file", "users.txt", "-o", "out.csv", "--threads", "4")
+needs_posix = pytest.mark.skipif(os.name == "nt", reason="signals and mounts of POSIX")
+
+
+# Waiting
+
+
+class FakeClock:
+    """A clock for DatabricksClient(config, threads, clock=clock, sleep=clock.sleep): sleeping takes no time."""
+
+    def __init__(self, now=1000.0):
+        self.now = now
+        self.sleeps = []
+
+    def __call__(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.sleeps.append(seconds)
+        self.now += seconds
+
+    @property
+    def waits(self):
+        """The sleeps that were longer than nothing."""
+        return [seconds for seconds in self.sleeps if seconds > 0]
+
+
+def until(condition, seconds=20):
+    """Wait for something to become true."""
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit, "did not happen"
+        time.sleep(0.001)
+
+
+# The machine
+
+
+def free_port():
+    """A port at which nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def block_imports(folder, *names):
+    """A folder for PYTHONPATH with which Python cannot import these packages."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Blocked:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.partition('.')[0] in {names!r}:\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}')\n"
+        "sys.meta_path.insert(0, Blocked())\n", encoding="utf-8")  # fmt: skip
+    return folder
+
+
+# The commands as processes
+
+
+@dataclass
+class Result:
+    """How a command ended, and what it wrote; output and errors are text with the line ends it has."""
+
+    code: int
+    out: str
+    err: str
+
+    def __repr__(self):
+        return f"exit {self.code}\n--- stdout\n{self.out}\n--- stderr\n{self.err}"
+
+
+def run_command(script, *words, env=None, stdin=None, cwd=None, timeout=30):
+    """Run one of the two scripts (SCANNER, USER_LIST) as a process; env is added to this process's environment."""
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **(env or {})}
+    data = stdin.encode() if isinstance(stdin, str) else stdin
+    where = {"stdin": subprocess.DEVNULL} if data is None else {"input": data}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / script), *map(str, words)],
+        env=environment,
+        cwd=cwd,
+        capture_output=True,
+        timeout=timeout,
+        check=False,
+        **where,
+    )
+    return Result(done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace"))
+
+
+@contextmanager
+def running(server, login, *words, prefix=(), **variables):
+    """The scanner as a process that is not waited for; killed at the end."""
+    environment = {**os.environ, **login(server), "PYTHONDONTWRITEBYTECODE": "1", **variables}
+    command = [*prefix, sys.executable, str(ROOT / SCANNER), *(words or WORDS)]
+    with subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, text=True) as process:  # fmt: skip
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def hang_when(server, condition):
+    """From the request on at which the condition is true all hang; the fault that does it, which counts them."""
+    gate = Fault("hang", seconds=60)
+    gate.applies = lambda *_: condition()
+    server.change(faults=[gate])
+    return gate
+
+
+def run_and_kill(server, login, condition, *words):
+    """Run the scanner until the condition is true when it makes a request, then kill it with -9."""
+    gate = hang_when(server, condition)
+    with running(server, login, *words) as process:
+        until(lambda: process.poll() is not None or gate.hits)
+        process.kill()
+        process.communicate()
+    assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
+    server.change(faults=[])
+
+
+def leave_unfinished(server, login, users=2, *words):
+    """A checkpoint of a run that was killed after so many users, as bytes."""
+    run_and_kill(server, login, lambda: len(saved_users()) >= users, *words)
+    return Path(NAME).read_bytes()
+
+
+# What they read and leave behind, found without the program
+
+
+def write_users(names, path="users.txt"):
+    Path(path).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+
+
+def saved_users(path=NAME):
+    """The users in a checkpoint, found without the program; a torn last line is left out."""
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        return []
+    names = []
+    for line in data.split(b"\n")[1:]:
+        try:
+            names.append(json.loads(line.rstrip(b","))["username"])
+        except (ValueError, KeyError, TypeError):
+            continue
+    return names
+
+
+def asked_for(server, name):
+    """How often one of the user's homes was listed."""
+    return sum(server.requests[api, f"/Users/{name}"] for api in ("dbfs", "workspace"))
+
+
+def true_csv(server, names=None):
+    """The CSV of a complete inventory, found without the program."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("username", "file_count", "total_size", "total_size_gb", "status", "file_source", "error"))
+    for name in names or server.user_names:
+        truth = server.truth(name)
+        files = {"dbfs": truth.dbfs_files, "workspace": truth.workspace_objects}
+        found = [file_system for file_system, number in files.items() if number]
+        source = "both" if len(found) == 2 else [*found, "none"][0]
+        status = "success" if truth.file_count else "empty"
+        size = truth.total_size
+        writer.writerow((name, truth.file_count, size, f"{size / 1024**3:.4f}", status, source, ""))
+    return text.getvalue().encode()
+
+
+# Results and checkpoints
+
+HEADER = {"workspace_url": "https://adb-1.azuredatabricks.net",
+          "options": {"file_systems": ["dbfs", "workspace"], "users": "file"}}  # fmt: skip
+
+
+def make_result(number, files=1, failures=()):
+    totals = FileSystemTotals(files, 10 * files, 1, {"FILE": files}, list(failures))
+    return UserResult(f"user{number}@example.com", "2026-11-23T04:00:00Z", totals, FileSystemTotals(0, 0, 1))
+
+
+def write_checkpoint(path, results, finished=False):
+    checkpoint = Checkpoint(path, HEADER)
+    for result in results:
+        checkpoint.save(result)
+    checkpoint.close(finished=finished)
+    return path.read_bytes()
