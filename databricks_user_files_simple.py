@@ -50,9 +50,11 @@ log = logging.getLogger("databricks_user_files")
 
 # --- Constants ------------------------------------------------------------------------------------------------------
 
+VERSION = "1.0.0"
 FILE_SYSTEMS = ("dbfs", "workspace")
 WORKSPACE_DIRECTORIES = ("DIRECTORY", "REPO")  # object_types that are descended into; every other is a file
 WORKSPACE_OBJECT_SIZE = 10_000  # bytes; an estimate, because workspace/list gives no size for notebooks
+USER_AGENT = f"databricks-user-files/{VERSION}"
 ME_PATH = "/api/2.0/preview/scim/v2/Me"
 METADATA_PATH = "/.well-known/databricks-config"  # what databricks-sdk asks a host for first
 LOGIN_KEYS = {  # of a profile, and the kind of login (auth_type of databricks-sdk) that each stands for
@@ -668,7 +670,7 @@ class DatabricksClient:
         self.reached = False
         self.decoding = threading.RLock()
         self.adapter = BoundedAdapter(pool_connections=1, pool_maxsize=threads)
-        self.headers = {"Accept": "application/json", "Accept-Encoding": "gzip", "User-Agent": "databricks-user-files"}
+        self.headers = {"Accept": "application/json", "Accept-Encoding": "gzip", "User-Agent": USER_AGENT}
         # Proxies and CA bundle: read from the environment once. A session would do it, and more, at every request.
         with requests.Session() as session:
             self.settings = session.merge_environment_settings(config.host, {}, True, None, None)
@@ -2458,6 +2460,7 @@ def build_parser() -> argparse.ArgumentParser:
     volume = parser.add_mutually_exclusive_group()
     volume.add_argument("-q", "--quiet", action="store_true", help="warnings, errors and the summary only")
     volume.add_argument("--debug", action="store_true", help="each directory, retry and wait; tracebacks")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     return parser
 
 

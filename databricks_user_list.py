@@ -10,6 +10,7 @@ from typing import Any
 
 from databricks_user_files_simple import (
     FILE_SYSTEMS,
+    VERSION,
     DatabricksClient,
     DatabricksError,
     InventoryError,
@@ -249,6 +250,7 @@ def build_user_list_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--list-profiles", action="store_true", help="show the profiles of ~/.databrickscfg, and end")
     parser.add_argument("--debug", action="store_true", help="each retry and wait; tracebacks")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     return parser
 
 

@@ -12,8 +12,10 @@ import threading
 from pathlib import Path
 
 import pytest
+import responses
 
 import databricks_user_files_simple as inventory
+import databricks_user_list
 from tests.fake_databricks import FakeDatabricks, Fault, dbfs_directory, dbfs_file, workspace_object
 from tests.helpers import SCANNER, USER_LIST, run_command
 
@@ -592,6 +594,17 @@ def test_on_a_terminal_a_bar_shows_users_and_requests_per_second(login):
     assert "12/12 users" in text
     assert re.search(r"\d+ requests/s", text)
     assert re.search(r"\d+ files", text)
+
+
+@responses.activate
+def test_both_commands_have_one_version_and_tell_the_service(capsys):
+    responses.get(re.compile("https://"), status=403)
+    for main, words in ((inventory.main, ["a"]), (databricks_user_list.main, [])):
+        assert main(["--version"]) == 0
+        assert capsys.readouterr().out.endswith(f".py {inventory.VERSION}\n")
+        main(["--workspace-url", "https://adb-1.net", "--token", SECRET, *words])
+    agents = {call.request.headers["User-Agent"] for call in responses.calls}
+    assert agents == {f"databricks-user-files/{inventory.VERSION}"}
 
 
 @pytest.mark.parametrize("script", [SCANNER, USER_LIST])
