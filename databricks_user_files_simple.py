@@ -2637,7 +2637,7 @@ def run_command(parser: argparse.ArgumentParser, argv: list[str] | None, run: Ca
         log.propagate = True
 
 
-def main(argv: list[str] | None = None, spark: Any = None) -> int:
+def user_files(argv: list[str] | None = None, spark: Any = None) -> int:
     """The command. Returns its exit code: 0, 1 (rows partial or error), 2 (it could not run), 130 (interrupted).
 
     `spark` is a notebook's session over which to spread the scan; --no-parallel wins over it.
@@ -2646,6 +2646,8 @@ def main(argv: list[str] | None = None, spark: Any = None) -> int:
     parser.set_defaults(spark=spark)
     return run_command(parser, argv, run)
 
+
+main = user_files
 
 if __name__ == "__main__" and "get_ipython" not in globals():  # not when pasted into a notebook
     exit_code = main()

@@ -282,10 +282,12 @@ def run_user_list(args: argparse.Namespace) -> int:
     return 1 if missing or refused else 0
 
 
-def main(argv: list[str] | None = None) -> int:
+def user_list(argv: list[str] | None = None) -> int:
     """The command. Returns its exit code: 0, 1 (users are missing), 2 (it could not run), 130 (interrupted)."""
     return run_command(build_user_list_parser(), argv, run_user_list)
 
+
+main = user_list
 
 if __name__ == "__main__" and "get_ipython" not in globals():  # not when pasted into a notebook
     raise SystemExit(main())

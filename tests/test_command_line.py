@@ -596,6 +596,14 @@ def test_on_a_terminal_a_bar_shows_users_and_requests_per_second(login):
     assert re.search(r"\d+ files", text)
 
 
+def test_the_files_have_no_name_in_common_but_main_and_what_one_imports():
+    ours = {name for name, value in vars(inventory).items() if not name.startswith("_")}
+    theirs = vars(databricks_user_list)
+    assert [name for name in ours & theirs.keys() if theirs[name] is not vars(inventory)[name]] == ["main"]
+    assert inventory.main is inventory.user_files
+    assert databricks_user_list.main is databricks_user_list.user_list
+
+
 @responses.activate
 def test_both_commands_have_one_version_and_tell_the_service(capsys):
     responses.get(re.compile("https://"), status=403)
