@@ -107,7 +107,7 @@ LOWEST_RATE, UNPACED_RATE = 1.0, 1000.0  # requests/s; from the latter on there 
 OUTAGE_FAILURES = 10  # in a row, of one API
 LONGEST_OUTAGE = 15 * 60.0  # seconds
 FIRST_PROBE, LAST_PROBE = 2.0, 60.0  # seconds between two probes of an API that is away
-DEFAULT_THREADS, MOST_THREADS = 16, 1000
+DEFAULT_THREADS, MOST_THREADS = 16, 64
 OPEN_USERS = 500  # scanned at the same time at most: bounds the memory, and what a crash can lose
 CHECKPOINT_FILE = ".checkpoint_progress.json"
 SYNC_SECONDS = 1.0
@@ -2437,7 +2437,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         type=partial(whole_number, most=MOST_THREADS),
         default=DEFAULT_THREADS,
-        help="requests in flight at the most (default: %(default)s)",
+        help="requests in flight at the most, 1 to 64 (default: %(default)s)",
     )
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--cluster-id", metavar="ID", help="spread the scan over this Databricks cluster")

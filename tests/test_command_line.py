@@ -110,6 +110,7 @@ BAD_SCANS = {
     "details folder missing": (("--users-file", "users.txt", "--details", "missing/d.json"), {}, "missing/d.json"),
     "threads 0": (("a", "--threads", "0"), {}, "--threads"),
     "threads -1": (("a", "--threads", "-1"), {}, "--threads"),
+    "threads 65": (("a", "--threads", "65"), {}, "from 1 to 64"),
     "threads no number": (("a", "--threads", "many"), {}, "--threads"),
     "both only": (("a", "--dbfs-only", "--workspace-only"), {}, "--workspace-only"),
     "quiet and debug": (("a", "--quiet", "--debug"), {}, "--debug"),
