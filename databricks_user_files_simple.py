@@ -15,7 +15,6 @@ import csv
 import heapq
 import http.client
 import io
-import ipaddress
 import json
 import logging
 import math
@@ -301,11 +300,11 @@ def load_databricks_config(
     beside it. A login without a token is made by databricks-sdk, which reads LOGIN_VARIABLES and others, too. Raises
     InventoryError. Where profiles are kept: config.py of databricks-sdk.
     """
-    host = None if workspace_url is None else normalize_host(workspace_url)
+    host = None if workspace_url is None else normalize_host(workspace_url, "--workspace-url")
     if token is not None:
         if host is None:
             raise InventoryError("--token goes to no host but the one that is given with it: add --workspace-url")
-        return DatabricksConfig(host, check_token(token), "command line")
+        return DatabricksConfig(host, check_token(token, "--token"), "command line")
     config = config_from_profile(profile, host) or config_from_environment(host) or config_from_notebook(host)
     if config is None:
         raise InventoryError(
@@ -333,15 +332,23 @@ def read_profiles() -> tuple[dict[str, dict[str, str]], str | None]:
     except OSError as error:
         raise InventoryError(f"{profile_file()} cannot be read: {error.strerror}") from error
     profiles = {name: dict(parser.items(name)) for name in parser.sections()}
+    for name, values in profiles.items():
+        for key, value in values.items():
+            if "\n" in value:
+                raise InventoryError(
+                    f"{key} of profile {name} in {profile_file()} goes over two lines: no line may begin with a blank"
+                )
     return profiles, profiles.pop("__settings__", {}).get("default_profile")
 
 
 def config_from_profile(profile: str | None, host: str | None) -> DatabricksConfig | None:
     """The login of the named or default profile; None if there is no default, or it is of another host than `host`."""
-    named = profile if profile is not None else os.environ.get("DATABRICKS_CONFIG_PROFILE") or None
+    named, where = profile, "--profile"
+    if named is None:
+        named, where = os.environ.get("DATABRICKS_CONFIG_PROFILE") or None, "DATABRICKS_CONFIG_PROFILE"
     if not os.path.exists(profile_file()):
         if named is not None:
-            log.warning("profile %s is not used, because there is no %s: the environment serves", named, profile_file())
+            log.warning("%s is not used, because there is no %s: the environment serves", where, profile_file())
         return None
     profiles, default = read_profiles()
     # A new file of the CLI begins with an empty [DEFAULT].
@@ -349,11 +356,12 @@ def config_from_profile(profile: str | None, host: str | None) -> DatabricksConf
     if name is None:
         return None
     if name not in profiles:
-        raise InventoryError(f"no profile {name!r} in {profile_file()}; it has: {', '.join(profiles) or 'none'}")
+        where = where if named is not None else "default_profile"
+        raise InventoryError(f"{where} names no profile of {profile_file()}; it has: {', '.join(profiles) or 'none'}")
     values, source = profiles[name], f"profile {name} in {profile_file()}"
     if not values.get("host"):
         raise InventoryError(f"{source} has no host")
-    configured = normalize_host(values["host"])
+    configured = normalize_host(values["host"], f"host of {source}")
     if host not in (None, configured):
         if named is None:
             return None
@@ -364,7 +372,7 @@ def config_from_profile(profile: str | None, host: str | None) -> DatabricksConf
         return Login(source, configured, {**values, "auth_type": kind, "profile": cli_profile}).config()
     if not values.get("token"):
         raise InventoryError(f"{source} has no token; `databricks configure --profile {name}` asks for one")
-    return DatabricksConfig(configured, check_token(values["token"]), source)
+    return DatabricksConfig(configured, check_token(values["token"], f"token of {source}"), source)
 
 
 def kind_of_login(values: dict[str, str]) -> str:
@@ -377,12 +385,13 @@ def kind_of_login(values: dict[str, str]) -> str:
 
 def config_from_environment(host: str | None) -> DatabricksConfig | None:
     token, kind = os.environ.get("DATABRICKS_TOKEN"), os.environ.get("DATABRICKS_AUTH_TYPE") or "pat"
-    configured = os.environ.get("DATABRICKS_WORKSPACE_URL") or os.environ.get("DATABRICKS_HOST")
-    target = normalize_host(configured) if configured else host
+    variable = "DATABRICKS_WORKSPACE_URL" if os.environ.get("DATABRICKS_WORKSPACE_URL") else "DATABRICKS_HOST"
+    configured = os.environ.get(variable)
+    target = normalize_host(configured, variable) if configured else host
     if target is None or host not in (None, target):
         return None
     if token and kind == "pat":
-        return DatabricksConfig(target, check_token(token), "environment")
+        return DatabricksConfig(target, check_token(token, "DATABRICKS_TOKEN"), "environment")
     return Login("environment", target).config() if any(map(os.environ.get, LOGIN_VARIABLES)) else None
 
 
@@ -391,7 +400,7 @@ def config_from_notebook(host: str | None) -> DatabricksConfig | None:
         return None
     login = Login("notebook", "", NOTEBOOK_LOGIN)
     try:
-        found = normalize_host(login.connect().host)
+        found = normalize_host(login.connect().host, "the notebook's host")
     except InventoryError:
         raise
     except Exception as error:  # a process beside the notebook, which has no login of its own
@@ -448,7 +457,7 @@ class Login:
             self.sdk, header = authenticate() if in_notebook else in_thread(authenticate, LOGIN_SECONDS)
             if not re.match("bearer ", header, re.I):
                 raise InventoryError(f"{self.source} has a login ({self.sdk.auth_type}) that gives no token")
-            self.token, self.failure = check_token(header[7:]), None
+            self.token, self.failure = check_token(header[7:], f"the token of {self.source}"), None
         except InventoryError:
             raise
         except Exception as error:
@@ -501,37 +510,36 @@ class Login:
             settings |= {name: value for name, value in self.values.items() if value and name in known}
         settings |= {"host": self.host} if self.host else {}
         config = Config(**settings | {"disable_async_token_refresh": True, "retry_timeout_seconds": 1})
-        if self.host and normalize_host(config.host) != self.host.removesuffix(":443"):
-            raise InventoryError(f"{self.source} is for {self.host}, and logs in to {config.host}")
+        if self.host and normalize_host(config.host, f"host of {self.source}") != self.host.removesuffix(":443"):
+            raise InventoryError(f"{self.source} is for {self.host}, and logs in to another host")
         return config
 
 
-def normalize_host(text: str) -> str:
-    """Scheme, host and port of what people paste: 'adb-1.net/?o=1' becomes 'https://adb-1.net'."""
-    place = re.match(r"(\s*\w+://)?(?:.*@)?([^/?#;]*)", text, re.S)
-    shown = repr("".join(place.groups("")) if place else "")  # people paste secrets, too
-    try:
-        if re.search(r"[\s\\]", text.strip()):  # which urlsplit drops, or takes for another host than browsers do
-            raise ValueError
-        parts = urlsplit(text.strip() if re.match(r"\s*\w+://", text) else f"https://{text.strip()}")
-        name, port = parts.hostname or "", parts.port
-        alone = re.sub(r":\d+$", "", parts.netloc.rpartition("@")[2]).lower()
-        if "%" in name or alone != (f"[{name}]" if ":" in name else name):  # https:/x, [v1.x], [::1].x
-            raise ValueError
-        address = ipaddress.ip_address(name) if ":" in name or re.fullmatch(r"[\d.]+", name) else None
-    except ValueError:
-        parts = name = address = None  # type: ignore[assignment]
-    is_host = address or name and re.fullmatch(r"[\w-]{1,63}(\.[\w-]{1,63})*\.?", name, re.A)
-    if not is_host or parts.scheme not in ("http", "https"):
-        raise InventoryError(f"not a workspace URL: {shown}; it looks like https://adb-123.4.azuredatabricks.net")
-    if parts.scheme == "http" and not (name == "localhost" or address and address.is_loopback):
-        raise InventoryError(f"{shown} would send the token unencrypted: use https://{name}")
-    return f"{parts.scheme}://{f'[{name}]' if ':' in name else name}{'' if port is None else f':{port}'}"
+def normalize_host(text: str, where: str) -> str:
+    """Scheme, host and port of what people paste: 'adb-1.net/?o=1' becomes 'https://adb-1.net'.
+
+    Raises InventoryError, which says `where` the text stands and never shows it: people paste secrets, too.
+    """
+    url = text.strip()
+    if not re.match(r"\w+://", url):
+        url = f"https://{url}"
+    address = None
+    with suppress(ValueError):  # a port that is none, half a pair of brackets
+        parts = urlsplit(url)
+        port = "" if parts.port is None else f":{parts.port}"
+        address = re.fullmatch(r"(.*@)?([\w-]{1,63}(\.[\w-]{1,63})*|\[[\da-f:]+\])(:\d+)?", parts.netloc, re.A | re.I)
+    # urlsplit drops some blanks, and takes a backslash for a part of the host
+    if not address or parts.scheme not in ("http", "https") or re.search(r"[\s\\]", url):
+        raise InventoryError(f"{where} is not a workspace URL, which looks like https://adb-123.4.azuredatabricks.net")
+    name = address[2].lower()
+    if parts.scheme == "http" and not re.fullmatch(r"localhost|127(\.\d{1,3}){3}|\[::1\]", name):
+        raise InventoryError(f"{where} begins with http://, which would send the token unencrypted: use https://")
+    return f"{parts.scheme}://{name}{port}"
 
 
-def check_token(token: str) -> str:
+def check_token(token: str, where: str) -> str:
     if not re.fullmatch(r"[\x21-\x7e]+", token):
-        raise InventoryError("the token is empty, or has characters that no token has (spaces, line breaks)")
+        raise InventoryError(f"{where} is empty, or has characters that no token has (spaces, line breaks)")
     return token
 
 
@@ -2392,14 +2400,17 @@ def read_users_file(path: str) -> list[tuple[str, str]]:
 
 def whole_number(text: str, most: int) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) < 10 and 1 <= int(text) <= most):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {most:,}")
+        raise argparse.ArgumentTypeError(f"not a number from 1 to {most:,}")
     return int(text)
 
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
-        message = re.sub(r"(--?t\w*[= ])\S+|dapi\S+", r"\1***", message, flags=re.I)  # --tokn=...
-        raise InventoryError(f"{without_secrets(message)} (see --help)")
+        """Without the values, which may be secrets in a wrong place."""
+        what, unknown, words = message.partition("unrecognized arguments:")
+        names = [word.partition("=")[0] for word in words.split() if word.startswith("--")]
+        what = re.sub(r" '.*", "", what, flags=re.S)
+        raise InventoryError(f"{' '.join([what + unknown, *names])} (see --help)")
 
 
 def add_login_options(parser: argparse.ArgumentParser) -> None:
@@ -2567,7 +2578,10 @@ def resume_command(args: argparse.Namespace) -> str:
     words = [word for word in args.argv if word != "--resume" and not word.startswith("--token=")]
     urls = {
         url: clean(url)
-        for url, clean in ((args.workspace_url, normalize_host), (args.spark_remote, without_secrets))
+        for url, clean in (
+            (args.workspace_url, partial(normalize_host, where="")),
+            (args.spark_remote, without_secrets),
+        )
         if url
     }
     for url, shown in urls.items():  # people paste secrets, too

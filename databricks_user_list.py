@@ -225,7 +225,7 @@ def list_profiles() -> int:
 
 def shown_host(values: dict[str, str]) -> str:
     try:
-        return normalize_host(values["host"])
+        return normalize_host(values["host"], "host")
     except (KeyError, InventoryError):
         return "no host"
 
