@@ -1,4 +1,7 @@
-"""Fixtures of all tests: a clean environment, a clock that nobody waits for, the commands as real processes."""
+"""Fixtures of all tests: a clean environment, a clock that nobody waits for, the commands as real processes.
+
+And the markers of tests that are left out of the everyday loop: what a test uses says what it takes.
+"""
 
 import logging
 import os
@@ -12,6 +15,20 @@ from tests.fake_databricks import FakeDatabricks
 from tests.helpers import FakeClock, run_command, write_users
 
 PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+
+
+FIXTURES_OF = {  # marker -> the fixtures of which a test with this marker uses one
+    "spark": {"connect_server", "connect_servers"},
+    "kernel": {"new_kernel"},
+    "process": {"command", "login", "shell", "processes"},
+}
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        for marker, fixtures in FIXTURES_OF.items():
+            if fixtures.intersection(item.fixturenames):
+                item.add_marker(marker)
 
 
 # Under nohup, or as a shell's background job, these are ignored, and the processes that tests start inherit it.
@@ -70,8 +87,13 @@ def small():
 
 
 @pytest.fixture
+def processes():
+    """For tests that start processes without `command`, and log them in without `login`."""
+
+
+@pytest.fixture
 def login():
-    """login(server): the variables that log in at a fake server."""
+    """login(server): the variables that log a process in at a fake server."""
     return lambda server: {"DATABRICKS_HOST": server.url, "DATABRICKS_TOKEN": server.settings.token}
 
 
@@ -96,10 +118,17 @@ def small_disk(tmp_path):
 
 
 @pytest.fixture(scope="session")
-def connect_server(tmp_path_factory):
+def connect_servers():
+    """connect_servers(folder, master) is a Connect server of the test's own, in a `with`."""
     if reason := why_not():
         pytest.skip(reason)
-    with connect_server_of(tmp_path_factory.mktemp("connect"), "local[8]") as server:
+    return connect_server_of
+
+
+@pytest.fixture(scope="session")
+def connect_server(tmp_path_factory, connect_servers):
+    """The one that serves all tests of this process."""
+    with connect_servers(tmp_path_factory.mktemp("connect"), "local[8]") as server:
         yield server
 
 

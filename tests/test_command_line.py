@@ -512,6 +512,7 @@ def stopped_run(server, tmp_path, *token_words, users=("--users-file", "users"))
     return run_command(SCANNER, "--workspace-url", server.url, *token_words, "--threads", "1", "-o", "out.csv", *users)
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("form", [("--token", SECRET), (f"--token={SECRET}",)])
 def test_the_token_option_is_shown_and_saved_nowhere(tmp_path, form):
     with FakeDatabricks(users=8, shape="small", token=SECRET, expire_after_requests=40) as server:
@@ -533,6 +534,7 @@ def printed_command(result):
     (["a", "b c", "$d"], ("--users-file", "users")), (["a", "b c", "$d"], ("a", "b c", "$d")),
     (["a", "-odd", "$d"], ("--", "a", "-odd", "$d")),
 ], ids=["file", "named", "after --"])  # fmt: skip
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("token", ["option", "variable"])
 def test_the_printed_command_resumes_the_run_when_pasted(tmp_path, monkeypatch, names, users, token):
     with FakeDatabricks(users=names, shape="empty", token=SECRET, expire_after_requests=5) as server:  # 2 users

@@ -17,7 +17,10 @@ from tests.helpers import ROOT, SCANNER, USER_LIST, until
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 fcntl = pytest.importorskip("fcntl")
-pytestmark = pytest.mark.skipif(not shutil.which("flock"), reason="flock is not installed")
+pytestmark = [
+    pytest.mark.usefixtures("processes"),
+    pytest.mark.skipif(not shutil.which("flock"), reason="flock is not installed"),
+]
 
 
 def block(language, start):

@@ -129,6 +129,7 @@ def test_no_reason_is_given_for_a_line_that_is_not_there():
     assert [start for start in NOT_RUN if not any(line.startswith(start) for line in lines)] == []
 
 
+@pytest.mark.usefixtures("processes")
 def test_the_fake_workspace_starts_as_the_readme_says():
     [line] = [line for _, block in shell_blocks() for line in block.splitlines() if "tests.fake_databricks" in line]
     words = line.replace("8099", "0").split()[1:]  # any free port
@@ -139,6 +140,7 @@ def test_the_fake_workspace_starts_as_the_readme_says():
 
 
 @POSIX
+@pytest.mark.usefixtures("processes")
 def test_the_tour(monkeypatch, tmp_path, capfd):
     monkeypatch.setattr(demo, "LIMITS", {})
     monkeypatch.setattr(demo, "INTERRUPT_AFTER", 1.2)

@@ -594,6 +594,7 @@ def test_a_client_that_goes_away_is_counted(start):
 # As a program
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_program(tmp_path, number):
     truth_file = tmp_path / "truth.csv"

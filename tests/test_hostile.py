@@ -35,6 +35,8 @@ from databricks_user_files_simple import MalformedAnswer
 from tests.fake_databricks import FakeDatabricks, Fault, dbfs_directory, dbfs_file, workspace_object
 from tests.helpers import ROOT, SCANNER, USER_LIST, free_port, needs_posix
 
+pytestmark = pytest.mark.usefixtures("processes")
+
 TOKENS = ("dapi0123456789abcdef-2", "a+b(c)[d]*\\e$^|f?.{2}/=%20~", "dapi\"quoted'<b>&amp;")
 
 

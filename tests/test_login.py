@@ -511,6 +511,7 @@ def notebook(tmp_path, server, **modules):
     )
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_notebooks_own_login(tmp_path):
     with FakeDatabricks(users=3, shape="small") as server:
         done = notebook(tmp_path, server, sdk_credential_provider=NATIVE)
@@ -520,6 +521,7 @@ def test_a_notebooks_own_login(tmp_path):
         assert sorted(rows) == sorted(truth)
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_notebook_of_a_runtime_without_that_module(tmp_path):
     """Its host has TLS, which the fake workspace does not: nothing is asked of it."""
     with FakeDatabricks(users=1) as server:
@@ -528,6 +530,7 @@ def test_a_notebook_of_a_runtime_without_that_module(tmp_path):
         assert done.stdout == f"{where} notebook (OAuth, runtime) {server.settings.token}\n", done.stderr
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_notebook_beside_which_something_is_configured(tmp_path, work, monkeypatch):
     with FakeDatabricks(users=3, shape="small", **LOGIN) as server, FakeDatabricks() as other:
         work(server)

@@ -37,7 +37,7 @@ from databricks_user_files_simple import (
     process_user_batch_parallel,
     scan_users,
 )
-from tests.connect_server import connect_server_of, standalone_cluster, why_not
+from tests.connect_server import standalone_cluster
 from tests.fake_databricks import TOKEN_URL, FakeDatabricks, Fault
 from tests.helpers import (
     NAME,
@@ -549,11 +549,11 @@ def results_until(results, gate):
 
 
 @needs_posix
-def test_a_connect_server_that_is_killed_and_stays_away(tmp_path, login):
+def test_a_connect_server_that_is_killed_and_stays_away(connect_servers, tmp_path, login):
     """The rest is scanned from here; nobody waits long for a server that is gone, nor at the end for its farewell."""
     folder = tmp_path / "connect"
     folder.mkdir()
-    with connect_server_of(folder, "local[4]") as connect, FakeDatabricks(users=30, shape="small") as server:
+    with connect_servers(folder, "local[4]") as connect, FakeDatabricks(users=30, shape="small") as server:
         server.change(latency=0.1)
         write_users(server.user_names)
         with running(server, login, *WORDS, "--spark-remote", connect.remote) as process:
@@ -1039,12 +1039,10 @@ def test_at_a_limit_the_workers_share_the_pace(spark, debug):
 
 
 @pytest.mark.soak
-def test_on_a_master_and_two_workers(tmp_path, command, login):
-    if reason := why_not():
-        pytest.skip(reason)
+def test_on_a_master_and_two_workers(connect_servers, tmp_path, command, login):
     folder = tmp_path / "cluster"
     folder.mkdir()
-    with standalone_cluster(folder) as url, connect_server_of(folder, url) as connect, FakeDatabricks(
+    with standalone_cluster(folder) as url, connect_servers(folder, url) as connect, FakeDatabricks(
             users=60, latency=0.01) as server:  # fmt: skip
         until(lambda: connect.texts()["console"].count("Registered executor") == 2, 60)
         write_users(server.user_names)
