@@ -25,6 +25,7 @@ import re
 import shlex
 import signal
 import socket
+import stat
 import sys
 import tempfile
 import threading
@@ -2140,45 +2141,106 @@ def process_user_batch_parallel(
 
 @contextmanager
 def open_output(path: str) -> Iterator[Any]:
-    """A text file that gets its name when it is complete; '-' is stdout. Raises InventoryError."""
-    target, temporary = os.path.realpath(path), path
-    if not is_stream(path):
-        temporary = os.path.join(os.path.dirname(target), f".{os.path.basename(target)}.{os.getpid()}.tmp")
-        with suppress(OSError):  # of a run that was killed
-            os.unlink(temporary)
+    """A text file for UTF-8; '-' is stdout. Raises InventoryError, also where what is written does not get through.
+
+    A regular file is replaced when all is written, and keeps its mode; what is no such file is written in place.
+    """
     try:
-        with open_text(temporary, "w" if temporary == path else "x") as file:  # not through another's link
+        with open_place(path) as file:
+            yield Output(path, file)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+class Output:
+    """A file whose faults name it, also where two are written at a time."""
+
+    def __init__(self, path: str, file: Any):
+        self.path, self.file = path, file
+
+    def write(self, text: str) -> None:
+        try:
+            self.file.write(text)
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+
+
+def open_place(path: str) -> Any:
+    """A context manager with the file to write to."""
+    if stream := own_stream(path):
+        return open_stream(stream)
+    if is_written_in_place(path):
+        return open_text(path, "w")
+    return open_replacement(path)
+
+
+@contextmanager
+def open_replacement(path: str) -> Iterator[Any]:
+    """A new file beside that of the path, which gets its name in the end."""
+    target = os.path.realpath(path)
+    file = create_beside(target)
+    try:
+        with file:
             yield file
             file.flush()
-            if temporary != path:
-                os.fsync(file.fileno())
-    except BaseException as error:
-        if temporary != path:
-            with suppress(OSError):
-                os.unlink(temporary)
-        if isinstance(error, OSError):
-            raise InventoryError(f"{'stdout' if path == '-' else path} cannot be written: {error.strerror}") from error
+            os.fsync(file.fileno())
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(file.name)
         raise
     try:
-        if temporary != path:
-            os.replace(temporary, target)
+        os.replace(file.name, target)
     except OSError as error:
-        raise InventoryError(f"{path} cannot be replaced ({error.strerror}); the result is in {temporary}") from error
+        raise InventoryError(f"{path} cannot be replaced ({error.strerror}); the result is in {file.name}") from error
 
 
-def open_text(path: str, mode: str = "w") -> Any:
-    """The file, or stdout, for UTF-8 with line ends as they are written."""
-    file: Any = path
-    if path == "-":
-        if sys.stdout is not sys.__stdout__:  # a notebook's, whose descriptor is not the cell's output
-            return nullcontext(sys.stdout)
-        file = os.dup(sys.stdout.fileno())
+def create_beside(target: str) -> Any:
+    """A new text file with a name that nobody else can have, and with the mode of the target, if there is one."""
+    folder, name = os.path.split(target)
+    file = open_text(os.path.join(folder, f".{name}.{os.urandom(8).hex()}.tmp"), "x")
+    with suppress(OSError):  # there is no target, or the file system knows no modes
+        os.chmod(file.name, stat.S_IMODE(os.stat(target).st_mode))
+    return file
+
+
+def open_text(file: str | int, mode: str) -> Any:
+    """A file for UTF-8, with line ends as they are written."""
     return open(file, mode, encoding="utf-8", errors="backslashreplace", newline="")
 
 
-def is_stream(path: str) -> bool:
-    """Whether it is stdout, /dev/null or the like, which is written to but not replaced."""
-    return path == "-" or os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+def open_stream(number: int) -> Any:
+    """Our stdout (1) or stderr (2), which stays open."""
+    if number == 1 and sys.stdout is not sys.__stdout__:  # a notebook's, whose descriptor is not the cell's output
+        return nullcontext(sys.stdout)
+    return open_text(os.dup(number), "w")
+
+
+def own_stream(path: str) -> int | None:
+    """1 or 2 where the path is our stdout or stderr, under whatever name: what went there before has to stay."""
+    if path == "-":
+        return 1
+    for number, stream in ((1, sys.__stdout__), (2, sys.__stderr__)):
+        with suppress(OSError):
+            if stream is not None and os.path.samestat(os.stat(path), os.fstat(number)):
+                return number
+    return None
+
+
+def is_written_in_place(path: str) -> bool:
+    """Whether it is a device, a pipe or a mount point, none of which can be replaced."""
+    if os.path.isfile(path):
+        return is_mount_point(os.path.realpath(path))
+    return os.path.exists(path) and not os.path.isdir(path)
+
+
+def is_mount_point(path: str) -> bool:
+    """As os.path.ismount(), which does not see a file of the same file system that is mounted here (mount --bind)."""
+    try:
+        mounts = Path("/proc/self/mountinfo").read_bytes().splitlines()
+    except OSError:  # not Linux
+        return os.path.ismount(path)
+    points = [line.split()[4].decode("unicode_escape").encode("latin-1") for line in mounts]  # a blank is \040 there
+    return os.fsencode(path) in points
 
 
 def check_output(path: str) -> None:
@@ -2188,11 +2250,40 @@ def check_output(path: str) -> None:
             raise IsADirectoryError(0, "it is a folder")
         if path == "-" and sys.stdout is None:
             raise OSError(0, "it is closed; name a file with --output")
-        if not is_stream(path):
-            with tempfile.NamedTemporaryFile(dir=os.path.dirname(os.path.realpath(path))):
-                pass
+        if own_stream(path):
+            return
+        if not is_written_in_place(path):
+            file = create_beside(os.path.realpath(path))
+            file.close()
+            os.unlink(file.name)
+        elif not os.access(path, os.W_OK):
+            raise PermissionError(0, "it may not be written")
     except OSError as error:
-        raise InventoryError(f"{'stdout' if path == '-' else path} cannot be written: {error.strerror}") from error
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: str, error: OSError) -> InventoryError:
+    return InventoryError(f"{'stdout' if path == '-' else path} cannot be written: {error.strerror or error}")
+
+
+def identity(path: str) -> Any:
+    """What two paths have in common that are one file or stream."""
+    stream = own_stream(path)
+    with suppress(OSError):
+        found = os.fstat(stream) if stream else os.stat(path)
+        return found.st_dev, found.st_ino
+    with suppress(OSError):  # it is not there yet, or not even the current folder is
+        return os.path.realpath(path)
+    return path
+
+
+def check_places(outputs: list[str], inputs: list[str]) -> None:
+    """Raises InventoryError where one file or stream is named twice, or an output cannot be written."""
+    places = [identity(path) for path in outputs + inputs]
+    if len(set(places)) < len(places):
+        raise InventoryError("--output, --details, --users-file and --checkpoint must be different files")
+    for path in outputs:
+        check_output(path)
 
 
 def safe_cell(text: str) -> str:
@@ -2487,15 +2578,9 @@ def run(args: argparse.Namespace) -> int:
     config = load_databricks_config(args.profile, args.workspace_url, args.token)
     tell_login(config)
     names = read_usernames(args.users, args.users_file)
-    files = [
-        os.path.realpath(path)
-        for path in (args.output, args.details, args.users_file, args.checkpoint)
-        if path is not None and not is_stream(path)
-    ]
-    if len(set(files)) < len(files):
-        raise InventoryError("--output, --details, --users-file and --checkpoint must be different files")
-    check_output(args.output)
-    check_output(args.output if args.details is None else args.details)
+    outputs = [args.output] if args.details is None else [args.output, args.details]
+    inputs = [args.users_file, args.checkpoint] if os.path.isfile(args.users_file or "") else [args.checkpoint]
+    check_places(outputs, inputs)
     file_systems = FILE_SYSTEMS[:1] if args.dbfs_only else FILE_SYSTEMS[1:] if args.workspace_only else FILE_SYSTEMS
     header = {
         "workspace_url": config.host,

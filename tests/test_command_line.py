@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import stat
 import struct
 import subprocess
@@ -17,7 +18,7 @@ import responses
 import databricks_user_files_simple as inventory
 import databricks_user_list
 from tests.fake_databricks import FakeDatabricks, Fault, dbfs_directory, dbfs_file, workspace_object
-from tests.helpers import SCANNER, USER_LIST, run_command
+from tests.helpers import ROOT, SCANNER, USER_LIST, run_command
 
 SECRET = "dapi-secret-0123456789"
 HEADER = "username,file_count,total_size,total_size_gb,status,file_source,error\n"
@@ -119,6 +120,9 @@ BAD_SCANS = {
     "output is the users file otherwise": (("--users-file", "users.txt", "-o", "folder/../users.txt"), {}, "file"),
     "details are the output": (("a", "-o", "out", "--details", "out"), {}, "different files"),
     "output is the checkpoint": (("a", "-o", CHECKPOINT), {}, "different files"),
+    "details on stdout, too": (("a", "--details", "-"), {}, "different files"),
+    "details on stdout by another name": (("a", "--details", "/dev/stdout"), {}, "different files"),
+    "details and output are one device": (("a", "-o", "/dev/zero", "--details", "/dev/zero"), {}, "different files"),
     "checkpoint folder missing": (("a", "--checkpoint", "missing/c.json"), {}, "missing/c.json"),
     "not a checkpoint": (("--users-file", "users.txt", "--resume", "--checkpoint", "escape.txt"), {}, "escape.txt"),
 }  # fmt: skip
@@ -374,13 +378,56 @@ def test_a_short_result_does_not_go_to_stdout(command, login):
     assert result.out == ""
 
 
+ROW = "a,0,0,0.0000,empty,none,\n"
+
+
 @POSIX
-def test_an_output_that_is_a_link_stays_one(scan, quiet_server, tmp_path):
+def test_an_output_that_was_there_keeps_its_link_and_its_mode(scan, quiet_server, tmp_path):
     (tmp_path / "real.csv").write_text("old\n")
+    (tmp_path / "real.csv").chmod(0o600)
     (tmp_path / "out.csv").symlink_to("real.csv")
-    assert scan(quiet_server, "a")[0] == 0
+    assert scan(quiet_server, "a", "--details", "new.json")[0] == 0
     assert (tmp_path / "out.csv").is_symlink()
-    assert (tmp_path / "real.csv").read_text().startswith(HEADER)
+    assert (tmp_path / "real.csv").read_text() == HEADER + ROW
+    assert stat.S_IMODE((tmp_path / "real.csv").stat().st_mode) == 0o600
+    os.umask(umask := os.umask(0))
+    assert stat.S_IMODE((tmp_path / "new.json").stat().st_mode) == 0o666 & ~umask
+
+
+OWN_STDOUT = ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", "all.csv", "link", "folder/../all.csv"]
+
+
+@POSIX
+@pytest.mark.parametrize(("script", "name", "mode"), [(SCANNER, name, "ab") for name in OWN_STDOUT] + [
+    (SCANNER, "/dev/stdout", "wb"), (USER_LIST, "/dev/stdout", "ab"),
+])  # fmt: skip
+def test_what_went_to_our_own_stdout_before_stays_there(login, tmp_path, quiet_server, script, name, mode):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("all.csv")
+    words = [sys.executable, ROOT / script, *["a"] * (script == SCANNER), "-o", name]
+    with open("all.csv", mode) as file:
+        file.write(b"before\n")
+        file.flush()
+        done = subprocess.run(words, stdout=file, env={**os.environ, **login(quiet_server)}, check=False)
+        file.seek(0, os.SEEK_END)
+        file.write(b"after\n")
+    assert done.returncode == 0
+    text = HEADER + ROW if script == SCANNER else "username,display_name,active,user_id\n"
+    assert (tmp_path / "all.csv").read_text() == f"before\n{text}after\n"
+    assert set(files_below(tmp_path)) == {"all.csv", "folder", "home", "link"}
+
+
+def test_temporary_files_of_others_stay_and_two_at_a_time_do_not_mix(tmp_path):
+    """In two containers each run may be process 1 of the same folder."""
+    with inventory.open_output("out.csv") as first:
+        [left] = tmp_path.glob(".out.csv*")
+        first.write("first")
+        with inventory.open_output("out.csv") as second:
+            second.write("second")
+        assert (tmp_path / "out.csv").read_text() == "second"
+        assert left.exists()
+    assert (tmp_path / "out.csv").read_text() == "first"
+    assert files_below(tmp_path) == ["home", "out.csv"]
 
 
 @POSIX
@@ -395,12 +442,9 @@ def test_a_device_as_output_stays_a_device(command, login, tmp_path, script, qui
         if os.geteuid() == 0:
             pytest.skip("root may replace /dev/null")
         device = Path("/dev/null")
-    words = ["a", "--details", str(device)] if script == SCANNER else []
-    result = command(script, *words[:1], "-o", device, env=login(quiet_server))
-    assert result.code == 0, result
-    assert stat.S_ISCHR(device.stat().st_mode)
-    if script == SCANNER:
-        assert command(script, *words, env=login(quiet_server)).code == 0
+    for words in (["a", "-o", device], ["a", "--details", device]) if script == SCANNER else (["-o", device],):
+        result = command(script, *words, env=login(quiet_server))
+        assert result.code == 0, result
         assert stat.S_ISCHR(device.stat().st_mode)
 
 
@@ -413,7 +457,67 @@ def test_a_pipe_as_output_gets_the_csv(command, login, tmp_path, quiet_server):
     result = command(SCANNER, "a", "-o", "pipe", env=login(quiet_server))
     reader.join(5)
     assert result.code == 0, result
-    assert got == [HEADER + "a,0,0,0.0000,empty,none,\n"]
+    assert got == [HEADER + ROW]
+
+
+@pytest.fixture
+def mounted(tmp_path):
+    """mounted(source, target, *options): the file is mounted over the other one, as containers get single files."""
+    mounts = []
+
+    def mount(source, target, *options):
+        for words in (
+            ["--bind", source, target],
+            *([["-o", f"remount,bind,{','.join(options)}", target]] if options else []),
+        ):
+            done = subprocess.run(["mount", *words], capture_output=True, text=True, check=False)
+            if done.returncode:
+                pytest.skip(f"no file can be mounted here: {done.stderr}")
+            mounts[:] = [target]
+
+    if not shutil.which("mount") or sys.platform != "linux":
+        pytest.skip("mount --bind is Linux's")
+    yield mount
+    for target in mounts:
+        subprocess.run(["umount", "-l", target], check=True)
+
+
+@pytest.mark.parametrize("name", ["out.csv", "a b\\\u00e9.csv"])
+def test_a_mounted_file_is_written_in_place(command, login, tmp_path, quiet_server, mounted, name):
+    (tmp_path / "outside").write_text("old, and longer than the new one" * 9)
+    (tmp_path / name).touch()
+    mounted(tmp_path / "outside", tmp_path / name)
+    result = command(SCANNER, "a", "-o", name, env=login(quiet_server))
+    assert result.code == 0, result
+    assert (tmp_path / "outside").read_text() == HEADER + ROW
+    assert set(files_below(tmp_path)) == {name, "home", "outside"}
+
+
+def test_a_file_that_is_mounted_read_only_is_found_out_before_the_scan(command, login, tmp_path, quiet_server, mounted):
+    for name in ("outside", "out.csv"):
+        (tmp_path / name).touch()
+    mounted(tmp_path / "outside", tmp_path / "out.csv", "ro")
+    asked = quiet_server.total_requests
+    result = command(SCANNER, "a", "-o", "out.csv", env=login(quiet_server))
+    assert result.code == 2, result
+    assert "out.csv cannot be written" in result.err
+    assert quiet_server.total_requests == asked
+
+
+CLOSED = {"a full disk": "{} >/dev/full", "closed": "{} >&-", "no reader": "{} | true; exit ${{PIPESTATUS[0]}}"}
+
+
+@POSIX
+@pytest.mark.skipif(not shutil.which("bash") or not os.path.exists("/dev/full"), reason="a shell of Linux")
+@pytest.mark.parametrize("stream", CLOSED)
+def test_a_stdout_of_the_user_list_that_is_closed_or_full_is_a_line(login, quiet_server, stream):
+    """tests/test_faults.py has those of the scanner."""
+    text = CLOSED[stream].format(f"'{sys.executable}' '{ROOT / USER_LIST}'")
+    done = subprocess.run(["bash", "-c", text], env={**os.environ, **login(quiet_server)}, capture_output=True,
+                          text=True, check=False)  # fmt: skip
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("Workspace ")]
+    assert (done.returncode, len(lines)) == (2, 1), done
+    assert "stdout cannot be written" in lines[0]
 
 
 # What is said
