@@ -40,7 +40,7 @@ from datetime import datetime, timedelta, timezone
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
 import requests
@@ -52,7 +52,11 @@ log = logging.getLogger("databricks_user_files")
 
 VERSION = "1.0.0"
 FILE_SYSTEMS = ("dbfs", "workspace")
-WORKSPACE_DIRECTORIES = ("DIRECTORY", "REPO")  # object_types that are descended into; every other is a file
+LISTED_TYPES = (
+    "DIRECTORY",
+    "REPO",
+    "UNKNOWN",
+)  # of entries that are listed in turn; without a type, it may be a folder
 WORKSPACE_OBJECT_SIZE = 10_000  # bytes; an estimate, because workspace/list gives no size for notebooks
 USER_AGENT = f"databricks-user-files/{VERSION}"
 ME_PATH = "/api/2.0/preview/scim/v2/Me"
@@ -131,6 +135,7 @@ NO_CONNECTION = (
     urllib3.exceptions.NewConnectionError,
 )
 NOT_READABLE = "not found, or not readable with this token"
+NOT_TOLD = "its name has a / in it: the API cannot be asked for it, or it may lie in another directory"
 CSV_COLUMNS = ("username", "file_count", "total_size", "total_size_gb", "status", "file_source", "error")
 FORMULA_STARTS = "=+@\uff1d\uff0b\uff0d\uff20-"  # of a cell; the middle ones are the full-width forms
 USER_COLUMNS = ("username", "user_name", "email")  # of a users file, in any letter case
@@ -196,6 +201,14 @@ class FileSystemTotals:
     types: dict[str, int] = field(default_factory=dict)
     failures: list[dict[str, str]] = field(default_factory=list)
 
+    def add_listing(self, listing: Listing) -> None:
+        self.files += len(listing.files)
+        self.bytes += listing.bytes
+        self.directories += not listing.is_file
+        for object_type, count in listing.types.items():
+            self.types[object_type] = self.types.get(object_type, 0) + count
+        self.failures += [{"path": path, "error": NOT_TOLD} for path in listing.odd]
+
     def add(self, other: FileSystemTotals) -> None:
         self.files += other.files
         self.bytes += other.bytes
@@ -242,7 +255,7 @@ class UserResult:
     @property
     def status(self) -> str:
         if any(totals.failures for totals in self.scanned.values()):
-            return "partial" if any(totals.directories for totals in self.scanned.values()) else "error"
+            return "partial" if any(totals.directories + totals.files for totals in self.scanned.values()) else "error"
         return "success" if self.file_count else "empty"
 
     @property
@@ -914,53 +927,118 @@ def run_error(error: DatabricksError, config: DatabricksConfig) -> InventoryErro
 # --- Listings -------------------------------------------------------------------------------------------------------
 
 
-def parse_listing(file_system: str, path: str, body: Any) -> tuple[FileSystemTotals, list[str]]:
-    """What lies directly in `path`, and the paths of the directories among it.
+class FileEntry(NamedTuple):
+    """An entry of a listing; `size` in bytes and `modified` in ms since 1970 are None where the API does not tell."""
 
-    Raises MalformedAnswer if the body is not a listing of `path`. Fields: DbfsService.list and WorkspaceService.list
-    of databricks-sdk.
+    path: str
+    object_type: str
+    size: int | None
+    modified: int | None
+
+
+@dataclass
+class Listing:
+    """What lies directly in one directory: its files, their bytes, the directories to be listed in turn.
+
+    `types` counts the entries by object_type; one without it counts when it has been listed. `odd` has the paths of
+    entries of which nobody can tell what they are. With `is_file`, what was listed is a file, which returned itself.
+    """
+
+    files: list[FileEntry] = field(default_factory=list)
+    bytes: int = 0
+    directories: list[str] = field(default_factory=list)
+    types: Counter[str] = field(default_factory=Counter)
+    odd: list[str] = field(default_factory=list)
+    is_file: bool = False
+
+    def add_file(self, entry: FileEntry) -> None:
+        self.files.append(entry)
+        self.types[entry.object_type] += 1
+
+
+def parse_listing(file_system: str, path: str, body: Any) -> Listing:
+    """The decoded answer as the listing of `path`. Raises MalformedAnswer if it is not that.
+
+    A file that is listed returns itself. Fields: DbfsService.list and WorkspaceService.list of databricks-sdk.
     """
     key, parse_entry = ("files", parse_dbfs_entry) if file_system == "dbfs" else ("objects", parse_workspace_entry)
-    entries = [] if body == {} else body.get(key) if isinstance(body, dict) else None
+    if not isinstance(body, dict) or body.get("next_page_token"):
+        raise MalformedAnswer("the answer is not a whole listing")
+    entries = body.get(key) if body else []
     if not isinstance(entries, list):
         raise MalformedAnswer("the answer is not a listing")
-    prefix, paths, children = path.rstrip("/") + "/", set(), []
-    totals = FileSystemTotals(directories=1)
-    for entry in entries:
-        entry_path = entry.get("path") if isinstance(entry, dict) else None
-        if not isinstance(entry_path, str):
-            raise MalformedAnswer("the listing has an entry without a path")
-        object_type, is_directory, size = parse_entry(entry)
-        inside = entry_path.startswith(prefix) and is_name(entry_path[len(prefix) :])
-        if not inside and (entry_path != path or is_directory or len(entries) > 1):  # a listed file returns itself
-            raise MalformedAnswer(f"the listing has an entry that does not lie in it: {one_line(entry_path, 200)}")
-        paths.add(entry_path)
-        totals.types[object_type] = totals.types.get(object_type, 0) + 1
-        totals.bytes += size
-        if is_directory:
-            children.append(entry_path)
-    if len(paths) < len(entries):
-        raise MalformedAnswer("the listing has an entry twice")
-    totals.files = len(entries) - len(children)
-    return totals, children
+    listing, paths, odd = Listing(), set(), []
+    prefix = path.rstrip("/") + "/"
+    for fields in entries:
+        entry = parse_entry(fields)
+        if entry.path in paths:
+            raise MalformedAnswer(f"the listing has an entry twice: {one_line(entry.path, 200)}")
+        paths.add(entry.path)
+        if entry.path == path and len(entries) == 1 and entry.object_type not in ("DIRECTORY", "REPO"):
+            listing.is_file = True
+            listing.add_file(entry)
+        elif not entry.path.startswith(prefix):
+            raise MalformedAnswer(f"the listing has an entry that does not lie in it: {one_line(entry.path, 200)}")
+        elif not is_name(entry.path[len(prefix) :]):
+            odd.append(entry)
+        elif entry.object_type in LISTED_TYPES:
+            listing.directories.append(entry.path)
+            if entry.object_type != "UNKNOWN":
+                listing.types[entry.object_type] += 1
+        else:
+            listing.add_file(entry)
+    if len(odd) == len(entries) > 1:
+        raise MalformedAnswer("the listing has no entry that lies directly in it")
+    sort_out(odd, prefix, listing)
+    estimated = file_system == "workspace"
+    listing.bytes = sum(WORKSPACE_OBJECT_SIZE if estimated else entry.size or 0 for entry in listing.files)
+    return listing
 
 
-def parse_dbfs_entry(entry: dict[str, Any]) -> tuple[str, bool, int]:
-    """Object type, whether it is a directory, and bytes."""
-    is_directory, size = entry.get("is_dir", False), entry.get("file_size")
+def sort_out(odd: list[FileEntry], prefix: str, listing: Listing) -> None:
+    """Puts entries whose names have a / into the listing: a file counts, unless it may be that of a directory in it.
+
+    Such names were made by an old fault of the web page; a folder with one cannot be asked for.
+    """
+    directories = set(listing.directories)
+    for entry in odd:
+        first, slash, _ = entry.path[len(prefix) :].partition("/")
+        in_another = prefix + first in directories or first in (".", "..") or not slash
+        if entry.object_type in LISTED_TYPES or in_another:
+            listing.odd.append(entry.path)
+        else:
+            listing.add_file(entry)
+
+
+def parse_dbfs_entry(fields: Any) -> FileEntry:
+    """Raises MalformedAnswer."""
+    path, is_directory, size = entry_path(fields), fields.get("is_dir", False), fields.get("file_size")
+    modified = whole_or_none(fields.get("modification_time"))
     if is_directory is True:
-        return "DIRECTORY", True, 0
-    if is_directory is not False or type(size) is not int or not 0 <= size < 2**63:
+        return FileEntry(path, "DIRECTORY", None, modified)
+    if is_directory is not False or whole_or_none(size) is None:
         raise MalformedAnswer("the listing has a file without a size")
-    return "FILE", False, size
+    return FileEntry(path, "FILE", size, modified)
 
 
-def parse_workspace_entry(entry: dict[str, Any]) -> tuple[str, bool, int]:
-    object_type = entry.get("object_type") or "UNKNOWN"
+def parse_workspace_entry(fields: Any) -> FileEntry:
+    """Raises MalformedAnswer."""
+    path, object_type = entry_path(fields), fields.get("object_type") or "UNKNOWN"
     if not isinstance(object_type, str):
         raise MalformedAnswer("the listing has an object_type that is no text")
-    is_directory = object_type in WORKSPACE_DIRECTORIES
-    return object_type, is_directory, 0 if is_directory else WORKSPACE_OBJECT_SIZE
+    return FileEntry(path, object_type, whole_or_none(fields.get("size")), whole_or_none(fields.get("modified_at")))
+
+
+def entry_path(fields: Any) -> str:
+    path = fields.get("path") if isinstance(fields, dict) else None
+    if not isinstance(path, str):
+        raise MalformedAnswer("the listing has an entry without a path")
+    return path
+
+
+def whole_or_none(value: Any) -> int | None:
+    """A number of bytes or milliseconds as it should be, None for anything else."""
+    return value if type(value) is int and 0 <= value < 2**63 else None
 
 
 def is_name(name: str) -> bool:
@@ -1134,14 +1212,13 @@ class Engine:
         self.in_flight -= 1
         now, pacer = self.client.clock(), self.pacers[directory.file_system]
         if not isinstance(answer, Exception):
-            totals, children = answer
             pacer.answered(now, success=directory.user != PROBE)  # a 429 that recurs must not outlast every probe
-            log.debug("%s:%s: %s", directory.file_system, directory.path, totals.types)
+            log.debug("%s:%s: %s", directory.file_system, directory.path, dict(answer.types))
             if directory.user >= 0:
-                self.client.statistics["files"] += totals.files
-                for child in children:
+                self.client.statistics["files"] += len(answer.files)
+                for child in answer.directories:
                     self.frontier.push(Directory(directory.user, directory.file_system, child))
-            self.accounts.listed(directory, totals, children)
+            self.accounts.listed(directory, answer)
         elif not isinstance(answer, DatabricksError):
             raise answer
         elif answer.kind == "login":
@@ -1218,16 +1295,16 @@ class Accounts:
         self.opened += 1
         return True
 
-    def listed(self, directory: Directory, totals: FileSystemTotals, children: list[str]) -> None:
+    def listed(self, directory: Directory, listing: Listing) -> None:
         if directory.user == HOMES:
             homes: dict[str, list[str]] = {}
-            for path in children:
+            for path in listing.directories:
                 homes.setdefault(path.lower(), []).append(path)
             self.resolve_homes(directory.file_system, homes)
         elif directory.user >= 0:
             self.dbfs_listed |= directory.file_system == "dbfs"
-            self.totals_of(directory).add(totals)
-            self.settle(directory, len(children) - 1)
+            self.totals_of(directory).add_listing(listing)
+            self.settle(directory, len(listing.directories) - 1)
 
     def totals_of(self, directory: Directory) -> FileSystemTotals:
         """Those of its user, or of nobody if its file system is left out."""
@@ -1621,11 +1698,11 @@ class BatchAccounts:
     def open_user(self) -> bool:
         return False
 
-    def listed(self, directory: Directory, totals: FileSystemTotals, children: list[str]) -> None:
+    def listed(self, directory: Directory, listing: Listing) -> None:
         if directory.user == HOMES:
-            self.homes[directory.file_system] = children
+            self.homes[directory.file_system] = listing.directories
         elif directory.user >= 0:
-            self.totals.setdefault((directory.user, directory.file_system), FileSystemTotals()).add(totals)
+            self.totals.setdefault((directory.user, directory.file_system), FileSystemTotals()).add_listing(listing)
 
     def failed(self, directory: Directory, error: DatabricksError) -> None:
         if directory.user != PROBE:
@@ -1943,7 +2020,7 @@ class ClusterEngine:
         for directory, error in failures:
             self.accounts.failed(directory, DatabricksError(**error))
         for file_system, children in report["homes"].items():
-            self.accounts.listed(Directory(HOMES, file_system, "/Users"), FileSystemTotals(), children)
+            self.accounts.listed(Directory(HOMES, file_system, "/Users"), Listing(directories=children))
 
     def take_rate(self, name: str, rate: float | None, before: float | None) -> None:
         """Adds up what the batches found to be let through."""

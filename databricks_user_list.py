@@ -136,7 +136,7 @@ def list_homes(client: DatabricksClient) -> list[list[str]]:
     for file_system in FILE_SYSTEMS:
         parse = partial(parse_listing, file_system, "/Users")
         try:
-            totals, paths = client.get(file_system, f"/api/2.0/{file_system}/list", {"path": "/Users"}, parse)
+            listing = client.get(file_system, f"/api/2.0/{file_system}/list", {"path": "/Users"}, parse)
         except DatabricksError as error:
             if file_system != "dbfs" or error.kind not in ("not found", "dbfs disabled"):
                 error.path = f"{file_system}:/Users"
@@ -144,13 +144,13 @@ def list_homes(client: DatabricksClient) -> list[list[str]]:
             if error.kind == "dbfs disabled":
                 log.warning("DBFS is left out: %s", error)
             continue
-        if totals.files:
+        if listing.files:
             log.warning(
                 "%s:/Users itself has %s, in nobody's home: the scanner does not count them",
                 file_system,
-                counted(totals.files, "file"),
+                counted(len(listing.files), "file"),
             )
-        homes.append([path.removeprefix("/Users/") for path in paths])
+        homes.append([path.removeprefix("/Users/") for path in listing.directories])
     return homes
 
 

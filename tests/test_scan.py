@@ -665,14 +665,13 @@ NO_LISTINGS = {
     "entry is null": {"files": [None]}, "entry is a text": {"files": [f"{B}/x"]}, "entry is a list": {"files": [[]]},
     **{f"entry {name}": {"files": [dbfs_file(path, 1)]} for name, path in {
         "outside": "/Users/other/x", "parent": HOME, "sibling": f"{HOME}/c", "sibling with the same prefix": f"{B}b",
-        "in a sibling with the same prefix": f"{B}b/x", "grandchild": f"{B}/x/y", "dot": f"{B}/.", "dots": f"{B}/..",
-        "dots within": f"{B}/../x", "empty name": f"{B}/", "doubled slash": f"{B}//x", "empty": "", "relative": "x",
-        "other scheme": f"s3:{B}/x", "with a trailing slash": f"{B}/x/",
+        "in a sibling with the same prefix": f"{B}b/x", "empty": "", "relative": "x", "other scheme": f"s3:{B}/x",
     }.items()},
     **{f"directory {name}": {"files": [dbfs_directory(path)]} for name, path in {
-        "itself": B, "itself with a slash": f"{B}/", "parent": HOME, "root": "/", "dots": f"{B}/..", "dot": f"{B}/.",
-        "sibling": f"{HOME}/a", "grandchild": f"{B}/x/y",
+        "itself": B, "parent": HOME, "root": "/", "sibling": f"{HOME}/a",
     }.items()},
+    "a next page": {"files": [dbfs_file(f"{B}/x", 1)], "next_page_token": "x"},
+    "none lies directly in it": {"files": [dbfs_file(f"{B}/x/y", 1), dbfs_file(f"{B}/x/z", 1)]},
     "path missing": {"files": [{"is_dir": False, "file_size": 1}]},
     "path is null": {"files": [{"path": None, "is_dir": False, "file_size": 1}]},
     "path is a number": {"files": [{"path": 1, "is_dir": False, "file_size": 1}]},
@@ -700,7 +699,7 @@ W = f"{HOME}/w"
 
 @pytest.mark.parametrize("entries", [
     [workspace_object(f"{HOME}/x")], [workspace_object(W, "DIRECTORY")], [workspace_object(W, "REPO")],
-    [workspace_object(f"{W}/x")] * 2, [{"object_type": "FILE"}], [workspace_object(f"{W}/..", "DIRECTORY")],
+    [workspace_object(f"{W}/x")] * 2, [{"object_type": "FILE"}], [workspace_object(f"{W}/x", 7)],
     [workspace_object(f"/Workspace{W}/x")], [workspace_object(f"{W}2/x")], [None], None, {},
 ], ids=lambda entries: json.dumps(entries)[:60])  # fmt: skip
 def test_what_is_no_workspace_listing_is_not_counted(clock, entries):
@@ -737,6 +736,49 @@ def test_a_listed_workspace_object_returns_itself_and_counts_once(clock):
         result = scan(server, clock)[ANN]
         assert server.requests["workspace", W] == 1
     assert (result.status, result.workspace.files, result.workspace.bytes) == ("success", 2, 20_000)
+
+
+# Names with a / in them, and entries without a type
+
+ODD_NAMES = {  # name -> whether it counts as a file, whether as a directory; else it is a failure of its own
+    "a/b": (True, False), "/": (True, False), "x/": (True, False), "sub/x": (False, False), "../x": (False, False),
+    "..": (False, False), ".": (False, False), "": (False, False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("api", FILE_SYSTEMS)
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_an_odd_name_does_not_condemn_the_others_of_its_listing(clock, api, name):
+    folder = B if api == "dbfs" else W
+    names = ["plain", "sub", name]
+    if api == "dbfs":
+        as_file, as_directory = partial(dbfs_file, size=1), dbfs_directory
+    else:
+        as_file, as_directory = workspace_object, partial(workspace_object, object_type="DIRECTORY")
+    for is_directory in (False, True):
+        listed = [as_file(f"{folder}/plain"), as_directory(f"{folder}/sub")]
+        listed.append((as_directory if is_directory else as_file)(f"{folder}/{name}"))
+        with small_server() as server:
+            key = "files" if api == "dbfs" else "objects"
+            server.add_tree(api, {f"{folder}/sub": []})
+            server.change(faults=[Fault("body", body=json.dumps({key: listed}), api=api, path=folder)])
+            result = scan(server, clock)[ANN]
+        counts = ODD_NAMES[name][0] and not is_directory
+        before, (files, *_) = {"dbfs": 2, "workspace": 1}[api], figures(result)[0 if api == "dbfs" else 3 :]
+        assert files == before + 1 + counts, (names, is_directory)
+        assert [at["path"] for at in result.scanned[api].failures] == ([] if counts else [f"{folder}/{name}"])
+        assert result.status == ("success" if counts else "partial")
+
+
+def test_an_entry_without_a_type_may_be_a_folder(clock):
+    with small_server() as server:
+        server.add_tree("workspace", {
+            HOME: [workspace_object(f"{HOME}/folder", None), workspace_object(f"{HOME}/file", None)],
+            f"{HOME}/folder": [workspace_object(f"{HOME}/folder/x")],
+        })  # fmt: skip
+        result = scan(server, clock)[ANN]
+    assert (result.status, result.workspace.files, result.workspace.directories) == ("success", 2, 2)
+    assert result.workspace.types == {"NOTEBOOK": 1, "UNKNOWN": 1}
 
 
 def test_a_name_that_is_no_unicode_is_a_failure_of_that_directory_alone(clock):
