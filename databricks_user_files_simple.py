@@ -2699,7 +2699,9 @@ def scan_into(
         checkpoint.close(remove=nothing)
         if checkpoint.path and not nothing:
             saved = sum(name in checkpoint.lines for name in names)
-            error.hint = f"\n{saved:,} of {len(names):,} users are saved; go on with:\n  {resume_command(args)}"  # type: ignore
+            error.saved = (  # type: ignore[attr-defined]
+                f"{saved:,} of {len(names):,} users saved in {checkpoint.path}; the same command with --resume goes on"
+            )
         raise
     complete = not summary.statuses["partial"] + summary.statuses["error"]
     borrowed = (
@@ -2735,31 +2737,6 @@ def choose_engine(args: argparse.Namespace, client: DatabricksClient) -> Callabl
         return Engine
 
 
-def resume_command(args: argparse.Namespace) -> str:
-    """The command line, or the call of main(), without its tokens and with --resume."""
-    words = [word for word in args.argv if word != "--resume" and not word.startswith("--token=")]
-    urls = {
-        url: clean(url)
-        for url, clean in (
-            (args.workspace_url, partial(normalize_host, where="")),
-            (args.spark_remote, without_secrets),
-        )
-        if url
-    }
-    for url, shown in urls.items():  # people paste secrets, too
-        words = [
-            word[: -len(url)] + shown if re.fullmatch(f"(--[a-z-]+=)?{re.escape(url)}", word) else word
-            for word in words
-        ]
-    while "--token" in words:
-        at = words.index("--token")
-        del words[at : at + 2]
-    words.insert(words.index("--") if "--" in words else len(words), "--resume")
-    call = f"main({words}{', spark' if args.spark else ''})"
-    command = call if args.from_python else shlex.join([sys.executable or "python3", sys.argv[0], *words])
-    return command + ("  # and the --token" if args.token else "")
-
-
 @contextmanager
 def interrupts() -> Iterator[None]:
     """SIGINT, SIGTERM and SIGHUP raise one KeyboardInterrupt; what was ignored (nohup) stays so."""
@@ -2781,6 +2758,19 @@ def interrupts() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def explain(error: BaseException, debug: bool) -> int:
+    """Says in a line what ended the run, and in another what is saved; returns the exit code."""
+    if isinstance(error, KeyboardInterrupt):
+        log.error("interrupted")
+    elif isinstance(error, InventoryError):
+        log.error("%s", error, exc_info=debug)
+    else:  # a bug
+        log.error("%s: %s; --debug shows where", type(error).__name__, error, exc_info=debug)
+    if hasattr(error, "saved"):
+        tell(error.saved)
+    return 130 if isinstance(error, KeyboardInterrupt) else 2
+
+
 def run_command(parser: argparse.ArgumentParser, argv: list[str] | None, run: Callable[[Any], int]) -> int:
     """Parses and runs; returns the exit code, and has printed one or two lines for whatever went wrong."""
     sys.stderr = sys.stderr or open(os.devnull, "w")
@@ -2792,22 +2782,14 @@ def run_command(parser: argparse.ArgumentParser, argv: list[str] | None, run: Ca
         words = sys.argv[1:] if argv is None else argv
         parse = parser.parse_args if "--" in words else parser.parse_intermixed_args  # which does not know --
         args = parse(words)
-        args.argv, args.from_python, debug = words, argv is not None, args.debug
+        debug = args.debug
         log.setLevel(logging.DEBUG if debug else logging.WARNING if getattr(args, "quiet", False) else logging.INFO)
         with interrupts():
             return run(args)
     except SystemExit as stop:  # --help
         return int(stop.code or 0)
-    except InventoryError as error:
-        log.error("%s%s", error, getattr(error, "hint", ""), exc_info=debug)
-        return 2
-    except KeyboardInterrupt as error:
-        log.error("interrupted%s", getattr(error, "hint", ""))
-        return 130
-    except Exception as error:  # a bug
-        where = getattr(error, "hint", "")
-        log.error("%s: %s; --debug shows where%s", type(error).__name__, error, where, exc_info=debug)
-        return 2
+    except (Exception, KeyboardInterrupt) as error:
+        return explain(error, debug)
     finally:
         log.removeHandler(handler)
         log.propagate = True

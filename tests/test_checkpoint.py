@@ -7,8 +7,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from datetime import datetime, timezone
@@ -208,8 +206,8 @@ def test_interrupted_it_ends_at_once_and_says_how_to_go_on(server, command, logi
         seconds, _, err = stop_while_all_hangs(server, process, getattr(signal, name))
     assert (process.returncode, seconds < 2) == (130, True), err
     assert "Traceback" not in err
-    assert any("--resume" in line and "--users-file users.txt" in line for line in err.splitlines()), err
-    assert server.settings.token not in err
+    saved = f"{len(saved_users())} of 10 users saved in {NAME}; the same command with --resume goes on"
+    assert err.splitlines()[-2:] == ["error: interrupted", saved]
     assert not Path("out.csv").exists()
     saved = saved_users()
     assert len(json.loads(Path(NAME).read_bytes())["results"]) == len(saved) >= 2
@@ -218,18 +216,6 @@ def test_interrupted_it_ends_at_once_and_says_how_to_go_on(server, command, logi
     assert command(SCANNER, *WORDS, "--resume", env=login(server)).code == 0
     assert [asked_for(server, name) for name in saved] == [0] * len(saved)
     assert Path("out.csv").read_bytes() == true_csv(server)
-
-
-@needs_posix
-@pytest.mark.parametrize("form", ["two words", "one word"])
-def test_the_command_to_go_on_does_not_show_the_token(server, login, form):
-    token = server.settings.token
-    words = ("--token", token) if form == "two words" else (f"--token={token}",)
-    with running(server, login, *WORDS, "--workspace-url", server.url, *words) as process:
-        _, out, err = stop_while_all_hangs(server, process, signal.SIGTERM)
-    assert process.returncode == 130
-    assert "--resume" in err
-    assert token not in out + err + Path(NAME).read_text(encoding="utf-8")
 
 
 @needs_posix
@@ -242,18 +228,6 @@ def test_interrupted_before_the_first_answer_it_ends_at_once(server, login):
         process.communicate(timeout=10)
     assert process.returncode == 130
     assert time.monotonic() - began < 2
-
-
-@needs_posix
-def test_the_printed_command_goes_on(server, login):
-    with running(server, login) as process:
-        _, _, err = stop_while_all_hangs(server, process, signal.SIGINT)
-    server.change(faults=[])
-    line = next(line for line in err.splitlines() if "--resume" in line)
-    environment = {**os.environ, **login(server), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    done = subprocess.run(line.strip(), shell=True, env=environment, capture_output=True, check=False, timeout=30)
-    assert done.returncode == 0, done
-    assert Path("out.csv").read_bytes() == true_csv(server)
 
 
 @needs_posix

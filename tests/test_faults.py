@@ -703,7 +703,7 @@ def test_a_disk_that_is_full_when_the_output_is_written(command, login, small_di
         done = command(SCANNER, *words, env=login(server))
         assert done.code == 2, done
         assert f"{words[-1]} cannot be written: No space left on device" in done.err
-        assert "300 of 300 users are saved" in done.err
+        assert "300 of 300 users saved in" in done.err
         assert "--resume" in done.err
         assert "Traceback" not in done.err
         assert os.listdir("disk") == []
@@ -724,7 +724,7 @@ def test_a_stdout_that_is_full(server, login):
         _, err = process.communicate(timeout=20)
     assert process.returncode == 2, err
     assert "stdout cannot be written" in err
-    assert "10 of 10 users are saved" in err
+    assert "10 of 10 users saved in" in err
     resume_after(server, login, server.user_names)
 
 

@@ -634,23 +634,6 @@ def test_a_token_in_a_pasted_url_is_shown_nowhere(place, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("words", [
-    ("--workspace-url", "URL"), ("--workspace-url=URL",), ("--spark-remote", "SPARK", "--workspace-url", "URL"),
-    ("--spark-remote=SPARK", "--workspace-url=URL"),
-], ids=" ".join)  # fmt: skip
-def test_the_command_to_go_on_with_shows_no_token_of_a_url(words):
-    token = TOKENS[0]
-    with FakeDatabricks(users=30, shape="small", token=token, expire_after_requests=60) as server:
-        url = server.url.replace("http://", f"http://user:{token}@") + f"/?token={token}"
-        spark = f"sc://127.0.0.1:1/;token={token};user_id=me"
-        words = [word.replace("URL", url).replace("SPARK", spark) for word in words]
-        ended = run(server, *server.user_names, "--no-parallel", *words, token=token)
-    assert ended.code == 2, ended
-    assert "--resume" in ended.err
-    assert server.url in ended.err.splitlines()[-1]
-    assert_kept(token, ended.err)
-
-
-@pytest.mark.parametrize("words", [
     ("--tokn", "SECRET"), ("--tokn=SECRET",), ("--Token=SECRET",), ("-tSECRET",), ("--workspace_url", "https://x:SECRET@y"),
     ("--workspace_url=https://SECRET@y",), ("--url=https://y/?token=SECRET",), ("--threads", "SECRET"),
     ("--spark=sc://y/;token=SECRET",), ("--token", "a b SECRET"), ("--max-users", "dapiSECRET"),

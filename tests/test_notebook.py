@@ -265,7 +265,7 @@ def test_an_interrupted_scan_goes_on(new_kernel, small):
 
 @needs_posix
 def test_an_interrupted_main_goes_on(new_kernel, small):
-    """It returns 130; the checkpoint is copied; what it says to go on with is Python, and works."""
+    """It returns 130; the checkpoint is copied; the same cell, which has --resume, goes on."""
     kernel = new_kernel()
     bring_in(kernel, small)
     run_all(kernel, small, [*LOG_IN, *USERS, EMPTY, SEQUENTIAL, FRAMES[0]])
@@ -275,13 +275,8 @@ def test_an_interrupted_main_goes_on(new_kernel, small):
     kept = kernel.folder / "volume/default/inventory/2026-11"
     done = saved_users(kept / "checkpoint.json")
     assert 0 < len(done) < 12
-    assert f"{len(done)} of 12 users are saved; go on with:\n  main([" in cell.err
+    assert f"{len(done)} of 12 users saved in " in cell.err
     let_go(small)
-    command = cell.err.strip().splitlines()[-1].strip()
-    assert kernel.run(f"code = scanner.{command}").error == ""
-    assert value_of(kernel, "code") == 0
-    assert [asked_for(small, name) for name in done] == [0] * len(done)
-    assert (kernel.folder / "inventory-2026-11/inventory.csv").read_bytes() == true_csv(small)
     shutil.rmtree(kernel.folder / "inventory-2026-11")  # a new cluster, which has what was kept
     small.counts_reset()
     run_all(kernel, small, [WHOLE[0], *JOB])
@@ -318,7 +313,7 @@ def test_interrupting_cancels_the_queries_of_the_scan_alone(connect_server, new_
     run_all(kernel, small, [PARALLEL, *FRAMES, WHOLE[0]])
     cell = interrupted(kernel, small, WHOLE[1], 100)
     assert value_of(kernel, "code") == 130
-    assert cell.err.strip().endswith("'--resume'], spark)")
+    assert cell.err.strip().endswith("the same command with --resume goes on")
     until(lambda: small.in_flight == 0, 10)
     small.change(faults=[])
     run_all(kernel, small, [WHOLE[0]])
