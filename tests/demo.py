@@ -31,13 +31,11 @@ def main() -> int:
     small = {17: "small", 23: "small"}  # instead of the giant and the deep user, who take a minute at these limits
     with (
         tempfile.TemporaryDirectory(prefix="inventory-demo-") as folder,
-        FakeDatabricks(
-            users=50, shapes=small, service_principals=3, unlisted_homes=2, latency=0.03, limits=LIMITS
-        ) as server,
+        FakeDatabricks(users=50, shapes=small, latency=0.03, limits=LIMITS) as server,
     ):
         environment = os.environ | server_login(server)
-        say(f"A fake workspace with {len(server.user_names)} users answers at {server.url}. Who has a home there:")
-        type_command("databricks_user_list.py --all-homes -o users.csv", folder, environment)
+        say(f"A fake workspace with {len(server.user_names)} users answers at {server.url}. Who they are:")
+        type_command("databricks_user_list.py -o users.csv", folder, environment)
         scan = "databricks_user_files_simple.py --users-file users.csv -o inventory.csv"
         say(f"Now the scan, interrupted with Ctrl-C after {INTERRUPT_AFTER} seconds:")
         type_command(scan, folder, environment, interrupt_after=INTERRUPT_AFTER)
@@ -96,7 +94,7 @@ def show_result(path: Path, server: FakeDatabricks) -> int:
     print(
         f"\nAll {len(rows)} rows equal what the fake workspace holds.\n\nNext, with your own workspace:\n"
         '  1. "Log in" in README.md\n'
-        "  2. python databricks_user_list.py --all-homes -o users.csv\n"
+        "  2. python databricks_user_list.py -o users.csv\n"
         "  3. python databricks_user_files_simple.py --users-file users.csv -o inventory.csv"
     )
     return 0

@@ -98,7 +98,7 @@ def is_free(lock):
 
 
 def test_cron_mails_nothing_when_all_is_well_and_a_second_start_does_nothing(installed):
-    with FakeDatabricks(users=25, shape="small", service_principals=2, unlisted_homes=2) as server:
+    with FakeDatabricks(users=25, shape="small") as server:
         folder = installed(server)
         assert mail_of(cron(folder)) == (0, "")
         assert filled(rows_in(folder)) == truth(server)

@@ -135,7 +135,7 @@ def test_any_bytes_as_users_file(folder, data):
                       max_size=5, unique=True), examples=200)  # fmt: skip
 def test_the_users_file_of_one_command_is_read_by_the_other(folder, names):
     path, rows = folder(), [dict.fromkeys(USER_LIST_COLUMNS, "=1") | {"username": name} for name in names]
-    write_users(rows, USER_LIST_COLUMNS, str(path))
+    write_users(rows, str(path))
     assert read_usernames([], str(path)) == names
 
 
