@@ -1,6 +1,5 @@
 """The documents say what the program says."""
 
-import ast
 import os
 import re
 import subprocess
@@ -150,54 +149,3 @@ def test_the_tour(monkeypatch, tmp_path, capfd):
     assert "There is no Java 17" in shown or "pyspark is not installed" in shown
     assert "All 50 rows equal what the fake workspace holds" in shown
     assert "--resume" in shown
-
-
-# Every message can be found in the README: the longest of its pieces between values, colons, semicolons and full stops
-
-SPEAKERS = {"InventoryError", "SparkUnavailable", "MalformedAnswer", "ArgumentTypeError", "TimeoutError", "warning",
-            "error", "give_up", "DatabricksError", "IsADirectoryError"}  # fmt: skip
-SPOKEN_NAMES = {"message", "NOT_READABLE"}
-VALUE = "\0"
-
-
-def constant_text(node):
-    """The text of a message as far as it stands in the code, VALUE for the rest."""
-    if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        return re.sub(r"%[-.\d]*[sdrf]", VALUE, node.value)
-    if isinstance(node, ast.JoinedStr):
-        return "".join(map(constant_text, node.values))
-    return VALUE
-
-
-def spoken(node):
-    """The expressions of a node that become messages."""
-    if isinstance(node, ast.Call):
-        name = getattr(node.func, "id", getattr(node.func, "attr", ""))
-        return node.args if name in SPEAKERS else []
-    if isinstance(node, ast.Assign) and any(getattr(target, "id", "") in SPOKEN_NAMES for target in node.targets):
-        return [node.value, getattr(node.value, "orelse", node.value)]
-    if isinstance(node, ast.FunctionDef) and node.name == "check_username":
-        return [part for part in ast.walk(node) if isinstance(part, ast.JoinedStr)]
-    return []
-
-
-def messages_of(script):
-    """The piece of each message that the README has to have, and the whole message."""
-    for node in ast.walk(ast.parse((ROOT / script).read_text(encoding="utf-8"))):
-        for text in map(constant_text, spoken(node)):
-            piece = max((one_text(piece) for piece in re.split(rf"[{VALUE};]|: |\. ", text)), key=len)
-            if " " in piece and len(piece) > 8:
-                yield piece, text.replace(VALUE, "...")
-
-
-def one_text(text):
-    return " ".join(text.replace("`", "").split()).strip(" .,:()'")
-
-
-@pytest.mark.parametrize("script", ["databricks_user_list.py", "databricks_user_files_simple.py"])
-def test_every_message_can_be_found_in_the_readme(script):
-    messages = list(messages_of(script))
-    assert len(messages) > 8
-    readme = one_text(README)
-    missing = [f"{piece!r} of {message!r}" for piece, message in messages if piece not in readme]
-    assert not missing, 'README, "When something is wrong", lacks:\n' + "\n".join(missing)
