@@ -35,7 +35,7 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
-from dataclasses import asdict, astuple, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from functools import partial
 from importlib import import_module
@@ -217,15 +217,31 @@ class FileSystemTotals:
             self.types[object_type] = self.types.get(object_type, 0) + count
         self.failures += other.failures
 
-    def check(self) -> FileSystemTotals:
-        """Itself, for a record read from a file. Raises ValueError, TypeError or KeyError if a value is impossible."""
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "files": self.files,
+            "bytes": self.bytes,
+            "directories": self.directories,
+            "types": self.types,
+            "failures": self.failures,
+        }
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> FileSystemTotals:
+        """The reverse of as_dict(). Raises ValueError, TypeError or KeyError for anything else."""
+        totals = cls(**record)
+        if record.keys() != totals.as_dict().keys():
+            raise ValueError("not the fields of totals")
+        totals.check()
+        return totals
+
+    def check(self) -> None:
         counts = [self.files, self.bytes, self.directories, *self.types.values()]
         texts = [at[key] for at in self.failures for key in ("path", "error")]
         if not all(type(count) is int and 0 <= count < 2**100 for count in counts):
             raise ValueError("not a count")
         if not all(type(text) is str for text in texts):
             raise ValueError("not a text")
-        return self
 
 
 @dataclass(frozen=True)
@@ -286,7 +302,7 @@ class UserResult:
 
     def as_dict(self) -> dict[str, Any]:
         head = {"username": self.username, "scanned_at": self.scanned_at, "status": self.status}
-        return head | {name: asdict(totals) for name, totals in self.scanned.items()}
+        return head | {name: totals.as_dict() for name, totals in self.scanned.items()}
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> UserResult:
@@ -294,7 +310,7 @@ class UserResult:
         name, scanned_at = record["username"], record["scanned_at"]
         if not (isinstance(name, str) and isinstance(scanned_at, str) and record["status"] in STATUSES):
             raise ValueError("not a result")
-        scanned = {name: FileSystemTotals(**record[name]).check() for name in FILE_SYSTEMS if name in record}
+        scanned = {name: FileSystemTotals.from_dict(record[name]) for name in FILE_SYSTEMS if name in record}
         result = cls(name, scanned_at, **scanned)
         if result.status != record["status"]:
             raise ValueError("the status is not that of the counts and failures")
@@ -1710,25 +1726,26 @@ class BatchAccounts:
 
 
 def run_batch(
-    config: DatabricksConfig,
-    directories: list[tuple[Any, ...]],
+    host: str,
+    token: str,
+    directories: list[list[Any]],
     threads: int,
     seconds: float,
     pace: dict[str, tuple[float | None, float]],
 ) -> str:
-    """On a worker: lists these directories and what is below, for about so many seconds. Returns JSON for take().
+    """On a worker: lists these directories and what is below, for about so many seconds. JSON for read_report().
 
     `pace` has, for each API, this batch's share of its rate, and the seconds since its last success. Changes nothing,
     so that Spark may run it twice. Without directories it only finds out whether the API can be reached.
     """
-    client, frontier, accounts = DatabricksClient(config, threads), Frontier(), BatchAccounts()
+    client, frontier, accounts = DatabricksClient(DatabricksConfig(host, token), threads), Frontier(), BatchAccounts()
     started = client.clock()
     report: dict[str, Any] = {"worker": f"{socket.gethostname()}:{os.getpid()}", "python": sys.version.split()[0]}
     try:
         if not directories:
             report["admin"] = caller_is_admin(client)
         for values in directories:
-            frontier.push(shifted(Directory(*values), started))
+            frontier.push(read_directory(values, started))
         engine = Engine(client, frontier, accounts, threads, started + seconds)
         for name, (rate, since_success) in pace.items():
             pacer = engine.pacers[name]
@@ -1748,9 +1765,9 @@ def run_batch(
             "seconds": now - started,
             "statistics": client.statistics,
             "homes": accounts.homes,
-            "totals": [(user, name, asdict(totals)) for (user, name), totals in accounts.totals.items()],
-            "failures": [(astuple(shifted(directory, -now)), vars(error)) for directory, error in accounts.failures],
-            "left": [astuple(shifted(directory, -now)) for directory in frontier.take_all()],
+            "totals": [(user, name, totals.as_dict()) for (user, name), totals in accounts.totals.items()],
+            "failures": [(plain(directory, now), plain_error(error)) for directory, error in accounts.failures],
+            "left": [plain(directory, now) for directory in frontier.take_all()],
             "pacers": {
                 name: (pacer.rate, pacer.failures, pacer.answered_at >= started, now - pacer.succeeded_at)
                 for name, pacer in engine.pacers.items()
@@ -1759,11 +1776,79 @@ def run_batch(
     )
 
 
-def shifted(directory: Directory, seconds: float) -> Directory:
-    """The same on another machine's clock."""
-    not_before = max(directory.not_before + seconds, 0.0) if directory.not_before else 0.0
-    failed_at = None if directory.failed_at is None else directory.failed_at + seconds
-    return replace(directory, not_before=not_before, failed_at=failed_at)
+# What travels is plain, and written and read field by field: cloudpickle 2.2 (pyspark 3.5) takes the fields from a
+# dataclass that goes by value, so that asdict(), astuple(), replace() and == know of none on a worker.
+
+
+def plain(directory: Directory, now: float) -> list[Any]:
+    """A directory for another machine; its times become seconds from now."""
+    wait = max(directory.not_before - now, 0.0) if directory.not_before else 0.0
+    failed = None if directory.failed_at is None else directory.failed_at - now
+    head = [directory.user, directory.file_system, directory.path, directory.home, directory.attempts]
+    return [*head, wait, failed, directory.error, directory.last_round]
+
+
+def read_directory(values: list[Any], now: float) -> Directory:
+    """The reverse of plain(). Raises ValueError or TypeError for anything else."""
+    user, file_system, path, home, attempts, wait, failed, error, last_round = values
+    kinds = [(user, int), (file_system, str), (path, str), (home, bool), (attempts, int), (error, str)]
+    if not all(type(value) is kind for value, kind in [*kinds, (last_round, bool)]):
+        raise ValueError("not a directory")
+    not_before = now + wait if wait else 0.0
+    failed_at = None if failed is None else now + failed
+    return Directory(user, file_system, path, home, attempts, not_before, failed_at, error, last_round)
+
+
+def plain_error(error: DatabricksError) -> list[Any]:
+    return [error.kind, error.message, error.path, error.status, error.error_code, error.retry_after]
+
+
+def read_error(values: list[Any]) -> DatabricksError:
+    """The reverse of plain_error(). Raises ValueError for anything else."""
+    kind, message, path, status, error_code, retry_after = values
+    if not all(type(text) is str for text in (kind, message, path, error_code)):
+        raise ValueError("not an error")
+    if type(status) not in (int, type(None)) or type(retry_after) not in (int, float):
+        raise ValueError("not an error")
+    return DatabricksError(kind, message, path, status, error_code, retry_after)
+
+
+def read_report(text: str, sent: list[Directory], now: float) -> dict[str, Any]:
+    """What run_batch() returns for these directories. Raises one of UNREADABLE for anything else."""
+    report = json.loads(text)
+    if type(report) is not dict:
+        raise ValueError("not a report")
+    if "error" in report:
+        return report
+    report["left"] = [read_directory(values, now) for values in report["left"]]
+    report["failures"] = [(read_directory(values, now), read_error(error)) for values, error in report["failures"]]
+    report["totals"] = [(user, name, FileSystemTotals.from_dict(totals)) for user, name, totals in report["totals"]]
+    counts = [report["seconds"], *report["statistics"].values()]
+    for rate, failed, answered, since_success in [report["pacers"][name] for name in FILE_SYSTEMS]:
+        counts += [rate or 0, failed, answered, since_success]
+    if not all(isinstance(count, (int, float)) and count >= 0 for count in counts):
+        raise ValueError("not a count")
+    if not all(isinstance(report[key], str) for key in ("worker", "python")):
+        raise ValueError("not a worker")
+    check_all_there(report, sent)
+    return report
+
+
+def check_all_there(report: dict[str, Any], sent: list[Directory]) -> None:
+    """Raises ValueError unless each directory was listed, given up or left over, and nothing is of other ones."""
+    found = Counter((HOMES, name) for name, paths in report["homes"].items() if all(type(at) is str for at in paths))
+    for user, name, totals in report["totals"]:
+        if user < 0:
+            raise ValueError("totals of nobody")
+        found[user, name] += totals.directories
+    for directory in (*report["left"], *(directory for directory, _ in report["failures"])):
+        found[directory.user, directory.file_system] += 1
+    wanted = Counter((directory.user, directory.file_system) for directory in sent)
+    if found.keys() != wanted.keys() or any(found[key] < wanted[key] for key in wanted):
+        raise ValueError("not of the directories that were sent")
+
+
+UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
 
 
 @dataclass
@@ -1827,7 +1912,8 @@ class ClusterEngine:
             self.spark = in_thread(self.connect, SPARK_START_SECONDS)
             version = in_thread(lambda: self.spark.version, SPARK_START_SECONDS)
             self.slots = in_thread(self.count_slots, SPARK_START_SECONDS)
-            report = json.loads(in_thread(partial(self.query, Batch([], {}, 1.0, 0.0)), SPARK_START_SECONDS))
+            text = in_thread(partial(self.query, Batch([], {}, 1.0, 0.0)), SPARK_START_SECONDS)
+            report = read_report(text, [], 0.0)
         except Exception as error:
             raise spark_unavailable(error, version) from error
         refused = report.get("admin") is None and self.accounts.admin is not None  # as by an IP access list
@@ -1859,10 +1945,10 @@ class ClusterEngine:
 
     def query(self, batch: Batch) -> str:
         now = self.client.clock()
-        values = [astuple(shifted(directory, -now)) for directory in batch.directories]
-        # A plain string: who has it cannot renew it, and needs no databricks-sdk.
-        config = replace(self.client.config, token=self.client.config.current_token(), renew=None)
-        work = partial(run_batch, config, values, self.threads, batch.seconds, batch.pace)
+        values = [plain(directory, now) for directory in batch.directories]
+        # The token is a plain string: who has it cannot renew it, and needs no databricks-sdk.
+        host, token = self.client.config.host, self.client.config.current_token()
+        work = partial(run_batch, host, token, values, self.threads, batch.seconds, batch.pace)
         if __name__ != "__main__":  # functions of __main__ go by value anyway; the workers do not have this file
             import_module("pyspark.cloudpickle").register_pickle_by_value(sys.modules[__name__])
         with suppress(RuntimeError, AttributeError):  # a classic session before Spark 4.0 has no tags
@@ -1961,26 +2047,40 @@ class ClusterEngine:
             self.fail(key, spark_text(result))
             if "StatusCode.UNAVAILABLE" in str(result):  # the client has tried for ten seconds
                 self.failures = LOST_BATCHES
-        elif "error" in (report := json.loads(result)):
-            self.take_refusal(key, report["error"])
         else:
-            self.failures, self.allowed, batch = 0, self.allowed * 2, self.sent.pop(key)  # a slow start finds the pace
-            users = sorted({self.accounts.open[user].username for user, *_ in report["totals"]})
-            log.debug(
-                "batch %d on %s: %d directories, %d left after %.1f s, %s; %s",
-                key,
-                report["worker"],
-                len(batch.directories),
-                len(report["left"]),
-                report["seconds"],
-                report["statistics"],
-                ", ".join(users),
-            )
-            self.client.statistics.update(report["statistics"])
-            for name, (rate, failures, answered, since_success) in report["pacers"].items():
-                self.take_rate(name, rate, batch.pace[name][0])
-                self.take_failures(name, failures, answered, since_success)
-            self.take_directories(batch.directories, report)
+            self.take_text(key, result)
+
+    def take_text(self, number: int, text: str) -> None:
+        try:
+            report = read_report(text, self.sent[number].directories, self.client.clock())
+        except UNREADABLE as error:
+            log.warning("a worker's report does not read, its directories go out again: %r", error)
+            self.fail(number, "its report does not read")
+            return
+        if "error" in report:
+            self.take_refusal(number, str(report["error"]))
+        else:
+            self.take_report(number, report)
+
+    def take_report(self, number: int, report: dict[str, Any]) -> None:
+        self.failures, self.allowed, batch = 0, self.allowed * 2, self.sent.pop(number)  # a slow start finds the pace
+        users = sorted({self.accounts.open[user].username for user, *_ in report["totals"]})
+        log.debug(
+            "batch %d on %s: %d directories, %d left after %.1f s, %s; %s",
+            number,
+            report["worker"],
+            len(batch.directories),
+            len(report["left"]),
+            report["seconds"],
+            report["statistics"],
+            ", ".join(users),
+        )
+        self.client.statistics.update(report["statistics"])
+        for name in FILE_SYSTEMS:
+            rate, failures, answered, since_success = report["pacers"][name]
+            self.take_rate(name, rate, batch.pace[name][0])
+            self.take_failures(name, failures, answered, since_success)
+        self.take_directories(batch.directories, report)
 
     def take_refusal(self, number: int, reason: str) -> None:
         """A worker's refused login may be an old token; the driver's own ends the run."""
@@ -2002,23 +2102,21 @@ class ClusterEngine:
             self.take_failures(name, OUTAGE_FAILURES, False, math.inf)
 
     def take_directories(self, directories: list[Directory], report: dict[str, Any]) -> None:
-        now, change = self.client.clock(), Counter[int]()
-        failures = [(shifted(Directory(*values), now), error) for values, error in report["failures"]]
-        left = [shifted(Directory(*values), now) for values in report["left"]]
+        change = Counter[int]()
         for directory in directories:
             change[directory.user] -= 1
-        for directory in (*left, *(directory for directory, _ in failures)):
+        for directory in (*report["left"], *(directory for directory, _ in report["failures"])):
             change[directory.user] += 1
-        for directory in left:
+        for directory in report["left"]:
             self.frontier.push(directory)
         for user, file_system, totals in report["totals"]:
             self.accounts.dbfs_listed |= file_system == "dbfs"
-            self.accounts.totals_of(Directory(user, file_system, "")).add(FileSystemTotals(**totals))
+            self.accounts.totals_of(Directory(user, file_system, "")).add(totals)
         for user, difference in change.items():
             if user >= 0:
                 self.accounts.settle(Directory(user, "", ""), difference)
-        for directory, error in failures:
-            self.accounts.failed(directory, DatabricksError(**error))
+        for directory, error in report["failures"]:
+            self.accounts.failed(directory, error)
         for file_system, children in report["homes"].items():
             self.accounts.listed(Directory(HOMES, file_system, "/Users"), Listing(directories=children))
 

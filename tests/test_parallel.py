@@ -346,6 +346,57 @@ def test_a_login_that_is_refused_in_mid_run_stops_it(spark, small):
         scan(spark, small)
 
 
+# Reports that are none: the directories go out again, with a warning
+
+
+def without_values(value):
+    """JSON with nothing in its objects and lists but the keys: as where a class lost its fields on the way."""
+    return json.dumps({key: type(old)() for key, old in json.loads(value).items()})
+
+
+ODD_VALUES = {
+    "none": lambda value: None,
+    "number": lambda value: 0,
+    "nothing": lambda value: value[:0],
+    "half": lambda value: value[: len(value) // 2],
+    "empty object": lambda value: "{}",
+    "a list": lambda value: "[]",
+    "a word": lambda value: '"error"',
+    "without values": without_values,
+}
+
+
+def change_reports(monkeypatch, change):
+    """change(number, value) makes what collect() returns of a query; the first one, the probe, has number 1."""
+    from pyspark.sql.connect.dataframe import DataFrame
+
+    collect, numbers = DataFrame.collect, iter(range(1, 10**6))
+    monkeypatch.setattr(DataFrame, "collect", lambda frame: [(change(next(numbers), collect(frame)[0][0]),)])
+
+
+@pytest.mark.parametrize("kind", ODD_VALUES)
+def test_a_report_that_is_none_is_a_failed_batch(spark, small, debug, monkeypatch, kind):
+    changed = []
+
+    def change(number, value):
+        if number < 4 or len(changed) == 2:
+            return value
+        changed.append(number)
+        return ODD_VALUES[kind](value)
+
+    change_reports(monkeypatch, change)
+    results = scan(spark, small)
+    assert write_csv(results, small.user_names) == true_csv(small)
+    assert len(changed) == len(warnings_of(debug)) == 2
+
+
+def test_where_every_report_is_none_the_results_are_the_truth(spark, small, debug, monkeypatch):
+    change_reports(monkeypatch, lambda number, value: value[:-1] if number > 2 else value)
+    results = scan(spark, small)
+    assert write_csv(results, small.user_names) == true_csv(small)
+    assert "sequential" in warnings_of(debug)[-1]
+
+
 # A login by databricks-sdk, which no worker has
 
 
