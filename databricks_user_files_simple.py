@@ -41,7 +41,7 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
 import requests
 import urllib3
@@ -175,12 +175,19 @@ class DatabricksConfig:
     """A workspace (`host`, e.g. https://adb-1.azuredatabricks.net), a login for it, and where that login comes from.
 
     With `renew`, `token` was the first one only: renew(refused) gives that of the moment, another than `refused`.
+    `workspace_id` is the workspace's number, in digits, where its host serves many.
     """
 
     host: str
     token: str = field(repr=False)
     source: str = "given by the caller"
     renew: Callable[[str], str] | None = field(default=None, repr=False, compare=False)
+    workspace_id: str = ""
+
+    @property
+    def workspace(self) -> str:
+        """The workspace's name, as a URL that leads to it."""
+        return f"{self.host}/?o={self.workspace_id}" if self.workspace_id else self.host
 
     def current_token(self, refused: str = "") -> str:
         """Raises DatabricksError where there is none to be had."""
@@ -330,18 +337,21 @@ def load_databricks_config(
     beside it. A login without a token is made by databricks-sdk, which reads LOGIN_VARIABLES and others, too. Raises
     InventoryError. Where profiles are kept: config.py of databricks-sdk.
     """
-    host = None if workspace_url is None else normalize_host(workspace_url, "--workspace-url")
+    host, number = None, ""
+    if workspace_url is not None:
+        host, number = read_workspace_url(workspace_url, "--workspace-url")
     if token is not None:
         if host is None:
             raise InventoryError("--token goes to no host but the one that is given with it: add --workspace-url")
-        return DatabricksConfig(host, check_token(token, "--token"), "command line")
+        number = number or number_in_environment(host)
+        return DatabricksConfig(host, check_token(token, "--token"), "command line", workspace_id=number)
     config = config_from_profile(profile, host) or config_from_environment(host) or config_from_notebook(host)
     if config is None:
         raise InventoryError(
             f"no login found {f'for {host} ' if host else ''}in {profile_file()} or the environment: "
             "run `databricks configure`, or set DATABRICKS_HOST and DATABRICKS_TOKEN"
         )
-    return config
+    return replace(config, workspace_id=number) if number else config
 
 
 def profile_file() -> Path:
@@ -391,7 +401,8 @@ def config_from_profile(profile: str | None, host: str | None) -> DatabricksConf
     values, source = profiles[name], f"profile {name} in {profile_file()}"
     if not values.get("host"):
         raise InventoryError(f"{source} has no host")
-    configured = normalize_host(values["host"], f"host of {source}")
+    configured, number = read_workspace_url(values["host"], f"host of {source}")
+    number = number or check_number(values.get("workspace_id", ""), f"workspace_id of {source}")
     if host not in (None, configured):
         if named is None:
             return None
@@ -399,10 +410,12 @@ def config_from_profile(profile: str | None, host: str | None) -> DatabricksConf
     kind = kind_of_login(values)
     if kind != "token":
         cli_profile = name if kind == "databricks-cli" else ""  # which databricks-sdk would read the file for
-        return Login(source, configured, {**values, "auth_type": kind, "profile": cli_profile}).config()
+        login = Login(source, configured, {**values, "auth_type": kind, "profile": cli_profile})
+        return replace(login.config(), workspace_id=number)
     if not values.get("token"):
         raise InventoryError(f"{source} has no token; `databricks configure --profile {name}` asks for one")
-    return DatabricksConfig(configured, check_token(values["token"], f"token of {source}"), source)
+    token = check_token(values["token"], f"token of {source}")
+    return DatabricksConfig(configured, token, source, workspace_id=number)
 
 
 def kind_of_login(values: dict[str, str]) -> str:
@@ -415,14 +428,31 @@ def kind_of_login(values: dict[str, str]) -> str:
 
 def config_from_environment(host: str | None) -> DatabricksConfig | None:
     token, kind = os.environ.get("DATABRICKS_TOKEN"), os.environ.get("DATABRICKS_AUTH_TYPE") or "pat"
-    variable = "DATABRICKS_WORKSPACE_URL" if os.environ.get("DATABRICKS_WORKSPACE_URL") else "DATABRICKS_HOST"
-    configured = os.environ.get(variable)
-    target = normalize_host(configured, variable) if configured else host
+    configured, number = read_environment()
+    target = configured or host
     if target is None or host not in (None, target):
         return None
     if token and kind == "pat":
-        return DatabricksConfig(target, check_token(token, "DATABRICKS_TOKEN"), "environment")
-    return Login("environment", target).config() if any(map(os.environ.get, LOGIN_VARIABLES)) else None
+        return DatabricksConfig(target, check_token(token, "DATABRICKS_TOKEN"), "environment", workspace_id=number)
+    if any(map(os.environ.get, LOGIN_VARIABLES)):
+        return replace(Login("environment", target).config(), workspace_id=number)
+    return None
+
+
+def read_environment() -> tuple[str, str]:
+    """Host and workspace's number that the environment names, "" for none. Raises InventoryError."""
+    variable = "DATABRICKS_WORKSPACE_URL" if os.environ.get("DATABRICKS_WORKSPACE_URL") else "DATABRICKS_HOST"
+    text = os.environ.get(variable)
+    host, number = read_workspace_url(text, variable) if text else ("", "")
+    return host, number or check_number(os.environ.get("DATABRICKS_WORKSPACE_ID", ""), "DATABRICKS_WORKSPACE_ID")
+
+
+def number_in_environment(host: str) -> str:
+    """DATABRICKS_WORKSPACE_ID, unless it stands beside another host than this."""
+    if not os.environ.get("DATABRICKS_WORKSPACE_ID"):
+        return ""
+    configured, number = read_environment()
+    return number if configured in ("", host) else ""
 
 
 def config_from_notebook(host: str | None) -> DatabricksConfig | None:
@@ -430,7 +460,7 @@ def config_from_notebook(host: str | None) -> DatabricksConfig | None:
         return None
     login = Login("notebook", "", NOTEBOOK_LOGIN)
     try:
-        found = normalize_host(login.connect().host, "the notebook's host")
+        found, _ = read_workspace_url(login.connect().host, "the notebook's host")
     except InventoryError:
         raise
     except Exception as error:  # a process beside the notebook, which has no login of its own
@@ -540,15 +570,17 @@ class Login:
             settings |= {name: value for name, value in self.values.items() if value and name in known}
         settings |= {"host": self.host} if self.host else {}
         config = Config(**settings | {"disable_async_token_refresh": True, "retry_timeout_seconds": 1})
-        if self.host and normalize_host(config.host, f"host of {self.source}") != self.host.removesuffix(":443"):
+        found, _ = read_workspace_url(config.host, f"host of {self.source}")
+        if self.host and found != self.host.removesuffix(":443"):
             raise InventoryError(f"{self.source} is for {self.host}, and logs in to another host")
         return config
 
 
-def normalize_host(text: str, where: str) -> str:
-    """Scheme, host and port of what people paste: 'adb-1.net/?o=1' becomes 'https://adb-1.net'.
+def read_workspace_url(text: str, where: str) -> tuple[str, str]:
+    """Host and workspace's number of what people paste: of 'adb-1.net/browse?o=12' 'https://adb-1.net' and '12'.
 
-    Raises InventoryError, which says `where` the text stands and never shows it: people paste secrets, too.
+    The host has scheme and port, the number is "" where there is none. Raises InventoryError, which says `where` the
+    text stands and never shows it: people paste secrets, too.
     """
     url = text.strip()
     if not re.match(r"\w+://", url):
@@ -564,7 +596,16 @@ def normalize_host(text: str, where: str) -> str:
     name = address[2].lower()
     if parts.scheme == "http" and not re.fullmatch(r"localhost|127(\.\d{1,3}){3}|\[::1\]", name):
         raise InventoryError(f"{where} begins with http://, which would send the token unencrypted: use https://")
-    return f"{parts.scheme}://{name}{port}"
+    number = parse_qs(parts.query).get("o", [""])[0]
+    return f"{parts.scheme}://{name}{port}", check_number(number, f"?o= of {where}")
+
+
+def check_number(text: str, where: str) -> str:
+    """A workspace's number, "" for none: 0 in old URLs, `none` in profiles of the Databricks CLI."""
+    number = "" if text == "none" else text.strip().lstrip("0")
+    if not re.fullmatch("[0-9]{0,20}", number):
+        raise InventoryError(f"{where} is not the number of a workspace")
+    return number
 
 
 def check_token(token: str, where: str) -> str:
@@ -709,6 +750,8 @@ class DatabricksClient:
         self.decoding = threading.RLock()
         self.adapter = BoundedAdapter(pool_connections=1, pool_maxsize=threads)
         self.headers = {"Accept": "application/json", "Accept-Encoding": "gzip", "User-Agent": USER_AGENT}
+        if config.workspace_id:
+            self.headers["X-Databricks-Workspace-Id"] = config.workspace_id
         # Proxies and CA bundle: read from the environment once. A session would do it, and more, at every request.
         with requests.Session() as session:
             self.settings = session.merge_environment_settings(config.host, {}, True, None, None)
@@ -931,13 +974,14 @@ def caller_is_admin(client: DatabricksClient) -> bool | None:
 
 def run_error(error: DatabricksError, config: DatabricksConfig) -> InventoryError:
     """What to tell people about an error that ends the run."""
+    place = config.workspace
     if error.kind == "login" and error.status is None:  # Login's own, with its remedy
         return InventoryError(error.message)
     if error.kind == "login":
-        return InventoryError(f"{config.host} does not accept the token of {config.source} ({error}): renew it")
+        return InventoryError(f"{place} does not accept the token of {config.source} ({error}): renew it")
     if error.unreachable:
-        return InventoryError(f"{config.host} cannot be reached ({error}): check the URL, the network and the proxy")
-    return InventoryError(f"{config.host} gave no proper answer: {error}")
+        return InventoryError(f"{place} cannot be reached ({error}): check the URL, the network and the proxy")
+    return InventoryError(f"{place} gave no proper answer: {error}")
 
 
 # --- Listings -------------------------------------------------------------------------------------------------------
@@ -2254,11 +2298,14 @@ def connect_cluster(client: DatabricksClient, cluster_id: str) -> Any:
         """Gives the login of the moment to every call, so that a session outlives an OAuth token."""
 
         def metadata(self) -> list[tuple[str, str]]:
-            return [
+            metadata = [
                 *super().metadata(),
                 ("authorization", f"Bearer {client.config.current_token()}"),
                 ("x-databricks-cluster-id", cluster_id),
             ]
+            if client.config.workspace_id:
+                metadata.append(("x-databricks-workspace-id", client.config.workspace_id))
+            return metadata
 
     session = import_module("pyspark.sql.connect.session").SparkSession
     return patient(session.builder.channelBuilder(CurrentLogin(connect_url(client.config.host))).create())
@@ -2743,7 +2790,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def tell_login(config: DatabricksConfig) -> None:
     """The first line of every run."""
-    tell(f"Workspace {config.host}, login from {config.source}")
+    tell(f"Workspace {config.workspace}, login from {config.source}")
     path = profile_file()
     if config.source.startswith("profile ") and os.name == "posix" and path.stat().st_mode & 0o077:
         log.warning("%s is open to other users of this machine: chmod 600 %s", path, shlex.quote(str(path)))
@@ -2758,7 +2805,7 @@ def run(args: argparse.Namespace) -> int:
     check_places(outputs, inputs)
     file_systems = FILE_SYSTEMS[:1] if args.dbfs_only else FILE_SYSTEMS[1:] if args.workspace_only else FILE_SYSTEMS
     header = {
-        "workspace_url": config.host,
+        "workspace_url": config.workspace,
         "options": {"file_systems": list(file_systems), "users": "file" if args.users_file else "named"},
     }
     with open_checkpoint(Path(args.checkpoint), header, args.resume) as checkpoint:

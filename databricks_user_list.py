@@ -20,11 +20,11 @@ from databricks_user_files_simple import (
     kind_of_login,
     load_databricks_config,
     log,
-    normalize_host,
     open_output,
     parse_record,
     profile_file,
     read_profiles,
+    read_workspace_url,
     run_command,
     run_error,
     safe_cell,
@@ -130,7 +130,7 @@ def list_profiles() -> int:
 
 def shown_host(values: dict[str, str]) -> str:
     try:
-        return normalize_host(values["host"], "host")
+        return read_workspace_url(values["host"], "host")[0]
     except (KeyError, InventoryError):
         return "no host"
 

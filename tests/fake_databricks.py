@@ -806,6 +806,7 @@ class Settings:
     expire_after_requests: the token is refused after so many; setting it or token starts the count again.
     clients: id -> secret of those that may have OAuth tokens (client_credentials), as may who has the refresh_token;
     such tokens live for token_lifetime seconds, then they get a 401, or so much earlier than they say.
+    workspace_ids: of a unified host: a request has to name one of them in X-Databricks-Workspace-Id.
     outage: None, `close` or `503`. groups: `auto` follows admin, None leaves them out, or a list of names.
     clusters: id -> what clusters/get shows of it, or a list of what it shows in turn, the last one for good.
     """
@@ -820,6 +821,7 @@ class Settings:
     outage: str | None = None
     token: str = DEFAULT_TOKEN
     bad_token: int = 403
+    workspace_ids: tuple = ()
     expire_after_requests: int | None = None
     admin: bool = True
     caller: str | None = None
@@ -939,6 +941,7 @@ class Request(NamedTuple):
     path: str
     query: dict
     authorization: str
+    workspace_id: str
     body: bytes
     keep_alive: bool
 
@@ -973,7 +976,8 @@ def take_request(buffer):
     pairs = dict(parse_qsl(query, keep_blank_values=True, errors="strict"))
     connection = headers.get("connection", "").lower()
     keep_alive = connection != "close" if version == "HTTP/1.1" else connection == "keep-alive"
-    return Request(method, unquote(path), pairs, headers.get("authorization", ""), body, keep_alive)
+    login = headers.get("authorization", ""), headers.get("x-databricks-workspace-id", "")
+    return Request(method, unquote(path), pairs, *login, body, keep_alive)
 
 
 def head_bytes(answer, keep_alive):
@@ -1341,6 +1345,8 @@ class FakeDatabricks:
         """Whether the token is right and not used up."""
         settings = self.settings
         token = request.authorization.removeprefix("Bearer ")
+        if settings.workspace_ids and request.workspace_id not in settings.workspace_ids:
+            return False
         if token in self.issued:
             return self.loop.time() < self.issued[token]
         if request.authorization != f"Bearer {settings.token}":

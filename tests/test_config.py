@@ -2,11 +2,13 @@
 
 import itertools
 import os
+from pathlib import Path
 
 import pytest
 
-from databricks_user_files_simple import DatabricksConfig, InventoryError, load_databricks_config, normalize_host
-from tests.helpers import USER_LIST
+from databricks_user_files_simple import DatabricksConfig, InventoryError, load_databricks_config, read_workspace_url
+from tests.fake_databricks import FakeDatabricks, Fault
+from tests.helpers import NAME, SCANNER, USER_LIST
 
 SECRET = "dapi-secret-0123456789"
 A, B, C = "https://a.cloud.databricks.com", "https://b.cloud.databricks.com", "https://c.cloud.databricks.com"
@@ -269,7 +271,7 @@ def test_the_same_host_with_another_port_is_another_host(environment):
     ("http://[::1]:8080", "http://[::1]:8080"),
 ])  # fmt: skip
 def test_hosts_are_normalised(text, host):
-    assert normalize_host(text, "--workspace-url") == host
+    assert read_workspace_url(text, "--workspace-url")[0] == host
 
 
 @pytest.mark.parametrize("text", [
@@ -281,9 +283,75 @@ def test_hosts_are_normalised(text, host):
 ])  # fmt: skip
 def test_refused_hosts_are_not_shown(text):
     with pytest.raises(InventoryError, match=r"^--workspace-url ") as caught:
-        normalize_host(text.replace("SECRET", SECRET), "--workspace-url")
+        read_workspace_url(text.replace("SECRET", SECRET), "--workspace-url")
     assert len(str(caught.value).splitlines()) == 1
     assert SECRET not in str(caught.value)
+
+
+# The workspace's number
+
+
+ONE = f"[p]\nhost = {A}/\ntoken = t\nworkspace_id = 111\n"
+
+
+@pytest.mark.parametrize(("option", "profile", "variables", "number"), [
+    (None, ONE, {"WORKSPACE_ID": "333"}, "111"),
+    (f"{A}/?o=222", ONE, {}, "222"),
+    (A, ONE, {"WORKSPACE_ID": "333"}, "111"),
+    (None, ONE.replace("com/", "com/browse?o=222#x"), {}, "222"),
+    (None, ONE.replace("111", "none"), {"WORKSPACE_ID": "333"}, ""),
+    (None, "", {"HOST": A, "WORKSPACE_ID": "333"}, "333"),
+    (None, "", {"HOST": f"{A}?o=222", "WORKSPACE_ID": "333"}, "222"),
+    (f"{A}?o=444", "", {"HOST": f"{A}?o=222", "WORKSPACE_ID": "333"}, "444"),
+    (A, "", {"HOST": f"{A}?o=222"}, "222"),
+    (A, "", {"WORKSPACE_ID": "333"}, "333"),
+    (f"{A}/?o=0", "", {}, ""),
+])  # fmt: skip
+def test_the_workspaces_number_comes_from_where_its_host_comes_from(
+    profiles, environment, option, profile, variables, number
+):
+    profiles(profile)
+    environment(TOKEN="t", **variables)
+    config = load_databricks_config("p" if profile else None, option)
+    assert (config.host, config.workspace_id) == (A, number)
+    assert config.workspace == (f"{A}/?o={number}" if number else A)
+
+
+def test_a_number_in_the_environment_is_that_of_its_own_host(environment):
+    environment(WORKSPACE_ID="333")
+    assert load_databricks_config(None, A, "t").workspace_id == "333"
+    assert load_databricks_config(None, f"{A}?o=222", "t").workspace_id == "222"
+    environment(HOST=B)
+    assert load_databricks_config(None, A, "t").workspace_id == ""
+
+
+def test_two_workspaces_of_one_host_are_two(command, profiles):
+    with FakeDatabricks(users=["a", "b"], workspace_ids=("111",), faults=[Fault("403", path="/Users/b")]) as server:
+        token = f"token = {server.settings.token}\n"
+        profiles(f"[one]\nhost = {server.url}/?o=111\nworkspace_id = 222\n{token}[two]\nhost = {server.url}\n{token}"
+                 "workspace_id = 222\n")  # fmt: skip
+        done = command(USER_LIST, "-p", "one", "-o", "users.csv", env={"DATABRICKS_WORKSPACE_ID": "333"})
+        assert done.code == 0, done
+        words = ("--users-file", "users.csv", "-o", "out.csv")
+        done = command(SCANNER, *words, "-p", "one")
+        assert done.code == 1, done
+        assert done.err.startswith(f"Workspace {server.url}/?o=111, login from profile one ")
+        saved = Path(NAME).read_bytes()
+        server.change(workspace_ids=("111", "222"))
+        server.counts_reset()
+        for other in (("-p", "two"), ("-p", "one", "--workspace-url", f"{server.url}?o=222")):
+            done = command(SCANNER, *words, *other, "--resume")
+            assert done.code == 2, done
+            assert f"{server.url}/?o=111" in done.err
+            assert f"{server.url}/?o=222" in done.err
+            assert Path(NAME).read_bytes() == saved
+        assert server.total_requests == 0
+        server.change(workspace_ids=("222",), faults=[])
+        refused = command(SCANNER, *words, "-p", "one", "--resume")
+        assert refused.code == 2
+        assert f"{server.url}/?o=111 does not accept the token" in refused.err
+        server.change(workspace_ids=("111",))
+        assert command(SCANNER, *words, "-p", "one", "--resume").code == 0
 
 
 # Tokens
@@ -310,6 +378,9 @@ REFUSED = {  # what is refused: arguments, variables, profile file
     "token of profile x in": (("-p", "x"), {}, f"[x]\nhost = {URL}\ntoken = {SECRET} \u00e9\n"),
     "--profile": (("-p", SECRET), {}, f"[x]\nhost = {URL}\n"),
     "DATABRICKS_CONFIG_PROFILE": ((), {"CONFIG_PROFILE": SECRET}, f"[x]\nhost = {URL}\n"),
+    "?o= of --workspace-url": (("--workspace-url", f"{URL}?o={SECRET}", "--token", "t"), {}, ""),
+    "DATABRICKS_WORKSPACE_ID": ((), {"HOST": URL, "TOKEN": "t", "WORKSPACE_ID": SECRET}, ""),
+    "workspace_id of profile x": (("-p", "x"), {}, f"[x]\nhost = {URL}\ntoken = t\nworkspace_id = {SECRET}\n"),
     "default_profile": ((), {}, f"[x]\nhost = {URL}\n[__settings__]\ndefault_profile = {SECRET}\n"),
     "--max-users": (("--max-users", SECRET), {}, ""),
     "--active-only": ((f"--active-only={SECRET}",), {}, ""),

@@ -102,7 +102,7 @@ def test_tokens_are_renewed_before_they_expire(work, often, tmp_path, run):
         assert tokens_asked_for(server) >= 3
         assert server.statuses[401] == 0
         shown = done.err
-    assert shown.splitlines()[0] == (f"Workspace {server.url}, login from profile work in "
+    assert shown.splitlines()[0] == (f"Workspace {server.url}/?o=1, login from profile work in "
                                      f"{tmp_path / 'home' / '.databrickscfg'} (OAuth, oauth-m2m)")  # fmt: skip
     assert SECRET not in shown
     assert not [token for token in server.issued if token in shown]

@@ -982,12 +982,12 @@ def endpoint(connect_server, small, tmp_path):
 
 
 def test_a_run_on_a_cluster_sends_its_login_over_tls_with_every_call(connect_server, small, endpoint, command, login):
-    small.change(clusters={"0123-456789-abc": [{"state": "RUNNING"}]})
+    small.change(clusters={"0123-456789-abc": [{"state": "RUNNING"}]}, workspace_ids=("111",))
     write_users(small.user_names)
     certificate = str(endpoint.certificate)
     environment = {
         **login(small),
-        "DATABRICKS_HOST": endpoint.url,
+        "DATABRICKS_HOST": f"{endpoint.url}/?o=111",
         "REQUESTS_CA_BUNDLE": certificate,
         "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": certificate,
     }
@@ -1000,7 +1000,8 @@ def test_a_run_on_a_cluster_sends_its_login_over_tls_with_every_call(connect_ser
     assert listed_twice(small) == {}
     methods = Counter(method for method, _ in endpoint.calls)
     assert methods["ExecutePlan"] > 3
-    wanted = {"authorization": [f"Bearer {small.settings.token}"], "x-databricks-cluster-id": ["0123-456789-abc"]}
+    wanted = {"authorization": [f"Bearer {small.settings.token}"], "x-databricks-cluster-id": ["0123-456789-abc"],
+              "x-databricks-workspace-id": ["111"]}  # fmt: skip
     wrong = [(method, metadata) for method, metadata in endpoint.calls if metadata.items() < wanted.items()
              or any(metadata.get(name) != value for name, value in wanted.items())]  # fmt: skip
     assert wrong == []

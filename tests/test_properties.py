@@ -29,11 +29,11 @@ from databricks_user_files_simple import (
     classify_error,
     load_databricks_config,
     next_rate,
-    normalize_host,
     open_checkpoint,
     parse_error_body,
     parse_listing,
     read_usernames,
+    read_workspace_url,
     retry_wait,
     safe_cell,
     scan_users,
@@ -320,14 +320,14 @@ def test_any_text_as_an_error(status, text):
     st.sampled_from(["", ":443", ":x", "/?o=1#a", "\\", ":99999", "@evil.net"])), examples=500)  # fmt: skip
 def test_any_text_as_workspace_url(text):
     try:
-        host = normalize_host(text, "x")
+        host, _ = read_workspace_url(text, "x")
     except InventoryError as error:
         assert "pw" not in str(error)
         return
     scheme, _, name = host.partition("://")
     assert scheme == "https" or name.split(":")[0] in ("localhost", "127.0.0.1") or name.startswith("[::1]")
     assert not set(name) & set("/?#@\\ ")
-    assert normalize_host(host, "x") == host
+    assert read_workspace_url(host, "x") == (host, "")
 
 
 @property_of(st.text(max_size=6) | st.text("=+-@\t\r\n;,\"' a", max_size=6), st.sampled_from(",;\t"), examples=500)
