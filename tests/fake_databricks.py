@@ -14,6 +14,7 @@ import asyncio
 import base64
 import binascii
 import csv
+import gzip
 import json
 import math
 import random
@@ -687,6 +688,7 @@ class Answer(NamedTuple):
     headers: tuple = ()
     cut: str | None = None
     seconds: float = 0.0
+    chunked: bool = False
 
 
 REASONS = {status.value: status.phrase for status in HTTPStatus}
@@ -792,6 +794,24 @@ def spoiled_answer(fault, answer):
     return answer._replace(cut=fault.kind, seconds=fault.seconds)
 
 
+def in_form(answer, form):
+    """The answer in one of the FORMS, for a client that takes gzip, as requests does."""
+    if answer.cut:
+        return answer
+    if "gzip" in form:
+        headers = (*answer.headers, ("Content-Encoding", "gzip"))
+        answer = answer._replace(body=gzip.compress(answer.body, 1), headers=headers)
+    return answer._replace(chunked="chunked" in form)
+
+
+def chunks(body):
+    """The body in pieces of 100 bytes, as `Transfer-Encoding: chunked` has them."""
+    pieces = [body[start : start + 100] for start in range(0, len(body), 100)]
+    return b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in [*pieces, b""])
+
+
+FORMS = ("plain", "gzip", "chunked", "gzip chunked")
+
 # Settings and counts
 
 
@@ -807,6 +827,7 @@ class Settings:
     clients: id -> secret of those that may have OAuth tokens (client_credentials), as may who has the refresh_token;
     such tokens live for token_lifetime seconds, then they get a 401, or so much earlier than they say.
     workspace_ids: of a unified host: a request has to name one of them in X-Databricks-Workspace-Id.
+    forms: those of FORMS in which answers come, each path in one of them.
     outage: None, `close` or `503`. groups: `auto` follows admin, None leaves them out, or a list of names.
     clusters: id -> what clusters/get shows of it, or a list of what it shows in turn, the last one for good.
     """
@@ -818,6 +839,7 @@ class Settings:
     retry_after: str = "none"
     retry_after_seconds: int = 1
     faults: list = field(default_factory=list)
+    forms: tuple = ("plain",)
     outage: str | None = None
     token: str = DEFAULT_TOKEN
     bad_token: int = 403
@@ -983,7 +1005,8 @@ def take_request(buffer):
 def head_bytes(answer, keep_alive):
     """Status line and headers."""
     lines = [f"HTTP/1.1 {answer.status} {REASONS.get(answer.status, 'Unknown')}"]
-    lines.append(f"Content-Type: {answer.content_type}\r\nContent-Length: {len(answer.body)}")
+    length = "Transfer-Encoding: chunked" if answer.chunked else f"Content-Length: {len(answer.body)}"
+    lines.append(f"Content-Type: {answer.content_type}\r\n{length}")
     lines.extend(f"{name}: {value}" for name, value in answer.headers)
     lines.append(f"Connection: {'keep-alive' if keep_alive else 'close'}\r\n\r\n")
     return "\r\n".join(lines).encode("latin-1")
@@ -1047,7 +1070,8 @@ class Connection(asyncio.Protocol):
         if answer.cut:
             CUTS[answer.cut](self, answer)
             return
-        self.end_answer(answer.status, head_bytes(answer, self.request.keep_alive) + answer.body)
+        body = chunks(answer.body) if answer.chunked else answer.body
+        self.end_answer(answer.status, head_bytes(answer, self.request.keep_alive) + body)
 
     def end_answer(self, status, data):
         """Send the last bytes of an answer, then go on with what has come meanwhile, or close.
@@ -1308,6 +1332,7 @@ class FakeDatabricks:
             connection.working = True
             self.working += 1
             answer = self.fault(api, path, request) or self.content(api, path, request)
+            answer = in_form(answer, settings.forms[crc32(str(path).encode()) % len(settings.forms)])
         latency = settings.latency + settings.latency_spread * random.random()
         if latency:
             connection.later(latency, connection.send, answer)

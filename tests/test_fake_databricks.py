@@ -19,6 +19,7 @@ from tests.fake_databricks import (
     AWKWARD_NAMES,
     DEFAULT_TOKEN,
     FAULT_KINDS,
+    FORMS,
     FakeDatabricks,
     Fault,
     Workspace,
@@ -440,6 +441,19 @@ def test_error_faults(start, kind, status, code, text):
     assert scim["status"] == str(status) and scim["detail"] and scim["schemas"]
     assert client.dbfs("/Users").status_code == 200
     assert client.server.counts.faults == {kind: 2}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_answers_come_in_the_form_that_is_set(start, form):
+    client = start(users=["a"], shape="none")
+    names = [f"/Users/a/{number}" for number in range(50)]
+    client.server.add_tree("dbfs", {"/Users/a": [dbfs_file(name, 1) for name in names]})
+    client.server.change(forms=(form,))
+    answer = client.dbfs("/Users/a")
+    assert [entry["path"] for entry in answer.json()["files"]] == names
+    assert (answer.headers.get("Content-Encoding") == "gzip") == ("gzip" in form)
+    assert (answer.headers.get("Transfer-Encoding") == "chunked") == ("chunked" in form)
+    assert ("Content-Length" in answer.headers) == ("chunked" not in form)
 
 
 @pytest.mark.parametrize("kind", ["reset", "reset_body", "truncated", "hang"])
