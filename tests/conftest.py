@@ -10,9 +10,11 @@ import subprocess
 
 import pytest
 
+import databricks_user_files_simple as scanner
 from tests.connect_server import connect_server_of, why_not
 from tests.fake_databricks import FakeDatabricks
 from tests.helpers import FakeClock, run_command, write_users
+from tests.kernel import Kernel
 
 PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
@@ -69,6 +71,14 @@ def clock():
 def command():
     """run_command(script, *words, env=..., stdin=...) in tmp_path."""
     return run_command
+
+
+@pytest.fixture
+def hasty(monkeypatch):
+    """Waits of a tenth, on the workers too: what the functions refer to goes with them."""
+    waits = {kind: (attempts, first / 10) for kind, (attempts, first) in scanner.RETRIES.items()}
+    monkeypatch.setattr(scanner, "RETRIES", waits)
+    monkeypatch.setattr(scanner, "FIRST_PROBE", 0.3)
 
 
 @pytest.fixture
@@ -138,3 +148,18 @@ def spark(connect_server):
     session = connect_server.session()
     yield session
     session.stop()
+
+
+@pytest.fixture
+def new_kernel(tmp_path):
+    """new_kernel(): a kernel in tmp_path."""
+    pytest.importorskip("jupyter_client.manager", reason="ipykernel is not installed")
+    kernels = []
+
+    def start():
+        kernels.append(Kernel(tmp_path))
+        return kernels[-1]
+
+    yield start
+    for kernel in kernels:
+        kernel.close()

@@ -3,18 +3,15 @@
 import ast
 import json
 import os
-import queue
 import re
 import shutil
 import time
-from dataclasses import dataclass
 
 import pytest
 
 from tests.fake_databricks import Fault
 from tests.helpers import ROOT, SCANNER, USER_LIST, asked_for, hang_when, needs_posix, saved_users, true_csv, until
-
-manager = pytest.importorskip("jupyter_client.manager", reason="ipykernel is not installed")
+from tests.kernel import Cell
 
 DOCUMENT = (ROOT / "NOTEBOOK_USAGE.md").read_text(encoding="utf-8")
 WAYS = ("1. As files beside the notebook", "2. Pasted into cells", "3. Written by a cell")
@@ -60,83 +57,6 @@ WITH_SPARK = [*LOG_IN, *USERS, EMPTY, PARALLEL, *FRAMES, *WHOLE, *JOB]
 def test_every_block_of_the_document_is_run():
     every = {with_texts(block) for block in re.findall(r"^```.*\n((?s:.*?))^```$", DOCUMENT, re.M)}
     assert every == {cell for way in WAYS for cell in getting_in(way)} | {*WITHOUT_SPARK} | {*WITH_SPARK}
-
-
-# The kernel
-
-
-@dataclass
-class Cell:
-    """What a cell's execution brought: both streams' texts, the last expression's repr, the error's name."""
-
-    out: str = ""
-    err: str = ""
-    result: str = ""
-    error: str = ""
-
-
-class Kernel:
-    """An IPython kernel in a process of its own; what it writes elsewhere than into cells is in `console`."""
-
-    def __init__(self, folder):
-        self.folder, self.console = folder, folder / "console"
-        self.manager = manager.KernelManager(connection_file=str(folder / "kernel.json"))
-        keep = {name: value for name, value in os.environ.items() if not name.startswith(("DATABRICKS_", "SPARK_"))}
-        home = {"HOME": str(folder), "IPYTHONDIR": str(folder / "ipython"), "PYTHONDONTWRITEBYTECODE": "1",
-                "DATABRICKS_CONFIG_FILE": str(folder / "none")}  # fmt: skip
-        with open(self.console, "wb") as console:
-            self.manager.start_kernel(cwd=str(folder), env=keep | home, stdout=console, stderr=console)
-        self.client = self.manager.blocking_client()
-        self.client.start_channels()
-        self.client.wait_for_ready(timeout=60)
-
-    def run(self, code, interrupt_when=None, timeout=120):
-        """Runs a cell; with `interrupt_when` it is interrupted, as by the stop button, when that has become true."""
-        cell, request, limit = Cell(), self.client.execute(code), time.monotonic() + timeout
-        while time.monotonic() < limit and self.manager.is_alive():
-            if interrupt_when and interrupt_when():
-                self.manager.interrupt_kernel()
-                interrupt_when = None
-            try:
-                message = self.client.get_iopub_msg(timeout=0.05 if interrupt_when else 1)
-            except queue.Empty:
-                continue
-            if message["parent_header"].get("msg_id") == request and not take(cell, message):
-                return cell
-        raise AssertionError(f"the kernel is {'slow' if self.manager.is_alive() else 'dead'}: {cell}\n"
-                             + self.console.read_text(encoding="utf-8", errors="replace")[-2000:])  # fmt: skip
-
-    def close(self):
-        self.client.stop_channels()
-        self.manager.shutdown_kernel(now=True)
-        self.manager.context.destroy()
-
-
-def take(cell, message):
-    """Notes what a message tells; False for a cell's last one."""
-    content = message["content"]
-    if message["msg_type"] == "stream":
-        name = "out" if content["name"] == "stdout" else "err"
-        setattr(cell, name, getattr(cell, name) + content["text"])
-    elif message["msg_type"] in ("execute_result", "display_data"):
-        cell.result += content["data"]["text/plain"]
-    elif message["msg_type"] == "error":
-        cell.error = f"{content['ename']}: {content['evalue']}"
-    return not (message["msg_type"] == "status" and content["execution_state"] == "idle")
-
-
-@pytest.fixture
-def new_kernel(tmp_path):
-    """new_kernel(): a kernel in tmp_path."""
-    kernels = []
-
-    def start():
-        kernels.append(Kernel(tmp_path))
-        return kernels[-1]
-
-    yield start
-    for kernel in kernels:
-        kernel.close()
 
 
 def own(kernel, server, cell):

@@ -119,14 +119,6 @@ def debug(caplog):
     return caplog
 
 
-@pytest.fixture
-def hasty(monkeypatch):
-    """Waits of a tenth, on the workers too: what the functions refer to goes with them."""
-    waits = {kind: (attempts, first / 10) for kind, (attempts, first) in scanner.RETRIES.items()}
-    monkeypatch.setattr(scanner, "RETRIES", waits)
-    monkeypatch.setattr(scanner, "FIRST_PROBE", 0.3)
-
-
 # The results are the same
 
 
