@@ -1,0 +1,140 @@
+"""One workspace with everything awkward in it, through every way in: each row and each detail is the truth."""
+
+import csv
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+import databricks_user_files_simple as scanner
+from tests.fake_databricks import Fault
+from tests.helpers import ROOT, SCANNER, needs_posix, running, saved_users, until, write_users
+from tests.world import make_world, passing_faults
+
+COLUMNS = ["username", "file_count", "total_size", "total_size_gb", "status", "file_source", "error"]
+OUTPUTS = ("--users-file", "users.txt", "-o", "out.csv", "--details", "details.jsonl")
+CELL = """
+import json, sys
+sys.path.insert(0, {root!r})
+import databricks_user_files_simple as scanner
+config = scanner.DatabricksConfig({url!r}, {token!r})
+found = {{result.username: result for result in scanner.scan_users({names!r}, config)}}
+print(json.dumps([[found[name].row(), found[name].as_dict()] for name in {names!r}]))
+"""
+
+
+def config_of(server):
+    return scanner.DatabricksConfig(server.url, server.settings.token, "test")
+
+
+def assert_truth(world, rows, details):
+    """Every column of every row, in the order of the users; and what --details has of each file system."""
+    assert rows == [world.row(name) for name in world.usernames]
+    for name, found in zip(world.usernames, details, strict=True):
+        assert (found["username"], found["status"]) == (name, world.row(name)["status"])
+        for file_system, truth in world.details(name).items():
+            shown = {key: found[file_system][key] for key in truth}
+            if (name, file_system) in world.deletions:
+                shown["types"].pop("DIRECTORY", None)
+            shown["failures"].sort(key=lambda failure: failure["path"])
+            assert shown == truth, (name, file_system)
+
+
+def assert_results(world, results):
+    """The same of results, which come in any order."""
+    found = {result.username: result for result in results}
+    rows = [{key: str(value) for key, value in found[name].row().items()} for name in world.usernames]
+    assert_truth(world, rows, [found[name].as_dict() for name in world.usernames])
+
+
+def assert_outputs(world):
+    """The same of the files that a command has written."""
+    with open("out.csv", encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        rows = list(reader)
+    assert reader.fieldnames == COLUMNS
+    details = [json.loads(line) for line in Path("details.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert_truth(world, rows, details)
+
+
+@pytest.fixture
+def world():
+    return make_world()
+
+
+@pytest.fixture
+def server(world):
+    write_users(world.usernames)
+    with world.server(*passing_faults(), latency=0.001) as server:
+        yield server
+
+
+@pytest.fixture
+def larger():
+    return make_world(bulk=8, directories=25)
+
+
+@pytest.fixture
+def slow(larger):
+    """So much to do, and so slowly, that a cluster has its part in it."""
+    write_users(larger.usernames)
+    with larger.server(*passing_faults(), latency=0.05) as server:
+        yield server
+
+
+@pytest.mark.parametrize("threads", [1, 16])
+def test_the_function(world, server, clock, threads):
+    config = config_of(server)
+    client = scanner.DatabricksClient(config, threads, clock=clock, sleep=clock.sleep)
+    assert_results(world, scanner.scan_users(world.usernames, config, threads, client=client))
+
+
+def test_the_command_in_this_process(world, server, hasty, monkeypatch):
+    monkeypatch.setenv("DATABRICKS_HOST", server.url)
+    monkeypatch.setenv("DATABRICKS_TOKEN", server.settings.token)
+    assert scanner.main([*OUTPUTS]) == 1
+    assert_outputs(world)
+
+
+@pytest.mark.parametrize("words", [(), ("--threads", "1")], ids=" ".join)
+def test_the_command(world, server, command, login, words):
+    ended = command(SCANNER, *OUTPUTS, *words, env=login(server), timeout=60)
+    assert ended.code == 1, ended
+    assert_outputs(world)
+
+
+@needs_posix
+def test_the_command_that_was_killed_and_goes_on(world, server, command, login):
+    gate = Fault("hang", seconds=60)
+    gate.applies = lambda *_: len(saved_users()) >= 4
+    server.change(faults=[*server.settings.faults, gate])
+    with running(server, login, *OUTPUTS) as process:
+        until(lambda: process.poll() is not None or gate.hits)
+        process.kill()
+        process.communicate()
+    assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
+    assert len(saved_users()) >= 4
+    gate.applies = lambda *_: False
+    ended = command(SCANNER, *OUTPUTS, "--resume", env=login(server), timeout=60)
+    assert ended.code == 1, ended
+    assert_outputs(world)
+
+
+def test_the_function_on_a_cluster(larger, slow, spark):
+    assert_results(larger, scanner.process_user_batch_parallel(spark, larger.usernames, config_of(slow), 4))
+
+
+def test_the_command_on_a_cluster(larger, slow, connect_server, command, login):
+    words = ("--threads", "4", "--spark-remote", connect_server.remote)
+    ended = command(SCANNER, *OUTPUTS, *words, env=login(slow), timeout=90)
+    assert ended.code == 1, ended
+    assert_outputs(larger)
+
+
+def test_a_notebook(world, server, new_kernel):
+    cell = CELL.format(root=str(ROOT), url=server.url, token=server.settings.token, names=world.usernames)
+    shown = new_kernel().run(cell)
+    assert shown.error == "", shown
+    rows, details = zip(*json.loads(shown.out.splitlines()[-1]), strict=True)
+    assert_truth(world, [{key: str(value) for key, value in row.items()} for row in rows], details)

@@ -1,0 +1,210 @@
+"""A workspace with everything in it that is awkward, and what a right inventory of it says, found while it is built."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from tests.fake_databricks import (
+    AWKWARD_NAMES,
+    ESTIMATED_OBJECT_SIZE,
+    FORMS,
+    FakeDatabricks,
+    Fault,
+    dbfs_directory,
+    dbfs_file,
+    workspace_object,
+)
+
+REFUSED = "403 PERMISSION_DENIED: The caller may not list this path."
+
+
+@dataclass
+class Folder:
+    """A directory: names to folders and files, which are sizes in DBFS, object_types in the Workspace.
+
+    `denied` folders answer 403. `deleted` ones are gone when they are asked for, and then from their parent's listing.
+    """
+
+    entries: dict = field(default_factory=dict)
+    object_type: str = "DIRECTORY"
+    git: bool = False
+    denied: bool = False
+    deleted: bool = False
+
+
+class File(NamedTuple):
+    """One that an inventory has to find; size in bytes (None in the Workspace), modified in ms since 1970 or None."""
+
+    username: str
+    file_system: str
+    path: str
+    object_type: str
+    size: int | None
+    modified: int | None
+
+
+class Deletion(Fault):
+    """Never fails: it takes a folder out of its parent's listing when the folder is asked for."""
+
+    def __init__(self, listings, file_system, path):
+        super().__init__("404", api=file_system, path=path)
+        self.listings = listings
+
+    def applies(self, api, path, _):
+        if (api, path) == (self.api, self.path):
+            parent = path.rpartition("/")[0]
+            self.listings[parent][:] = [entry for entry in self.listings[parent] if entry["path"] != path]
+        return False
+
+
+class World:
+    """Homes, and of each user the files, directories, types and failures that are to be found, by file system.
+
+    `deletions` has users and file systems that have a deleted folder: nobody can say whether it is in the types.
+    """
+
+    def __init__(self):
+        self.usernames, self.files, self.faults = [], [], []
+        self.listings = {"dbfs": {}, "workspace": {}}
+        self.directories, self.types, self.failures, self.deletions = Counter(), {}, {}, set()
+
+    def add_user(self, username, dbfs=None, workspace=None, home=None):
+        """A user with a home for each tree that is given, under another name if `home` is."""
+        self.usernames.append(username)
+        for file_system, folder in (("dbfs", dbfs), ("workspace", workspace)):
+            self.types[username, file_system], self.failures[username, file_system] = Counter(), []
+            if folder:
+                self.add_folder(username, file_system, f"/Users/{home or username}", folder)
+
+    def add_folder(self, username, file_system, path, folder, found=True):
+        """Below a denied folder nothing is to be `found`."""
+        if folder.deleted:
+            self.faults.append(Deletion(self.listings[file_system], file_system, path))
+            self.deletions.add((username, file_system))
+            return
+        if folder.denied:
+            self.faults.append(Fault("403", api=file_system, path=path))
+            self.failures[username, file_system].append({"path": path, "error": REFUSED})
+            found = False
+        self.directories[username, file_system] += found
+        entries = self.listings[file_system][path] = []
+        for name, value in folder.entries.items():
+            below = f"{path}/{name}"
+            entries.append(self.entry(file_system, below, value))
+            if isinstance(value, Folder):
+                self.add_folder(username, file_system, below, value, found)
+                self.types[username, file_system][value.object_type] += found and not value.deleted
+            elif found:
+                self.files.append(self.file(username, file_system, entries[-1]))
+                self.types[username, file_system][value if file_system == "workspace" else "FILE"] += 1
+
+    def entry(self, file_system, path, value):
+        """A file or folder as the listing of its parent shows it."""
+        if file_system == "workspace":
+            git = {"directory_info": {"is_git_folder": True}} if isinstance(value, Folder) and value.git else {}
+            return workspace_object(path, value.object_type if isinstance(value, Folder) else value, **git)
+        return dbfs_directory(path) if isinstance(value, Folder) else dbfs_file(path, value, 1_600_000_000_000 + value)
+
+    def file(self, username, file_system, entry):
+        if file_system == "dbfs":
+            return File(username, "dbfs", entry["path"], "FILE", entry["file_size"], entry["modification_time"])
+        return File(username, "workspace", entry["path"], entry["object_type"], None, entry.get("modified_at"))
+
+    def server(self, *faults, **settings):
+        """The workspace; `faults` beside those of denied and deleted folders."""
+        server = FakeDatabricks(users=self.usernames, shape="none", forms=FORMS, **settings)
+        for file_system, listings in self.listings.items():
+            server.workspace.explicit[file_system] = listings  # which deletions change
+            server.workspace.explicit_homes[file_system] = {path.split("/")[2] for path in listings}
+        server.change(faults=[*self.faults, *faults])
+        return server
+
+    def details(self, username):
+        """By file system: what --details has to say of a user."""
+        result = {}
+        for file_system in ("dbfs", "workspace"):
+            key = username, file_system
+            files = [file for file in self.files if (file.username, file.file_system) == key]
+            result[file_system] = {
+                "files": len(files),
+                "bytes": sum(ESTIMATED_OBJECT_SIZE if file.size is None else file.size for file in files),
+                "directories": self.directories[key],
+                "types": dict(+self.types[key]),
+                "failures": self.failures[key],
+            }
+        return result
+
+    def row(self, username):
+        """The user's row of the CSV, as text."""
+        details = self.details(username)
+        files = sum(found["files"] for found in details.values())
+        size = sum(found["bytes"] for found in details.values())
+        sources = [name for name, found in details.items() if found["files"]]
+        failures = [f"{name}:{at['path']}: {at['error']}" for name in details for at in details[name]["failures"]]
+        status = "success" if files else "empty"
+        if failures:
+            status = "partial" if any(found["directories"] for found in details.values()) else "error"
+        more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
+        return {
+            "username": username,
+            "file_count": str(files),
+            "total_size": str(size),
+            "total_size_gb": f"{size / 1024**3:.4f}",
+            "status": status,
+            "file_source": "both" if len(sources) == 2 else [*sources, "none"][0],
+            "error": f"{failures[0]}{more}" if failures else "",
+        }
+
+
+def awkward_folder(file):
+    """Directories whose names need care in a URL, in JSON or on a terminal, each with an awkward file in it."""
+    return Folder({name: Folder({name: file, "within": Folder()}) for name in AWKWARD_NAMES})
+
+
+def deep_folder(file, depth):
+    """Directories in directories, a file in each."""
+    folder = Folder({"file": file})
+    for _ in range(depth):
+        folder = Folder({"file": file, "deeper": folder})
+    return folder
+
+
+def make_world(bulk=4, directories=10):
+    """Users with one oddity each, and `bulk` users with so many directories in each file system."""
+    world = World()
+    types = ("FILE", "LIBRARY", "DASHBOARD", "SOMETHING_NEW")
+    world.add_user("plain@example.com", Folder({"a": Folder({"one": 2**40, "two": 1}), "top": 5, "none": Folder()}),
+                   Folder({"n": "NOTEBOOK", "w": Folder({name: name for name in types})}))  # fmt: skip
+    world.add_user("awk ward+o'neil@example.com", awkward_folder(3), awkward_folder("FILE"))
+    world.add_user("git@example.com", None, Folder({
+        "repo": Folder({"src": Folder({"a.py": "FILE", "n": "NOTEBOOK"})}, "REPO"),
+        "folder": Folder({"b.py": "FILE", "src": Folder({"c.py": "FILE"})}, git=True),
+    }))  # fmt: skip
+    world.add_user("denied@example.com", Folder({"open": Folder({"f": 7}), "shut": Folder({"lost": 1}, denied=True)}),
+                   Folder({"n": "NOTEBOOK", "shut": Folder({"lost": "FILE"}, denied=True)}))  # fmt: skip
+    world.add_user("denied.home@example.com", None, Folder({"lost": "FILE"}, denied=True))
+    world.add_user("deleted@example.com", Folder({"f": 9, "gone": Folder(deleted=True)}),
+                   Folder({"n": "NOTEBOOK", "gone": Folder(deleted=True)}))  # fmt: skip
+    world.add_user("other.case@example.com", Folder({"f": 11}), Folder({"n": "NOTEBOOK"}), "Other.Case@Example.com")
+    world.add_user("deep@example.com", deep_folder(1, 30), deep_folder("FILE", 30))
+    world.add_user("dbfs@example.com", Folder({"f": 0}))
+    world.add_user("empty@example.com", Folder(), Folder({"w": Folder()}))
+    world.add_user("none@example.com")
+    for number in range(bulk):
+        folders = range(directories)
+        world.add_user(f"bulk{number}@example.com", Folder({f"d{at}": Folder({f"f{at}": at}) for at in folders}),
+                       Folder({f"d{at}": Folder({"n": "NOTEBOOK", "f": "FILE"}) for at in folders}))  # fmt: skip
+    return world
+
+
+def passing_faults():
+    """Of all kinds, with and without Retry-After: after one or two of them each of these folders can be listed."""
+    return [
+        Fault("500", api="dbfs", path="/Users/plain@example.com/a", times=2),
+        Fault("503", api="workspace", path="/Users/plain@example.com", times=1),
+        Fault("503", api="dbfs", path="/Users/bulk0@example.com", times=1, headers={"Retry-After": "1"}),
+        Fault("429", api="dbfs", path="/Users/bulk1@example.com/d1", times=1),
+        Fault("429", api="workspace", path="/Users/bulk2@example.com", times=1, headers={"Retry-After": "1"}),
+        Fault("reset", api="dbfs", path="/Users/bulk2@example.com/d3", times=1),
+        Fault("truncated", api="workspace", path="/Users/bulk3@example.com/d2", times=1),
+    ]
