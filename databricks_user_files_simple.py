@@ -12,8 +12,8 @@ import argparse
 import atexit
 import configparser
 import csv
+import gzip
 import heapq
-import http.client
 import io
 import json
 import logging
@@ -32,6 +32,7 @@ import threading
 import time
 import unicodedata
 import warnings
+import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
@@ -93,9 +94,11 @@ REMEDIES = {
 LOGIN_SECONDS = 60.0  # for one answer of databricks-sdk, whose requests have no time-out
 HELD_SECONDS, FAILED_SECONDS = 5.0, 1.0  # until databricks-sdk is asked again, for a token and after a failure
 CONNECT_SECONDS, READ_SECONDS = 10, 90  # DBFS itself gives up on a large directory after about 60 s
-LONGEST_BODY = 64 * 1024**2  # bytes
-LARGE_BODY = 1024**2  # bytes; decoded one at a time, because the decoded form takes about ten times as much memory
-HUGE_BODY = 8 * LARGE_BODY  # bytes; from there on also read one at a time
+BODY_SECONDS = 180  # for a whole body: a socket's own time-out begins anew with every byte
+LONGEST_BODY = 32 * 1024**2  # bytes
+LARGE_BODY = 64 * 1024  # bytes on the wire; decoded one at a time: in memory they are 10 to 100 times as much
+BODY_PIECE = 16 * 1024  # bytes
+GZIP_MAGIC = b"\x1f\x8b"
 MOST_VALUES = 4_000_000  # in an answer: up to 400 MB decoded; a listing has about 5 an entry
 MOST_WAITING = 1_000_000  # directories to be listed, of one file system: about 300 MB
 LONGEST_RETRY_AFTER = 120.0  # seconds
@@ -697,40 +700,6 @@ class Pacer:
             self.leave(now, error.retry_after)
 
 
-class BoundedResponse(http.client.HTTPResponse):
-    """An answer that ends within 2 * READ_SECONDS: a socket's own time-out begins anew with every byte."""
-
-    def __init__(self, sock: Any, *args: Any, **options: Any):
-        super().__init__(sock, *args, **options)
-        until, read = time.monotonic() + 2 * READ_SECONDS, self.fp.raw.readinto
-
-        def read_in_time(buffer: Any) -> int:
-            if time.monotonic() > until:
-                raise TimeoutError
-            return read(buffer)
-
-        self.fp.raw.readinto = read_in_time
-
-
-class BoundedAdapter(requests.adapters.HTTPAdapter):
-    """Has BoundedResponses, also through a proxy."""
-
-    def init_poolmanager(self, *args: Any, **options: Any) -> None:
-        super().init_poolmanager(*args, **options)
-        self.bound(self.poolmanager)
-
-    def proxy_manager_for(self, *args: Any, **options: Any) -> Any:
-        return self.bound(super().proxy_manager_for(*args, **options))
-
-    def bound(self, manager: Any) -> Any:
-        for scheme, pool in manager.pool_classes_by_scheme.items():
-            if pool.ConnectionCls.response_class is not BoundedResponse:
-                connection = type("BoundedConnection", (pool.ConnectionCls,), {"response_class": BoundedResponse})
-                bounded = type("BoundedPool", (pool,), {"ConnectionCls": connection})
-                manager.pool_classes_by_scheme = {**manager.pool_classes_by_scheme, scheme: bounded}
-        return manager
-
-
 class DatabricksClient:
     """The one place that makes requests. attempt() tries once, get() tries again and waits in between."""
 
@@ -747,8 +716,8 @@ class DatabricksClient:
         self.statistics: Counter[str] = Counter()  # requests, retries, rate_limited (429), files
         self.pacers: dict[str, Pacer] = {}  # by API
         self.reached = False
-        self.decoding = threading.RLock()
-        self.adapter = BoundedAdapter(pool_connections=1, pool_maxsize=threads)
+        self.decoding = threading.Lock()  # of large bodies
+        self.adapter = requests.adapters.HTTPAdapter(pool_connections=1, pool_maxsize=threads)
         self.headers = {"Accept": "application/json", "Accept-Encoding": "gzip", "User-Agent": USER_AGENT}
         if config.workspace_id:
             self.headers["X-Databricks-Workspace-Id"] = config.workspace_id
@@ -779,13 +748,13 @@ class DatabricksClient:
             request = requests.Request(
                 "GET", self.config.host + api_path, self.headers, params=params, auth=partial(authorize, token)
             ).prepare()
-            with ExitStack() as alone:
-                with self.adapter.send(request, timeout=(CONNECT_SECONDS, READ_SECONDS), **self.settings) as response:
-                    self.reached = True
-                    body = self.read_body(response, alone)
+            with self.adapter.send(request, timeout=(CONNECT_SECONDS, READ_SECONDS), **self.settings) as response:
+                self.reached = True
+                body = read_body(response)
+            with self.decoding if len(body) >= LARGE_BODY else nullcontext():
                 if response.status_code != 200:
                     raise self.answer_error(response, body, path)
-                return parse(self.decode(body))
+                return parse(decode_body(body))
         except MalformedAnswer as error:
             raise DatabricksError("malformed", self.mask(str(error)), path) from error
         except UnicodeError as error:  # half a surrogate pair: there is no way to ask for this name
@@ -817,44 +786,16 @@ class DatabricksClient:
                 log.debug("%s: %s; again in %.1f s", api_path, error, wait)
                 self.sleep(wait)
 
-    def read_body(self, response: requests.Response, alone: ExitStack) -> bytes:
-        """The whole body, within LONGEST_BODY; makes a large one wait for its turn, which ends with `alone`."""
-        if response.headers.get("Content-Encoding", "gzip").lower() not in ("gzip", "identity"):
-            raise MalformedAnswer("the answer is in an encoding that was not asked for")
-        parts, length = [], 0
-        while chunk := response.raw.read(16384, decode_content=True):
-            parts.append(chunk)
-            length += len(chunk)
-            if length > LONGEST_BODY:
-                raise MalformedAnswer(f"the answer is longer than {LONGEST_BODY // 1024**2} MB")
-            if length > HUGE_BODY >= length - len(chunk):
-                alone.enter_context(self.decoding)
-        announced = response.headers.get("Content-Length", "")
-        if (
-            re.fullmatch("[0-9]{1,18}", announced)
-            and int(announced) != length
-            and "Content-Encoding" not in response.headers
-        ):
-            raise MalformedAnswer("the answer was cut short")
-        if length >= LARGE_BODY:
-            alone.enter_context(self.decoding)
-        return b"".join(parts)
-
-    def decode(self, body: bytes) -> Any:
-        # Decoded, the smallest values take thirty times their length in memory.
-        if len(body) > MOST_VALUES and sum(map(body.count, (b"{", b"[", b","))) > MOST_VALUES:
-            raise MalformedAnswer(f"the answer has more than {MOST_VALUES:,} values")
-        try:
-            return json.loads(body)
-        except (ValueError, RecursionError) as error:
-            what = "an HTML page" if b"<html" in body[:2000].lower() else "not JSON"
-            raise MalformedAnswer(f"the answer is {what}: is this the workspace's URL, is there a proxy?") from error
-
     def answer_error(self, response: requests.Response, body: bytes, path: str) -> DatabricksError:
-        texts = [*parse_error_body(body[:100_000].decode("utf-8", "replace")), response.reason or ""]
+        try:
+            text = readable(unzip(body))
+            cut_short = text.lstrip()[:1] == "{" and text.rstrip()[-1:] != "}"
+        except MalformedAnswer:
+            text, cut_short = "", True
+        texts = [*parse_error_body(text), response.reason or ""]
         error_code, message, reason = map(one_line, map(self.mask, texts), (60, 300, 300))
         kind = classify_error(response.status_code, error_code, message.replace(path, ""))
-        if kind == "refused" and body[:1] == b"{" and body.rstrip()[-1:] != b"}":
+        if kind == "refused" and cut_short:
             kind, message = "malformed", "the answer was cut short"  # it may be the 404 of a home that is not there
         message = message or reason or "no message"
         if kind == "too slow":
@@ -879,8 +820,10 @@ class DatabricksClient:
         chain = causes(error)
         if isinstance(error, requests.ConnectTimeout):
             message = f"no connection within {CONNECT_SECONDS} s"
-        elif isinstance(error, (requests.Timeout, urllib3.exceptions.TimeoutError)):
+        elif isinstance(error, (requests.ReadTimeout, urllib3.exceptions.TimeoutError)):
             message = f"no answer within {READ_SECONDS} s"
+        elif isinstance(error, requests.Timeout):
+            message = f"the answer took longer than {BODY_SECONDS} s"
         else:
             reasons = [
                 link.strerror or str(link)
@@ -893,6 +836,68 @@ class DatabricksClient:
             any(isinstance(link, NO_CONNECTION) for link in chain) or type(error) is OSError and not error.errno
         )
         return DatabricksError("connection", message, path, unreachable=unreachable)
+
+
+def read_body(response: requests.Response) -> bytes:
+    """The body as it comes over the wire, not unzipped.
+
+    Raises MalformedAnswer where it is over LONGEST_BODY, requests.Timeout after BODY_SECONDS, and an error of urllib3
+    where it is shorter than announced. read1() returns what has come; urllib3 1.26 has only read(), which waits until
+    the piece is whole.
+    """
+    raw = response.raw
+    raw.enforce_content_length = True  # not the default in urllib3 1.26
+    read = getattr(raw, "read1", raw.read)
+    until = time.monotonic() + BODY_SECONDS
+    pieces = []
+    length = 0
+    while piece := read(BODY_PIECE, decode_content=False):
+        pieces.append(piece)
+        length += len(piece)
+        if length > LONGEST_BODY:
+            raise too_long()
+        if time.monotonic() > until:
+            raise requests.Timeout
+    return b"".join(pieces)
+
+
+def decode_body(raw: bytes) -> Any:
+    """The JSON of a body as it came over the wire: it decides itself what it is, whatever its headers claim.
+
+    Gzipped or not; UTF-8 or UTF-16, with or without BOM. Raises MalformedAnswer, with a text for people.
+    """
+    body = unzip(raw)
+    # Decoded, the smallest values take thirty times their length in memory.
+    if len(body) > MOST_VALUES and sum(map(body.count, (b"{", b"[", b","))) > MOST_VALUES:
+        raise MalformedAnswer(f"the answer has more than {MOST_VALUES:,} values")
+    try:
+        return json.loads(body.decode(json.detect_encoding(body)))
+    except (ValueError, RecursionError) as error:
+        what = "an HTML page" if "<html" in readable(body)[:2000].lower() else "not JSON"
+        raise MalformedAnswer(f"the answer is {what}: is this the workspace's URL, is there a proxy?") from error
+
+
+def unzip(raw: bytes) -> bytes:
+    """The body, unzipped where it is gzipped, LONGEST_BODY at most. Raises MalformedAnswer."""
+    body = raw
+    if raw.startswith(GZIP_MAGIC):
+        try:
+            with gzip.GzipFile(fileobj=io.BytesIO(raw)) as file:
+                body = file.read(LONGEST_BODY + 1)
+        except (EOFError, OSError, zlib.error) as error:
+            raise MalformedAnswer("the answer is gzipped, and cut short or damaged") from error
+    if len(body) > LONGEST_BODY:
+        raise too_long()
+    return body
+
+
+def too_long() -> MalformedAnswer:
+    return MalformedAnswer(f"the answer is longer than {LONGEST_BODY // 1024**2} MB")
+
+
+def readable(body: bytes) -> str:
+    """The beginning of a body, for people."""
+    return body[:100_000].decode(json.detect_encoding(body), "replace")
 
 
 def authorize(token: str, request: requests.PreparedRequest) -> requests.PreparedRequest:

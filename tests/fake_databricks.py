@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import base64
 import binascii
+import codecs
 import csv
 import gzip
 import json
@@ -794,14 +795,20 @@ def spoiled_answer(fault, answer):
     return answer._replace(cut=fault.kind, seconds=fault.seconds)
 
 
-def in_form(answer, form):
-    """The answer in one of the FORMS, for a client that takes gzip, as requests does."""
-    if answer.cut:
-        return answer
+def in_form(answer, form, encoding):
+    """The answer as a gateway alters it: any of the words utf-16, bom, gzip, chunked; encoding: what headers claim."""
+    body = answer.body
+    if "utf-16" in form:
+        body = body.decode("utf-8", "surrogatepass").encode("utf-16-le", "surrogatepass")
+    if "bom" in form:
+        body = (codecs.BOM_UTF16_LE if "utf-16" in form else codecs.BOM_UTF8) + body
     if "gzip" in form:
-        headers = (*answer.headers, ("Content-Encoding", "gzip"))
-        answer = answer._replace(body=gzip.compress(answer.body, 1), headers=headers)
-    return answer._replace(chunked="chunked" in form)
+        body = gzip.compress(body, 1)
+        encoding = "gzip" if encoding is None else encoding
+    if "chunked" in form:
+        body = chunks(body)
+    headers = () if encoding is None else (("Content-Encoding", encoding),)
+    return answer._replace(body=body, chunked="chunked" in form, headers=(*answer.headers, *headers))
 
 
 def chunks(body):
@@ -810,7 +817,7 @@ def chunks(body):
     return b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in [*pieces, b""])
 
 
-FORMS = ("plain", "gzip", "chunked", "gzip chunked")
+FORMS = ("plain", "gzip", "chunked", "gzip chunked")  # that the service itself answers in
 
 # Settings and counts
 
@@ -827,7 +834,7 @@ class Settings:
     clients: id -> secret of those that may have OAuth tokens (client_credentials), as may who has the refresh_token;
     such tokens live for token_lifetime seconds, then they get a 401, or so much earlier than they say.
     workspace_ids: of a unified host: a request has to name one of them in X-Databricks-Workspace-Id.
-    forms: those of FORMS in which answers come, each path in one of them.
+    forms: in which answers come, each path in one of them: see in_form(). encoding: what Content-Encoding claims.
     outage: None, `close` or `503`. groups: `auto` follows admin, None leaves them out, or a list of names.
     clusters: id -> what clusters/get shows of it, or a list of what it shows in turn, the last one for good.
     """
@@ -853,6 +860,7 @@ class Settings:
     token_dies_early: float = 0.0
     groups: str | list | None = "auto"
     clusters: dict = field(default_factory=dict)
+    encoding: str | None = None
     dbfs_disabled: bool = False
     scim_limit_status: int = 429
     scim_page_cap: int = 100
@@ -1070,8 +1078,7 @@ class Connection(asyncio.Protocol):
         if answer.cut:
             CUTS[answer.cut](self, answer)
             return
-        body = chunks(answer.body) if answer.chunked else answer.body
-        self.end_answer(answer.status, head_bytes(answer, self.request.keep_alive) + body)
+        self.end_answer(answer.status, head_bytes(answer, self.request.keep_alive) + answer.body)
 
     def end_answer(self, status, data):
         """Send the last bytes of an answer, then go on with what has come meanwhile, or close.
@@ -1332,7 +1339,8 @@ class FakeDatabricks:
             connection.working = True
             self.working += 1
             answer = self.fault(api, path, request) or self.content(api, path, request)
-            answer = in_form(answer, settings.forms[crc32(str(path).encode()) % len(settings.forms)])
+            form = settings.forms[crc32(str(path).encode()) % len(settings.forms)]
+            answer = in_form(answer, form, settings.encoding)
         latency = settings.latency + settings.latency_spread * random.random()
         if latency:
             connection.later(latency, connection.send, answer)

@@ -1,11 +1,17 @@
 """One request, its retries and its pace: SPEC section 3."""
 
+import codecs
 import gzip
 import itertools
+import json
 import math
 import os
+import subprocess
+import sys
 import time
+import zlib
 from email.utils import formatdate
+from functools import partial
 
 import pytest
 import requests
@@ -17,12 +23,14 @@ from databricks_user_files_simple import (
     DatabricksConfig,
     DatabricksError,
     InventoryError,
+    MalformedAnswer,
     Pacer,
+    decode_body,
     next_rate,
     retry_wait,
 )
-from tests.fake_databricks import FakeDatabricks, Fault, dbfs_file
-from tests.helpers import free_port
+from tests.fake_databricks import FORMS, FakeDatabricks, Fault, dbfs_file
+from tests.helpers import ROOT, free_port
 
 HOST = "https://adb-1.azuredatabricks.net"
 SECRET = "dapi-secret-0123456789"
@@ -305,15 +313,34 @@ def test_a_redirect_is_not_followed(clock):
         assert server.requests == {("dbfs", "/Users/a"): 1}
 
 
+GATEWAY_FORMS = (*FORMS, "utf-16 bom gzip", "bom", "utf-16")
+
+
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", ["truncated", "truncated_json", "reset", "reset_body", "html"])
-def test_a_broken_answer_is_asked_for_again(clock, kind):
-    with FakeDatabricks(users=0, faults=[Fault(kind, times=2)]) as server:
+def test_a_broken_answer_is_asked_for_again(clock, kind, form):
+    with FakeDatabricks(users=0, faults=[Fault(kind, times=2)], forms=(form,)) as server:
         server.add_tree("dbfs", {"/Users/a": [dbfs_file(f"/Users/a/{number}", 1) for number in range(500)]})
         client, get = at_server(server, clock)
         client.reached = True
         assert len(get()["files"]) == 500
         assert server.requests["dbfs", "/Users/a"] == 3
     assert clock.waits == [2, 4]
+
+
+@pytest.mark.parametrize("form", GATEWAY_FORMS)
+@pytest.mark.parametrize("encoding", [None, "", "utf-8", "x-gzip", "gzip", "br, gzip", "identity"])
+def test_the_body_decides_and_not_its_headers(clock, form, encoding):
+    """Of a listing, and of the error that says that a user has no home in the Workspace."""
+    with FakeDatabricks(users=0, forms=(form,), encoding=encoding) as server:
+        server.add_tree("dbfs", {"/Users/a": [dbfs_file("/Users/a/\u00e9\U0001f600", 7)]})
+        client, _ = at_server(server, clock)
+        (result,) = inventory.scan_users(["a"], client.config, client=client)
+        assert (result.status, result.total_size, result.workspace.files) == ("success", 7, 0)
+        server.change(faults=[Fault("403", message="N\u00f6.")])
+        with pytest.raises(DatabricksError, match="403 PERMISSION_DENIED: N\u00f6"):
+            client.attempt(LIST, {"path": "/Users/a"}, inventory.parse_record)
+    assert clock.waits == []
 
 
 def test_a_silent_server_times_out(clock, monkeypatch):
@@ -327,21 +354,66 @@ def test_a_silent_server_times_out(clock, monkeypatch):
 
 
 def test_a_dripping_server_times_out(clock, monkeypatch):
-    monkeypatch.setattr(inventory, "READ_SECONDS", 0.2)
+    monkeypatch.setattr(inventory, "BODY_SECONDS", 0.2)
     with FakeDatabricks(users=0, faults=[Fault("drip", seconds=0.05, times=1)]) as server:
         server.add_tree("dbfs", {"/Users/a": [dbfs_file("/Users/a/f", 1)]})  # about 5 s long
         client = DatabricksClient(DatabricksConfig(server.url, server.settings.token))
         started = time.monotonic()
-        with pytest.raises(DatabricksError) as caught:
+        with pytest.raises(DatabricksError, match="the answer took longer than") as caught:
             client.attempt(LIST, {"path": "/Users/a"}, lambda body: body)
         assert caught.value.kind == "connection"
         assert time.monotonic() - started < 2
 
 
+# What a body says
+
+
+packed = partial(gzip.compress, mtime=0)  # the same bytes in every process: they name tests
+RECORD = {"files": [{"path": "/Users/a/\u00e9\U0001f600", "is_dir": False, "file_size": 7}]}
+TEXT = json.dumps(RECORD, ensure_ascii=False)
+ENCODED = [TEXT.encode(encoding) for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be")]
+ENCODED.append(codecs.BOM_UTF16_BE + TEXT.encode("utf-16-be"))
+
+
+@pytest.mark.parametrize("body", [
+    *ENCODED, *map(packed, ENCODED), b" \r\n" + TEXT.encode() + b"\n",
+    packed(TEXT[:9].encode()) + packed(TEXT[9:].encode()), packed(TEXT.encode()) + bytes(100),
+])  # fmt: skip
+def test_a_body_is_decoded_as_what_it_is(body):
+    assert decode_body(body) == RECORD
+
+
+PACKED = packed(TEXT.encode())
+
+
+@pytest.mark.parametrize(("body", "text"), [
+    (b"", "not JSON"), (b" ", "not JSON"), (b"\xff\xfe", "not JSON"), (codecs.BOM_UTF8, "not JSON"),
+    (packed(b""), "not JSON"), (b"{} {}", "not JSON"), (TEXT.encode("latin-1", "ignore"), "not JSON"),
+    (b'"\xed\xa0\x80"', "not JSON"), (b'{"files": [', "not JSON"), (ENCODED[2][:-1], "not JSON"),
+    (codecs.BOM_UTF16_LE + b'{"done": 1}', "not JSON"), (b"9" * 5000, "not JSON"), (b"[" * 200_000, "not JSON"),
+    (packed(PACKED), "not JSON"), (zlib.compress(TEXT.encode()), "not JSON"),
+    ("<HTML>Sign in</HTML>".encode("utf-16"), "an HTML page"), (packed(b"<html>"), "an HTML page"),
+    (PACKED[:-8] + bytes(8), "cut short or damaged"), (PACKED + b"x", "cut short or damaged"),
+    (b"[" + b"{}," * 2_000_000 + b"{}]", "more than 4,000,000 values"),
+    (packed(b"[" + b"{}," * 2_000_000 + b"{}]"), "more than 4,000,000 values"),
+    (packed(bytes(33 * 1024**2)), "longer than 32 MB"),
+], ids=lambda value: repr(value)[:30])  # fmt: skip
+def test_a_body_that_is_none_is_refused_with_a_text_for_people(body, text):
+    with pytest.raises(MalformedAnswer, match=text):
+        decode_body(body)
+
+
+def test_a_gzipped_body_that_is_cut_anywhere_is_refused():
+    for length in range(2, len(PACKED)):
+        with pytest.raises(MalformedAnswer, match="cut short or damaged"):
+            decode_body(PACKED[:length])
+
+
 @pytest.mark.parametrize(("length", "fits"), [(1000, True), (1001, False)])
-def test_a_body_over_the_limit_is_refused(service, client, monkeypatch, length, fits):
+@pytest.mark.parametrize("pack", [bytes, packed])
+def test_a_body_over_the_limit_is_refused(service, client, monkeypatch, length, fits, pack):
     monkeypatch.setattr(inventory, "LONGEST_BODY", 1000)
-    add(service, *[{"status": 200, "body": b'{"a": "' + b"x" * (length - 9) + b'"}'}] * 5)
+    add(service, *[{"status": 200, "body": pack(b'{"a": "' + b"x" * (length - 9) + b'"}')}] * 5)
     if fits:
         assert len(ask(client)["a"]) == 991
     else:
@@ -349,14 +421,21 @@ def test_a_body_over_the_limit_is_refused(service, client, monkeypatch, length, 
         assert len(service.calls) == 5
 
 
-def test_a_gzip_bomb_is_refused(clock, monkeypatch):
-    monkeypatch.setattr(inventory, "LONGEST_BODY", 100_000)
-    body = gzip.compress(b'{"a": "' + b"x" * 50_000_000 + b'"}')
-    with FakeDatabricks(users=0, faults=[Fault("body", body=body, headers={"Content-Encoding": "gzip"})]) as server:
-        client = DatabricksClient(DatabricksConfig(server.url, "dapi-fake-token"))
-        with pytest.raises(DatabricksError) as caught:
-            client.attempt(LIST, {"path": "/Users/a"}, lambda body: body)
-    assert "longer than" in str(caught.value)
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kB")
+def test_a_gzip_bomb_takes_no_memory():
+    """Of 2 GB; what is measured is a process's own peak."""
+    code = (
+        "import gzip, resource, databricks_user_files_simple as scanner\n"
+        "bomb = gzip.compress(bytes(10**6)) * 2000\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "try:\n    scanner.decode_body(bomb)\n"
+        "except scanner.MalformedAnswer as error:\n    print(error)\n"
+        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    text, megabytes = done.stdout.splitlines()
+    assert text == "the answer is longer than 32 MB"
+    assert int(megabytes) < 150
 
 
 def client_of(url, clock, token=SECRET):
