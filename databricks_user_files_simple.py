@@ -2945,6 +2945,37 @@ def run_command(parser: argparse.ArgumentParser, argv: list[str] | None, run: Ca
         log.propagate = True
 
 
+def run_as_script(main: Callable[[], int]) -> None:
+    """The end of both files: main(), and its exit code as whatever started the file wants to have it.
+
+    In a notebook's cell nothing starts. A job's script task, and %run, do exec(compile(text, path, "exec")) in an
+    IPython kernel, where only the code still knows its path: there 0 ends by returning, because SystemExit(0) would
+    fail the task, and another code as a RuntimeError, because else the task would be green. A process ends at once.
+    """
+    ipython = sys.modules.get("IPython")
+    in_kernel = ipython is not None and ipython.get_ipython() is not None
+    if in_kernel and is_cell(sys._getframe(1).f_code.co_filename):
+        return
+    exit_code = main()
+    if in_kernel and exit_code:
+        raise RuntimeError(f"exit code {exit_code}: what was written before this says why")
+    if in_kernel:
+        return
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, AttributeError):  # its reader is gone, or it was closed
+            stream.flush()
+    os._exit(exit_code)  # at once: pyspark's threads would be waited for, and a late Ctrl-C would show a traceback
+
+
+def is_cell(code_name: str) -> bool:
+    """Whether code of this name (co_filename) was typed into a notebook, and is no file's.
+
+    IPython calls cells <ipython-input-...> and <timed exec>, ipykernel /tmp/ipykernel_123/456.py, Databricks
+    /root/.ipykernel/123/command-456. There is no such file, except while a debugger wants to see it.
+    """
+    return not os.path.isfile(code_name) or re.search(r"[/\\]\.?ipykernel[_/\\]", code_name) is not None
+
+
 def user_files(argv: list[str] | None = None, spark: Any = None) -> int:
     """The command. Returns its exit code: 0, 1 (rows partial or error), 2 (it could not run), 130 (interrupted).
 
@@ -2957,11 +2988,5 @@ def user_files(argv: list[str] | None = None, spark: Any = None) -> int:
 
 main = user_files
 
-if __name__ == "__main__" and "get_ipython" not in globals():  # not when pasted into a notebook
-    exit_code = main()
-    if hasattr(sys, "ps1"):  # IPython's, in a %run
-        raise SystemExit(exit_code)
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, AttributeError):  # its reader is gone, or it was closed
-            stream.flush()
-    os._exit(exit_code)  # at once: pyspark's threads would be waited for, and a late Ctrl-C would show a traceback
+if __name__ == "__main__":
+    run_as_script(main)

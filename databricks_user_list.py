@@ -3,9 +3,14 @@
 
 import argparse
 import csv
+import os
+import sys
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
+
+# As a job's script task, or with PYTHONSAFEPATH, this file's folder is not on the path; only the code knows it always.
+sys.path.append(os.path.dirname(os.path.abspath(sys._getframe().f_code.co_filename)))
 
 from databricks_user_files_simple import (
     VERSION,
@@ -25,6 +30,7 @@ from databricks_user_files_simple import (
     profile_file,
     read_profiles,
     read_workspace_url,
+    run_as_script,
     run_command,
     run_error,
     safe_cell,
@@ -178,5 +184,5 @@ def user_list(argv: list[str] | None = None) -> int:
 
 main = user_list
 
-if __name__ == "__main__" and "get_ipython" not in globals():  # not when pasted into a notebook
-    raise SystemExit(main())
+if __name__ == "__main__":
+    run_as_script(main)

@@ -18,7 +18,7 @@ import responses
 import databricks_user_files_simple as inventory
 import databricks_user_list
 from tests.fake_databricks import FakeDatabricks, Fault, dbfs_directory, dbfs_file, workspace_object
-from tests.helpers import ROOT, SCANNER, USER_LIST
+from tests.helpers import ROOT, SCANNER, USER_LIST, true_csv
 
 SECRET = "dapi-secret-0123456789"
 HEADER = "username,file_count,total_size,total_size_gb,status,file_source,error\n"
@@ -703,3 +703,21 @@ def test_help_names_every_option_and_that_a_token_shows_in_the_process_list(comm
     }  # fmt: skip
     assert options <= set(re.findall(r"--[a-z-]+", result.out))
     assert "process list" in " ".join(result.out.split())
+
+
+@pytest.mark.parametrize("options", [("-P",), ("-I",), ("-m",)])
+def test_neither_command_needs_the_others_folder_on_the_path(login, options):
+    """-P is PYTHONSAFEPATH=1."""
+    if options == ("-P",) and sys.version_info < (3, 11):
+        pytest.skip("Python 3.10 has no -P")
+    with FakeDatabricks(users=3, shape="small") as server:
+        environment = {**os.environ, **login(server), "PYTHONPATH": str(ROOT) if options == ("-m",) else ""}
+        for script, words in (
+            (USER_LIST, ["-o", "users.csv"]),
+            (SCANNER, ["--users-file", "users.csv", "-o", "out.csv"]),
+        ):
+            place = Path(script).stem if options == ("-m",) else ROOT / script
+            done = subprocess.run([sys.executable, *options, place, *words], env=environment, capture_output=True,
+                                  check=False)  # fmt: skip
+            assert done.returncode == 0, done.stderr
+        assert Path("out.csv").read_bytes() == true_csv(server)

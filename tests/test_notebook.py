@@ -318,7 +318,59 @@ def test_the_run_magic_leaves_the_kernel_alive(new_kernel):
     kernel.run("__import__('sys').modules['pyspark'] = None")
     for script in TEXTS:
         assert kernel.run(f"%run {ROOT / script} --help").out.startswith(f"usage: {script} [-h]")
-        assert kernel.run(f"%run {ROOT / script} --no-such").error == "SystemExit: 2"
+        assert kernel.run(f"%run {ROOT / script} --no-such").error.startswith("RuntimeError: exit code 2: ")
+
+
+# A script task of a job: the file's text in a kernel, from another folder
+
+TASK = """
+import sys
+filename = {path!r}
+sys.argv = [filename, *{words!r}]
+with open(filename, "rb") as f:
+    exec(compile(f.read(), filename, "exec"))
+"""
+
+
+def task(kernel, script, *words):
+    return kernel.run(TASK.format(path=str(ROOT / script), words=list(words)))
+
+
+@pytest.mark.parametrize("wrapper", [None, "/databricks/python_shell/scripts/db_ipykernel_launcher.py"])
+def test_a_script_task_does_its_work_and_fails_by_an_exception_alone(new_kernel, small, wrapper):
+    kernel, login = new_kernel(), ("--workspace-url", small.url, "--token", small.settings.token)
+    assert kernel.run("import databricks_user_files_simple").error.startswith("ModuleNotFoundError")
+    bound = kernel.run(f"__file__ = {wrapper!r}" if wrapper else "__file__")
+    assert bound.error == ("" if wrapper else "NameError: name '__file__' is not defined")
+    scan = ("--users-file", "users.csv", "-o", "out.csv")
+    refused = task(kernel, USER_LIST, "--no-such")
+    assert refused.error.startswith("RuntimeError: exit code 2: ")
+    assert task(kernel, SCANNER, *scan, *login).error.startswith("RuntimeError: exit code 2: ")
+    assert "users.csv" in task(kernel, SCANNER, *scan, *login).err
+    listed = task(kernel, USER_LIST, "-o", "users.csv", *login)
+    assert (listed.error, "12 users" in listed.err) == ("", True)
+    small.change(faults=[Fault("403", path=f"/Users/{small.user_names[1]}")])
+    assert task(kernel, SCANNER, *scan, *login).error.startswith("RuntimeError: exit code 1: ")
+    small.change(faults=[])
+    assert task(kernel, SCANNER, *scan, *login, "--resume").error == ""
+    assert (kernel.folder / "out.csv").read_bytes() == true_csv(small)
+
+
+SHOW_CELLS = """
+import os
+from ipykernel.compiler import get_file_name
+for text in {texts!r}:
+    os.makedirs(os.path.dirname(get_file_name(text)), exist_ok=True)
+    with open(get_file_name(text), "w", encoding="utf-8") as file:
+        file.write(text)
+"""
+
+
+def test_a_cell_starts_nothing_also_when_a_debugger_has_written_it_to_a_file(new_kernel, small):
+    kernel = new_kernel()
+    assert kernel.run(SHOW_CELLS.format(texts=getting_in(WAYS[1]))).error == ""
+    kernel.run("__import__('sys').argv[1:] = ['--help']")
+    bring_in(kernel, small)
 
 
 def test_the_scripts_have_one_name_in_common():

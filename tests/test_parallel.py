@@ -204,42 +204,6 @@ def test_debug_lines_tell_workers_users_retries_sizes_and_times(spark, small, ha
 
 # Where the code comes from
 
-NOTEBOOK = """
-def get_ipython():
-    pass
-
-with open({script!r}, encoding="utf-8") as cell:
-    exec(compile(cell.read(), "<cell>", "exec"), globals())
-from pyspark.sql import SparkSession
-spark = SparkSession.builder.remote({remote!r}).create()
-config = DatabricksConfig({url!r}, {token!r}, "notebook")
-logging.basicConfig(level=logging.INFO)
-results = {{result.username: result for result in process_user_batch_parallel(spark, {names!r}, config, 4)}}
-write_results((results[name] for name in {names!r}), "out.csv", None)
-"""
-
-
-def test_from_a_notebook_cell(connect_server, small):
-    text = NOTEBOOK.format(
-        script=str(ROOT / SCANNER),
-        remote=connect_server.remote,
-        url=small.url,
-        token=small.settings.token,
-        names=small.user_names,
-    )
-    done = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning", "-"],
-        input=text,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "8 task slots" in done.stderr
-    assert "WARNING" not in done.stderr, done.stderr
-    assert Path("out.csv").read_bytes() == true_csv(small)
-
 
 def test_workers_cannot_import_this_project(connect_server):
     """What the other tests show, that code goes by value, they show because of this."""
