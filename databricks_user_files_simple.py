@@ -1776,6 +1776,7 @@ class BatchAccounts:
 
 def run_batch(
     host: str,
+    workspace_id: str,
     token: str,
     directories: list[list[Any]],
     threads: int,
@@ -1787,7 +1788,8 @@ def run_batch(
     `pace` has, for each API, this batch's share of its rate, and the seconds since its last success. Changes nothing,
     so that Spark may run it twice. Without directories it only finds out whether the API can be reached.
     """
-    client, frontier, accounts = DatabricksClient(DatabricksConfig(host, token), threads), Frontier(), BatchAccounts()
+    config = DatabricksConfig(host, token, workspace_id=workspace_id)
+    client, frontier, accounts = DatabricksClient(config, threads), Frontier(), BatchAccounts()
     started = client.clock()
     report: dict[str, Any] = {"worker": f"{socket.gethostname()}:{os.getpid()}", "python": sys.version.split()[0]}
     try:
@@ -1996,8 +1998,9 @@ class ClusterEngine:
         now = self.client.clock()
         values = [plain(directory, now) for directory in batch.directories]
         # The token is a plain string: who has it cannot renew it, and needs no databricks-sdk.
-        host, token = self.client.config.host, self.client.config.current_token()
-        work = partial(run_batch, host, token, values, self.threads, batch.seconds, batch.pace)
+        config = self.client.config
+        login = config.host, config.workspace_id, config.current_token()
+        work = partial(run_batch, *login, values, self.threads, batch.seconds, batch.pace)
         if __name__ != "__main__":  # functions of __main__ go by value anyway; the workers do not have this file
             import_module("pyspark.cloudpickle").register_pickle_by_value(sys.modules[__name__])
         with suppress(RuntimeError, AttributeError):  # a classic session before Spark 4.0 has no tags
