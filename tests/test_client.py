@@ -2,7 +2,6 @@
 
 import codecs
 import gzip
-import itertools
 import json
 import math
 import os
@@ -22,9 +21,7 @@ from databricks_user_files_simple import (
     DatabricksClient,
     DatabricksConfig,
     DatabricksError,
-    InventoryError,
     MalformedAnswer,
-    Pacer,
     decode_body,
     next_rate,
     retry_wait,
@@ -527,162 +524,6 @@ def test_connections_are_used_again(clock):
         for _ in range(20):
             get()
         assert server.counts.connections == 1
-
-
-# The pacer, on plain numbers
-
-
-def failures(pacer, number, now, kind="server", retry_after=0.0):
-    for _ in range(number):
-        pacer.failed(error(kind, retry_after), now, now)
-
-
-def limited(pacer, sent_at, now):
-    pacer.failed(error("rate limit"), sent_at, now)
-
-
-def test_there_is_no_delay_before_the_first_429():
-    pacer = Pacer()
-    for number in range(1000):
-        pacer.sent(number / 1000)
-        pacer.answered(number / 1000, success=True)
-        assert pacer.next_at <= number / 1000
-    assert pacer.rate is None
-
-
-def test_429s_to_requests_that_left_before_the_last_change_count_once():
-    pacer = Pacer()
-    for _ in range(16):
-        limited(pacer, 10.0, 10.5)
-    first = pacer.rate
-    assert first == 20
-    limited(pacer, 10.5, 10.6)  # left at the very moment
-    assert pacer.rate == first
-    limited(pacer, 10.7, 10.8)
-    assert 16 <= pacer.rate <= 18
-
-
-def test_requests_are_spaced_by_the_rate():
-    pacer, now, sent = Pacer(), 0.0, []
-    limited(pacer, 0.0, 0.0)
-    for _ in range(40):
-        now = max(now, pacer.next_at)
-        pacer.sent(now)
-        sent.append(now)
-    assert sent[0] > 0
-    assert sent[-1] - sent[0] == pytest.approx(39 * 0.05)
-    assert min(after - before for before, after in itertools.pairwise(sent)) == pytest.approx(0.05)
-
-
-def test_a_late_wake_up_is_made_up_for_by_50_ms_at_most():
-    pacer = Pacer()
-    limited(pacer, 0.0, 0.0)
-    pacer.sent(100.0)
-    assert 100.0 <= pacer.next_at <= 100.05
-    pacer.sent(100.01)
-    assert pacer.next_at >= 100.04
-
-
-def test_the_first_rate_is_what_was_just_being_achieved():
-    pacer = Pacer()
-    for number in range(200):
-        pacer.answered(10 + number / 100, success=True)  # 100 a second
-    limited(pacer, 11.9, 12.0)
-    assert 95 <= pacer.rate <= 105
-
-
-def test_successes_ease_the_pace():
-    pacer = Pacer()
-    limited(pacer, 0.0, 0.0)
-    for number in range(100):
-        pacer.answered(number / 20, success=True)
-    assert 21 <= pacer.rate <= 30
-
-
-@pytest.mark.parametrize(("alone", "low", "high"), [(True, 60, 300), (False, 39, 41)])
-def test_only_a_process_alone_takes_its_own_quiet_for_that_of_the_limit(alone, low, high):
-    pacer = Pacer()
-    pacer.alone = alone
-    limited(pacer, 0.0, 0.0)
-    for number in range(400):
-        pacer.answered(number / 30, success=True)
-    assert low <= pacer.rate <= high
-
-
-def test_nine_failures_in_a_row_are_no_outage_and_ten_are():
-    pacer = Pacer()
-    failures(pacer, 9, 100.0)
-    assert not pacer.away
-    assert pacer.next_at <= 100.0
-    failures(pacer, 1, 100.0)
-    assert pacer.away
-    assert pacer.next_at == 102.0
-
-
-def test_a_success_in_between_is_no_outage():
-    pacer = Pacer()
-    for _ in range(5):
-        failures(pacer, 9, 100.0)
-        pacer.answered(100.0, success=True)
-    assert not pacer.away
-
-
-def test_an_answer_that_is_no_success_shows_that_the_service_is_there():
-    pacer = Pacer()
-    failures(pacer, 9, 100.0)
-    pacer.answered(100.0)  # a 404
-    failures(pacer, 9, 100.0)
-    assert not pacer.away
-
-
-def test_probes_go_after_2_doubling_to_60_seconds_until_15_minutes_are_over():
-    pacer, now, gaps = Pacer(), 1000.0, []
-    failures(pacer, 10, now)
-    with pytest.raises(InventoryError) as caught:
-        while True:
-            gaps.append(pacer.next_at - now)
-            now = pacer.next_at
-            pacer.sent(now)
-            assert pacer.next_at == math.inf  # one at a time
-            pacer.failed(error("server"), now, now, probe=True)
-    assert gaps[:7] == [2, 4, 8, 16, 32, 60, 60]
-    assert set(gaps[5:]) == {60}
-    assert 900 <= now - 1000 <= 961
-    assert "15 minutes" in str(caught.value)
-
-
-def test_an_answered_probe_ends_the_outage():
-    pacer = Pacer()
-    failures(pacer, 10, 100.0)
-    pacer.sent(102.0)
-    pacer.answered(102.5, success=True)
-    assert not pacer.away
-    assert pacer.next_at <= 102.5
-    failures(pacer, 9, 103.0)
-    assert not pacer.away
-
-
-def test_late_failures_of_others_do_not_move_the_probe():
-    pacer = Pacer()
-    failures(pacer, 10, 100.0)
-    failures(pacer, 6, 101.0)
-    assert pacer.next_at == 102.0
-
-
-def test_a_long_failing_service_is_away_only_from_its_last_success_on():
-    pacer = Pacer()
-    failures(pacer, 1, 0.0)
-    pacer.answered(5000.0, success=True)
-    failures(pacer, 10, 5001.0)
-    pacer.sent(5003.0)
-    pacer.failed(error("server"), 5003.0, 5003.5, probe=True)  # raises nothing
-    assert pacer.next_at == 5003.5 + 4
-
-
-def test_retry_after_holds_back_the_probe():
-    pacer = Pacer()
-    failures(pacer, 10, 100.0, retry_after=30.0)
-    assert pacer.next_at == 130.0
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the message is the system's")
