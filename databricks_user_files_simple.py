@@ -714,7 +714,7 @@ class DatabricksClient:
         self.config, self.clock, self.sleep, self.jitter = config, clock, sleep, jitter
         self.tokens: set[str] = set()  # which no message may show
         self.statistics: Counter[str] = Counter()  # requests, retries, rate_limited (429), files
-        self.pacers: dict[str, Pacer] = {}  # by API
+        self.pacers: dict[str, Pacer] = {}  # of the scan, by API
         self.reached = False
         self.decoding = threading.Lock()  # of large bodies
         self.adapter = requests.adapters.HTTPAdapter(pool_connections=1, pool_maxsize=threads)
@@ -763,28 +763,21 @@ class DatabricksClient:
             repeated = any(self.mask(str(link)) != str(link) for link in causes(error))
             raise self.connection_error(error, path) from (None if repeated else error)
 
-    def get(self, api: str, api_path: str, params: dict[str, Any], parse: Callable[[Any], Any]) -> Any:
+    def get(self, api_path: str, params: dict[str, Any], parse: Callable[[Any], Any]) -> Any:
         """attempt(), with RETRIES. A host that cannot be reached at all is not tried again."""
-        pacer, attempts = self.pacers.setdefault(api, Pacer()), 0
+        attempts = 0
         while True:
-            self.sleep(max(0.0, pacer.next_at - self.clock()))
-            sent_at = self.clock()
-            pacer.sent(sent_at)
+            attempts += 1
             self.statistics["requests"] += 1
             try:
-                answer = self.attempt(api_path, params, parse)
-                pacer.answered(self.clock(), success=True)
-                return answer
+                return self.attempt(api_path, params, parse)
             except DatabricksError as error:
-                attempts += 1
                 wait = retry_wait(error, attempts, self.jitter())
-                if wait is None or error.unreachable and not self.reached:
+                if wait is None or (error.unreachable and not self.reached):
                     raise
-                if error.kind == "rate limit":
-                    pacer.failed(error, sent_at, self.clock())
                 self.statistics.update(retries=1, rate_limited=error.kind == "rate limit")
                 log.debug("%s: %s; again in %.1f s", api_path, error, wait)
-                self.sleep(wait)
+            self.sleep(wait)
 
     def answer_error(self, response: requests.Response, body: bytes, path: str) -> DatabricksError:
         try:
@@ -967,7 +960,7 @@ def caller_is_admin(client: DatabricksClient) -> bool | None:
     Raises InventoryError where the workspace does not answer, or refuses the login.
     """
     try:
-        groups = client.get("scim", ME_PATH, {}, parse_record).get("groups")
+        groups = client.get(ME_PATH, {}, parse_record).get("groups")
     except DatabricksError as error:
         if error.kind == "login" or error.kind in RETRIES or 300 <= (error.status or 0) < 400:
             raise run_error(error, client.config) from error
@@ -2341,7 +2334,7 @@ def wait_for_cluster(client: DatabricksClient, cluster_id: str) -> None:
     until = client.clock() + CLUSTER_START_SECONDS
     while True:
         try:
-            cluster = client.get("clusters", "/api/2.1/clusters/get", {"cluster_id": cluster_id}, parse_record)
+            cluster = client.get("/api/2.1/clusters/get", {"cluster_id": cluster_id}, parse_record)
         except DatabricksError as error:
             raise SparkUnavailable(f"Parallel processing not available: cluster {cluster_id}: {error}.") from error
         state, message = (one_line(client.mask(str(cluster.get(key) or "")), 200) for key in ("state", "state_message"))

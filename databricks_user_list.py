@@ -60,7 +60,7 @@ def list_users(
     while most is None or len(wanted) < most:
         count = PAGE_SIZE if most is None else min(PAGE_SIZE, most - len(wanted))
         params = {"attributes": ATTRIBUTES, "startIndex": start, "count": count}
-        page = client.get("scim", USERS_PATH, params, parse_page)
+        page = client.get(USERS_PATH, params, parse_page)
         total = max(total, page.get("totalResults", 0))
         found = page.get("Resources", [])
         if not found or found == before:  # the latter from a service that does not know startIndex

@@ -63,7 +63,7 @@ def add(service, *answers):
 
 
 def ask(client, path="/Users/a"):
-    return client.get("dbfs", LIST, {"path": path}, inventory.parse_record)
+    return client.get(LIST, {"path": path}, inventory.parse_record)
 
 
 def fail(client, path="/Users/a"):
@@ -79,7 +79,7 @@ def fail(client, path="/Users/a"):
 def at_server(server, clock, path="/Users/a", threads=1):
     client = DatabricksClient(DatabricksConfig(server.url, server.settings.token), threads, clock=clock,
                               sleep=clock.sleep, jitter=lambda: 1.0)  # fmt: skip
-    return client, lambda: client.get("dbfs", LIST, {"path": path}, lambda body: body)
+    return client, lambda: client.get(LIST, {"path": path}, lambda body: body)
 
 
 # The two rules, as tables
@@ -179,10 +179,7 @@ def test_what_came_back_decides_how_often_it_is_tried(service, client, clock, an
     caught = fail(client)
     assert caught.kind == kind
     assert len(service.calls) == len(waits) + 1
-    asked_at = [0.0]  # when each retry left; the pacer may add a little after a 429
-    for wait in waits:
-        asked_at.append(asked_at[-1] + wait)
-    assert asked_at[-1] <= sum(clock.waits) <= asked_at[-1] + len(waits)
+    assert clock.waits == waits
     assert client.statistics["requests"] == len(waits) + 1
     assert client.statistics["retries"] == len(waits)
 
@@ -197,15 +194,15 @@ def test_a_success_after_a_retry_is_the_answer(service, client, first):
     assert len(service.calls) == 2
 
 
-@pytest.mark.parametrize(("status", "header", "low", "high"), [
-    (429, "30", 30, 31), (503, "30", 30, 31), (429, "3", 4, 5), (429, "0", 4, 5), (429, "-5", 4, 5),
-    (429, "500", 120, 121), (503, "99999999999999999999", 120, 121), (429, "soon", 4, 5), (429, "", 4, 5),
-    (429, "1e9", 4, 5), (500, "30", 2, 3), (429, "nan", 4, 5),
+@pytest.mark.parametrize(("status", "header", "wait"), [
+    (429, "30", 30), (503, "30", 30), (429, "3", 4), (429, "0", 4), (429, "-5", 4), (429, "500", 120),
+    (503, "99999999999999999999", 120), (429, "9" * 5000, 4), (429, "soon", 4), (429, "", 4), (429, "1e9", 4),
+    (429, "nan", 4), (500, "30", 2), (502, "30", 2),
 ])  # fmt: skip
-def test_retry_after_in_seconds(service, client, clock, status, header, low, high):
+def test_retry_after_in_seconds(service, client, clock, status, header, wait):
     add(service, {"status": status, "body": b"", "headers": {"Retry-After": header}}, DONE)
     ask(client)
-    assert low <= sum(clock.waits) <= high
+    assert clock.waits == [wait]
 
 
 @pytest.mark.parametrize(("ahead", "low", "high"), [(60, 57, 62), (-60, 4, 5), (3600, 120, 121)])
@@ -502,7 +499,7 @@ def test_a_name_that_is_no_unicode_is_refused_without_a_request(clock):
     with FakeDatabricks(users=0) as server:
         client, _ = at_server(server, clock)
         with pytest.raises(DatabricksError) as caught:
-            client.get("dbfs", LIST, {"path": "/Users/a/\ud800"}, lambda body: body)
+            client.get(LIST, {"path": "/Users/a/\ud800"}, lambda body: body)
         assert caught.value.kind == "refused"
         assert not server.total_requests
 
