@@ -141,13 +141,33 @@ NOT_READABLE = "not found, or not readable with this token"
 NOT_TOLD = "its name has a / in it: the API cannot be asked for it, or it may lie in another directory"
 CSV_COLUMNS = ("username", "file_count", "total_size", "total_size_gb", "status", "file_source", "error")
 FORMULA_STARTS = "=+@\uff1d\uff0b\uff0d\uff20-"  # of a cell; the middle ones are the full-width forms
-USER_COLUMNS = ("username", "user_name", "email")  # of a users file, in any letter case
+USER_COLUMNS = ("username", "user_name", "userPrincipalName", "email")  # of a users file, in any letter case
+NOT_IN_NAMES = '/"<>,;'  # what no user name has: it would be a path, an address with a name, or several columns
 
 # --- Records and errors ---------------------------------------------------------------------------------------------
 
 
 class InventoryError(Exception):
     """The run cannot go on (usage, configuration, login, outage): the message is for people, the exit code is 2."""
+
+
+def check_username(username: str) -> None:
+    """Raises ValueError, with the reason, for a text that is no name of a user.
+
+    Whoever is nobody would have no home, and so an inventory of nothing that looks right.
+    """
+    hidden = [sign for sign in username if unicodedata.category(sign) in ("Cc", "Cf", "Cs")]
+    reason = ""
+    if username in ("", ".", ".."):
+        reason = "it is empty or dots"
+    elif hidden or any(sign in username for sign in NOT_IN_NAMES):
+        reason = f"it has one of {NOT_IN_NAMES} or a character that does not show"
+    elif username != username.strip():
+        reason = "it begins or ends with a blank"
+    elif username.startswith("'") or username.endswith("'"):
+        reason = "it begins or ends with an apostrophe"
+    if reason:
+        raise ValueError(f"{one_line(repr(username), 200)} is not a user name: {reason}")
 
 
 class MalformedAnswer(ValueError):
@@ -1459,13 +1479,6 @@ class Accounts:
             user.totals.pop("dbfs", None)
 
 
-def check_username(username: str) -> str:
-    """Itself, if it stays one path component below /Users. Raises ValueError."""
-    if not is_name(username) or any(sign == "\\" or unicodedata.category(sign) in ("Cc", "Cs") for sign in username):
-        raise ValueError(f"not a user name that can be a folder's: {username!r}")
-    return username
-
-
 def scan_users(
     usernames: Iterable[str],
     config: DatabricksConfig,
@@ -1482,7 +1495,9 @@ def scan_users(
     not anybody else's in other letter case. Directories that could not be listed are in the results. Raises
     ValueError for a name that is none, InventoryError if the login is refused or the workspace stays away.
     """
-    names = [check_username(username) for username in dict.fromkeys(usernames)]
+    names = list(dict.fromkeys(usernames))
+    for username in names:
+        check_username(username)
     if not names:
         return
     client = client or DatabricksClient(config, threads)
@@ -2671,45 +2686,88 @@ class StderrHandler(logging.Handler):
 
 
 def read_usernames(named: list[str], users_file: str | None) -> list[str]:
-    """The names given and those in the file, each once. Raises InventoryError."""
-    places = [("command line", name) for name in named] + (read_users_file(users_file) if users_file else [])
-    names = {}
-    for place, name in places:
+    """The names given and those in the file, each once. Raises InventoryError for one that is no user's."""
+    users = [("command line", name) for name in named]
+    if users_file:
+        users += read_users_file(users_file)
+    for place, name in users:
         try:
-            names[check_username(name)] = True
+            check_username(name)
         except ValueError as error:
             raise InventoryError(f"{place}: {error}") from None
-    if not names:
+    if not users:
         raise InventoryError(f"{users_file} has no user names" if users_file else "name users, or give --users-file")
-    return list(names)
+    return list(dict.fromkeys(name for _, name in users))
 
 
 def read_users_file(path: str) -> list[tuple[str, str]]:
     """Place and name of each user in a CSV with one of USER_COLUMNS, or in a text with one name a line."""
+    rows = read_rows(path)
+    if not rows:
+        return []
+    header = rows[0][1]
+    column = find_column(header)
+    if column is not None:
+        rows = rows[1:]
+    elif len(header) == 1:
+        column = 0
+    else:
+        raise InventoryError(f"{path}: several columns, and none is called {', '.join(USER_COLUMNS)}")
+    users = []
+    for place, cells in rows:
+        if any(cells[len(header) :]):  # of a name, maybe, that has the delimiter in it
+            raise InventoryError(f"{place}: more columns than in the first line")
+        users.append((place, cells[column] if column < len(cells) else ""))
+    return users
+
+
+def find_column(header: list[str]) -> int | None:
+    """Where the names are."""
+    titles = [title.lower() for title in header]
+    found = [titles.index(name.lower()) for name in USER_COLUMNS if name.lower() in titles]
+    return found[0] if found else None
+
+
+def find_delimiter(header: str) -> str:
+    """The sign that makes one of USER_COLUMNS of a part of that line; a comma where none does."""
+    for sign in ",;\t":
+        titles = [title.strip(' \t\n"') for title in header.split(sign)]
+        if find_column(titles) is not None:
+            return sign
+    return ","
+
+
+def read_rows(path: str) -> list[tuple[str, list[str]]]:
+    """Place and cells of each row that is not blank. This is the one place where blanks around cells go."""
+    lines = read_lines(path)
+    header = next((line for line in lines if line.strip(" \t\n")), "")
+    reader = csv.reader(lines, delimiter=find_delimiter(header), skipinitialspace=True, strict=True)
+    rows = []
     try:
-        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
-        text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
-        lines = list(io.StringIO(text, newline=None))
-        first = next((line for line in lines if line.strip()), "")
-        delimiter = ";" if first.count(";") > first.count(",") else ","
-        cells_of = partial(csv.reader, delimiter=delimiter, skipinitialspace=True)
-        header = [cell.strip().lower() for cell in next(cells_of([first]), [])]
-        column = next((header.index(name) for name in USER_COLUMNS if name in header), None)
-        if column is None and len(header) > 1:
-            raise InventoryError(f"{path}: several columns, and none is called {', '.join(USER_COLUMNS)}")
-        if column is None:  # one name a line; quotes around all of it are those of an export
-            rows = [(number, re.sub(r'^"(.+)"$', r"\1", line.strip())) for number, line in enumerate(lines, 1)]
+        for row in reader:
+            cells = [cell.strip(" \t") for cell in row]
+            if any(cells):
+                rows.append((f"{path}, line {reader.line_num}", cells))
+    except csv.Error as error:
+        raise InventoryError(f"{path}, line {reader.line_num}: not a row of a CSV ({error})") from error
+    return rows
+
+
+def read_lines(path: str) -> list[str]:
+    """Of a text in UTF-8, or in UTF-16 with BOM; - is stdin."""
+    try:
+        if path != "-":
+            data = Path(path).read_bytes()
+        elif hasattr(sys.stdin, "buffer"):
+            data = sys.stdin.buffer.read()
         else:
-            reader = cells_of(lines, strict=True)
-            cells = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)][1:]
-            rows = [(number, (row + [""] * len(header))[column].strip() or ".") for number, row in cells]
+            raise InventoryError("--users-file -: stdin is closed; name a file")
+        encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+        return list(io.StringIO(data.decode(encoding), newline=None))
     except OSError as error:
         raise InventoryError(f"{path} cannot be read: {error.strerror}") from error
-    except (UnicodeError, csv.Error) as error:
-        raise InventoryError(f"{path} is neither a CSV nor a text of user names (UTF-8, or UTF-16 with BOM)") from error
-    if column is None and (odd := [number for number, name in rows if re.search("[,;]", name)]):
-        raise InventoryError(f"{path}, line {odd[0]}: several columns, where other lines have one name")
-    return [(f"{path}, line {number}", name) for number, name in rows if name]
+    except UnicodeError as error:
+        raise InventoryError(f"{path} is neither UTF-8 nor UTF-16 with BOM: save it as UTF-8") from error
 
 
 def whole_number(text: str, most: int) -> int:

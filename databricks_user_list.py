@@ -21,6 +21,7 @@ from databricks_user_files_simple import (
     Parser,
     add_login_options,
     check_output,
+    check_username,
     counted,
     kind_of_login,
     load_databricks_config,
@@ -100,6 +101,18 @@ def list_again(client: DatabricksClient, **options: Any) -> tuple[list[dict[str,
     return users, missing
 
 
+def leave_out_odd(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The rows of names that the scanner takes; the others are warned about."""
+    taken = []
+    for row in rows:
+        try:
+            check_username(row["username"])
+            taken.append(row)
+        except ValueError as error:
+            log.warning("left out, because the scanner would refuse it: %s", error)
+    return taken
+
+
 def parse_page(body: Any) -> dict[str, Any]:
     """A SCIM page with what we ask for; where it has no users, `Resources` may be missing."""
     users, total = parse_record(body).get("Resources", []), body.get("totalResults", 0)
@@ -172,9 +185,10 @@ def run_user_list(args: argparse.Namespace) -> int:
             raise run_error(error, config) from error
         log.error("%s could not be listed: %s. Nothing was written", error.path, error)
         return 1
-    write_users(rows, args.output)
-    log.info("%s", counted(len(rows), "user"))
-    return 1 if missing else 0
+    taken = leave_out_odd(rows)
+    write_users(taken, args.output)
+    log.info("%s", counted(len(taken), "user"))
+    return 1 if missing or len(taken) < len(rows) else 0
 
 
 def user_list(argv: list[str] | None = None) -> int:

@@ -10,7 +10,9 @@ TOTALS = st.builds(
     FileSystemTotals, files=COUNTS, bytes=COUNTS, directories=COUNTS, types=st.dictionaries(TEXTS, COUNTS, max_size=3),
     failures=st.lists(st.fixed_dictionaries({"path": TEXTS, "error": TEXTS}), max_size=3),
 )  # fmt: skip
-USERNAMES = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="/\\"), min_size=1)
+USERNAMES = st.text(st.characters(exclude_categories=["Cs", "Cc", "Cf"], exclude_characters='/"<>,;'), min_size=1)
+USERNAMES = USERNAMES.filter(
+    lambda name: name not in (".", "..") and name == name.strip() and "'" not in (name[0], name[-1]))  # fmt: skip
 RESULTS = st.builds(UserResult, username=USERNAMES, scanned_at=st.just("2026-11-23T04:00:00Z"),
                     dbfs=st.none() | TOTALS, workspace=st.none() | TOTALS)  # fmt: skip
 

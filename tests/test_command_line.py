@@ -172,70 +172,86 @@ def test_a_folder_that_may_not_be_written_is_found_out_before_the_scan(command, 
     assert quiet_server.total_requests == asked
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\\b", "a\nb", "a\x00b", "a\x7fb", "/", "a/"])
-def test_names_that_are_no_path_component_are_refused(scan, quiet_server, name, capsys):
-    assert scan(quiet_server, "good", name) == (2, None)
-    assert "command line" in capsys.readouterr().err
-
-
 # Users
+
+NAMES = ("a@x.com", "=1+1", "-a", "@b", "+1", "o'neil", "a b", "a\u00a0b", "corp\\anna", "mailto:a", "#a",
+         "\u00e9", "e\u0301", "\U0001f600", "...", "..a", "a%2F..", "username")  # fmt: skip
+NO_NAMES = ("", ".", "..", "a/b", "../ann", "/", "a\"b", "Anna <a@x.com>", "a,b", "a;b", "a\nb", "a\tb", "a\0b",
+            "a\x7f", "\x85a", "\ufeffa", "a\u200bb", "\u202ea", "a\u00adb", "\ud800", " a", "a ",
+            "a\u00a0", "\u3000a", "\u2028",
+            "'a@x.com'", "a'", '="a@x.com"', 'a,"Berg, Anna",true,1')  # fmt: skip
+
+
+def test_names_are_verbatim(scan, quiet_server, tmp_path):
+    assert [row["username"] for row in scan(quiet_server, "--", *NAMES)[1]] == list(NAMES)
+    (tmp_path / "users").write_text("username\n" + "\n".join(NAMES), encoding="utf-8")
+    assert [row["username"] for row in scan(quiet_server, "--users-file", "users")[1]] == list(NAMES)
+
+
+@pytest.mark.parametrize("name", NO_NAMES, ids=ascii)
+def test_what_is_no_name_is_refused_by_place_and_before_any_request(scan, quiet_server, tmp_path, name, capsys):
+    asked = quiet_server.total_requests
+    with pytest.raises(ValueError, match="is not a user name: it "):
+        next(inventory.scan_users(["good", name], inventory.DatabricksConfig(quiet_server.url, "t")))
+    assert scan(quiet_server, "good", name) == (2, None)
+    assert "command line: " in capsys.readouterr().err
+    if name == name.strip(" \t") and name != "\ud800":  # else it cannot be in a file, or is a good one there
+        cell = name.replace('"', '""')
+        (tmp_path / "users").write_bytes(f'id,username\n1,good\n2,"{cell}"\n'.encode())
+        assert scan(quiet_server, "--users-file", "users") == (2, None)
+        line = 4 if "\n" in name else 3
+        assert f"users, line {line}: " in capsys.readouterr().err
+    assert quiet_server.total_requests == asked
 
 
 @pytest.mark.parametrize(("data", "names"), [
-    (b"a\nb\nc\n", "a b c"),
     (b"a\nb\nc", "a b c"),
     (b"a\r\nb\r\nc\r\n", "a b c"),
     (b"a\rb\rc\r", "a b c"),
-    (b"\n\na\n  \n\nb\n\n", "a b"),
-    (b"b\na\nb\na\n", "b a"),
-    (b'"a"\n"b"\n', "a b"),
-    (b"  a  \n\tb\n", "a b"),
-    ("\u00e9@x\n\U0001f600\n".encode(), "\u00e9@x \U0001f600"),
-    ("\ufeffa\nb\n".encode(), "a b"),
+    (b"\n\nb\n \t \n\na\nb\n", "b a"),
+    (b'  a  \n\tb\n"c"\n', "a b c"),
+    ("\ufeffa\nb\u00e9\n".encode(), "a b\u00e9"),
     ("\ufeffa\r\nb\u00e9\r\n".encode("utf-16-le"), "a b\u00e9"),
     ("\ufeffa\nb\n".encode("utf-16-be"), "a b"),
-    ("\ufeffusername,active\na,true\n".encode(), "a"),
     ("\ufeffuserName;active\r\na;true\r\n".encode("utf-16-le"), "a"),
-    (b"username\na\nb\n", "a b"),
+    ("\ufeffdisplay_name\tusername\r\nBerg, A\ta\r\n\tb\r\n".encode("utf-16-le"), "a b"),  # as Excel writes it
     (b"username,display_name,active,user_id\na,A,true,1\nb,B,false,2\n", "a b"),
-    (b"id,userName\n1,a\n2,b\n", "a b"),
     (b"id,user_name\n1,a\n", "a"),
     (b"id,EMAIL,x\n1,a,2\n", "a"),
-    (b" id , username \n1, a \n", "a"),
+    (b"UserPrincipalName\na\n", "a"),
+    (b"mail;userprincipalname\n;a\n", "a"),
+    (b" id ,\tusername \n1, a \t\n", "a"),
     (b"email,username\nwrong,a\n", "a"),
     (b'id, "username", x\n1, "a", "1, 2"\n', "a"),
-    (b"id;username\n1;a\n2;b\n", "a b"),
     (b'username;note\na;"x, y, z; w"\n', "a"),
     (b'username,display_name\na,"Berg, ""A"""\nb,"two\nlines"\nc,\n', "a b c"),
-    (b'"username","active"\n"a","true"\n', "a"),
-    (b"username,active\n\na,true\n\n,\nb,true\n", "a b"),
-    (b"username,active\na\nb,true,more\n", "a b"),
-    (b"=1+1\n-a\n@b\n", "=1+1 -a @b"),
-    (b"user name with spaces\n", "user_name_with_spaces"),
+    (b"username,active\n\na,true,\n\n,\nb\n", "a b"),
 ])  # fmt: skip
 def test_users_files(scan, quiet_server, tmp_path, data, names):
     (tmp_path / "users").write_bytes(data)
     code, rows = scan(quiet_server, "--users-file", "users")
     assert code == 0
-    assert [row["username"].replace(" ", "_") for row in rows] == names.split()
+    assert [row["username"] for row in rows] == names.split()
 
 
 @pytest.mark.parametrize(("data", "says"), [
-    (b"id,name\n1,a\n", "users"),  # several columns, none of the names
-    (b"a,b\nc,d\n", "users"),
-    (b"a;b\n", "users"),
-    (b"username,active\na,true\n,true\n", "line 3"),  # an empty name
-    (b"id,username\n1,a\n2\n", "line 3"),
-    (b"a\nb/c\n", "line 2"),
-    (b"username\na\n\nb\\c\n", "line 4"),
-    (b"a\n..\n", "line 2"),
-    (b"a\nb\x00\n", "line 2"),
-    (b"username,x\na,1\n../../Shared,2\n", "line 3"),
-    (b"a\n\xff\xff\n", "users"),
-    (b"\xff\xfea", "users"),
-    (b'username,x\na,"open\n', "users"),
-    (b"username\n", "users"),
-    (b" \n\n", "users"),
+    (b"id,name\n1,a\n", "users: several columns"),
+    (b"id\tname\n1\ta\n", "users, line 1"),
+    (b"a;b\n", "users, line 1"),
+    (b"username,active\na,true\n,true\n", "users, line 3"),
+    (b"id,username\n1,a\n2\n", "users, line 3"),
+    (b"display_name,username\nA,a\nBerg, Anna,b\n", "users, line 3: more columns"),
+    (b'user_id,username,display_name\n1,a,A\n"2,b,""Berg, B"""\n', "users, line 3"),  # whole rows in quotes
+    (b'username,display_name\n"a,""Berg, A"""\n', "users, line 2"),
+    (b'"username,display_name"\n"a,A"\n', "users, line 1"),
+    (b'username;x\n"a" b;1\n', "users, line 2"),
+    (b'username,x\na,"open\nb,1\n', "users, line 3"),
+    (b"a\nb\x00\n", "users, line 2"),
+    (b"a\n\xff\xff\n", "users is neither UTF-8 nor UTF-16"),
+    (b"\xff\xfea", "users is neither UTF-8 nor UTF-16"),
+    ("\ufeff\ufeffusername\na\n".encode(), "users, line 1"),
+    (b"username\n", "users has no user names"),
+    (b" \n\n", "users has no user names"),
 ])  # fmt: skip
 def test_users_files_that_are_refused(scan, quiet_server, tmp_path, data, says, capsys):
     (tmp_path / "users").write_bytes(data)
@@ -243,6 +259,15 @@ def test_users_files_that_are_refused(scan, quiet_server, tmp_path, data, says, 
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2  # the first names the workspace
     assert says in lines[1]
+
+
+@POSIX
+def test_a_closed_stdin_is_a_line(login, quiet_server):
+    words = f"'{sys.executable}' -B '{inventory.__file__}' --users-file - <&-"
+    done = subprocess.run(["/bin/sh", "-c", words], env={**os.environ, **login(quiet_server)}, capture_output=True,
+                          text=True, check=False)  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[1:] == ["error: --users-file -: stdin is closed; name a file"]
 
 
 def test_named_users_and_those_of_the_file_are_each_scanned_once(scan, quiet_server, tmp_path):
@@ -317,12 +342,6 @@ def test_a_path_with_a_line_break_stays_in_its_row(scan):
         code, rows = scan(server, "a", "z")
     assert code == 1
     assert [(row["username"], row["status"]) for row in rows] == [("a", "partial"), ("z", "empty")]
-
-
-def test_usernames_are_verbatim(scan, quiet_server):
-    names = ["=cmd()", "a,b", 'a"b', "@a", "+1", "\u202ea", "a b"]
-    rows = scan(quiet_server, *names)[1]
-    assert [row["username"] for row in rows] == names
 
 
 @pytest.mark.parametrize(("words", "code"), [

