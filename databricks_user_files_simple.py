@@ -268,7 +268,7 @@ class FileSystemTotals:
     def check(self) -> None:
         counts = [self.files, self.bytes, self.directories, *self.types.values()]
         texts = [at[key] for at in self.failures for key in ("path", "error")]
-        if not all(type(count) is int and 0 <= count < 2**100 for count in counts):
+        if not all(type(count) is int for count in counts):
             raise ValueError("not a count")
         if not all(type(text) is str for text in texts):
             raise ValueError("not a text")
@@ -336,8 +336,13 @@ class UserResult:
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> UserResult:
-        """The reverse of as_dict(). Raises ValueError, TypeError, KeyError or AttributeError for anything else."""
+        """The reverse of as_dict(). Raises ValueError, TypeError, KeyError or AttributeError for anything else.
+
+        That is also a key that it does not know: what another version has noted of a user must not get lost.
+        """
         name, scanned_at = record["username"], record["scanned_at"]
+        if not record.keys() <= {"username", "scanned_at", "status", *FILE_SYSTEMS}:
+            raise ValueError("a key that is not known")
         if not (isinstance(name, str) and isinstance(scanned_at, str) and record["status"] in STATUSES):
             raise ValueError("not a result")
         scanned = {name: FileSystemTotals.from_dict(record[name]) for name in FILE_SYSTEMS if name in record}
@@ -1534,224 +1539,222 @@ def scan_workspace(username: str, config: DatabricksConfig, threads: int = DEFAU
 TAIL = b"\n]}\n"
 
 
+class SavedLine(NamedTuple):
+    """Where a user's line is in the checkpoint, in bytes, and what it says."""
+
+    offset: int
+    length: int
+    status: str
+    date: str
+
+
 class Checkpoint:
     """Results, a JSON line each, in one JSON document that is valid between any two saves.
 
-    Every save is one write over the document's tail, so its cost does not grow with the document. Without a path the
-    results are in a temporary file. Raises InventoryError where the file cannot be written, or is no checkpoint.
+    Every save is one write over the document's tail, so its cost does not grow with the document. A new one is made by
+    create(), one that is there by read(). Without a path it is a temporary file.
     """
 
-    def __init__(self, path: Path | None, header: dict[str, Any] | None = None):
-        """Starts a new checkpoint with that header; without one, reads what is there and changes nothing."""
-        self.path, self.synced_at, self.end = path, -math.inf, 0
-        self.finished = ""  # when its run ended
-        self.lines: dict[str, tuple[int, int, str, str]] = {}  # by username: offset, length, status, date
-        self.file: Any = None
+    def __init__(self, file: Any, path: Path | None):
+        self.file, self.path = file, path
+        self.lines: dict[str, SavedLine] = {}  # by username
+        self.end = 0  # of the last result, or of the header
+        self.synced_at = -math.inf
+
+    @classmethod
+    def create(cls, file: Any, path: Path | None, header: dict[str, Any]) -> Checkpoint:
+        """A new one in an empty file. Raises OSError."""
+        checkpoint = cls(file, path)
+        start = json.dumps({"version": 1, "program": VERSION, **header, "results": []})[:-2].encode()
         try:
-            if header is None:
-                self.file = open(str(path), "r+b", buffering=0)
-                with ExitStack() as unless_read:
-                    unless_read.callback(self.file.close)
-                    self.header = self.read()
-                    unless_read.pop_all()
-            else:
-                self.file = open(path, "x+b", buffering=0) if path else tempfile.TemporaryFile(buffering=0)
-                self.header, start = header, json.dumps({"version": 1, **header, "results": []})[:-2].encode()
-                self.write(start)
-                self.end = len(start)
-                self.begin()
-        except OSError as error:
-            if header is not None and self.file and path:  # half a first line would be refused by the next run
-                self.file.close()
-                path.unlink()
-            raise self.cannot_write(error) from error
+            checkpoint.write(start + TAIL)
+            checkpoint.end = len(start)
+            checkpoint.begin()
+        except OSError:
+            file.truncate(0)  # half a header would be refused by the next run
+            raise
+        return checkpoint
 
-    def cannot_write(self, error: OSError) -> InventoryError:
-        return InventoryError(
-            f"{self.path}: no checkpoint can be kept here ({error.strerror or error}); make room, or "
-            "name one on a local disk with --checkpoint"
-        )
+    @classmethod
+    def read(cls, file: Any, path: Path) -> Checkpoint:
+        """That of a file whose header is known to be good. Raises OSError, and InventoryError for a bad line."""
+        checkpoint = cls(file, path)
+        size, offset = os.fstat(file.fileno()).st_size, 0
+        file.seek(0)
+        with open(file.fileno(), "rb", closefd=False) as lines:
+            for number, line in enumerate(lines, 1):
+                if number == 1:
+                    checkpoint.end = len(line.rstrip())
+                else:
+                    checkpoint.read_line(number, line, offset, last=offset + len(line) == size)
+                offset += len(line)
+        checkpoint.begin()
+        return checkpoint
 
-    def begin(self, of_file: bool = False) -> None:
-        """Makes it ready for save(); the second round finds out whether this folder lets files be written in place.
-
-        With `of_file` it belongs to a users file from now on, which runs of named users leave alone.
-        """
-        try:
-            self.file.truncate(self.end)
-            self.file.seek(0)
-            if of_file and (start := self.file.readline().find(b'"users": "named"')) > 0:
-                self.file.seek(start)
-                self.file.write(b'"users": "file" ')
-            for _ in range(2):
-                self.write(TAIL)
-                os.fsync(self.file.fileno())
-        except OSError as error:
-            raise self.cannot_write(error) from error
-
-    def read(self) -> dict[str, Any]:
-        """Finds the results; returns the header."""
-        with open(str(self.path), "rb") as lines:
-            line, number, size = lines.readline(), 1, os.fstat(lines.fileno()).st_size
-            header, self.end = self.read_header(line), len(line.rstrip())
-            while line := lines.readline():
-                number, last = number + 1, lines.tell() == size
-                try:
-                    self.read_line(line, lines.tell() - len(line), last)
-                except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-                    if not last:
-                        raise InventoryError(
-                            f"{self.path}, line {number}: not a user's result; delete that line, and "
-                            "the user is scanned again"
-                        ) from None
-                    log.warning("%s ends within a line: its user is scanned again", self.path)
-        return header
-
-    def read_header(self, line: bytes) -> dict[str, Any]:
-        with suppress(ValueError, KeyError, TypeError, RecursionError):
-            header = json.loads(line.rstrip() + b"]}")
-            if header["version"] == 1 and header["results"] == [] and isinstance(header["workspace_url"], str):
-                return {"workspace_url": header["workspace_url"], "options": dict(header["options"])}
-        raise InventoryError(f"{self.path}, line 1: not a checkpoint of this program; name another with --checkpoint")
-
-    def read_line(self, line: bytes, offset: int, last: bool) -> None:
+    def read_line(self, number: int, line: bytes, offset: int, last: bool) -> None:
         if last and line.startswith(b"]"):
-            self.finished = str(json.loads(b'{"results": [' + line).get("finished", ""))
             return
-        text = line.decode()
-        record, stop = json.JSONDecoder().raw_decode(text)  # a torn tail may follow the last result
-        if not last and text[stop:].strip() not in ("", ","):
-            raise ValueError("more than a result")
-        result, self.end = UserResult.from_dict(record), offset + len(text[:stop].encode())
-        self.lines[result.username] = offset, self.end - offset, record["status"], result.scanned_at[:10]
+        try:
+            text = line.decode()
+            record, stop = json.JSONDecoder().raw_decode(text)  # a torn tail may follow the last result
+            if not last and text[stop:].strip() not in ("", ","):
+                raise ValueError("more than a result")
+            self.note(UserResult.from_dict(record), offset, len(text[:stop].encode()))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            if not last:
+                raise InventoryError(
+                    f"{self.path}, line {number}: not a user's result; delete that line, and the user is scanned again"
+                ) from None
+            log.warning("%s ends within a line: its user is scanned again", self.path)
+
+    def begin(self) -> None:
+        """Cuts a torn tail off, and finds out whether this folder lets files be written in place."""
+        self.file.truncate(self.end + len(TAIL))
+        self.write(TAIL)
+        os.fsync(self.file.fileno())
 
     def save(self, result: UserResult) -> None:
         line = json.dumps(result.as_dict(), ensure_ascii=False).encode("utf-8", "backslashreplace")
         separator = b",\n" if self.lines else b"\n"
-        try:
+        with keeping(self.path):
             self.write(separator + line + TAIL)
             if time.monotonic() - self.synced_at >= SYNC_SECONDS:
                 os.fsync(self.file.fileno())
                 self.synced_at = time.monotonic()
-        except OSError as error:
-            raise self.cannot_write(error) from error
-        self.lines[result.username] = self.end + len(separator), len(line), result.status, result.scanned_at[:10]
-        self.end += len(separator) + len(line)
-
-    def load(self, username: str) -> UserResult:
-        offset, length, *_ = self.lines[username]
-        self.file.seek(offset)
-        return UserResult.from_dict(json.loads(self.file.read(length)))
-
-    def done(self, username: str) -> bool:
-        return username in self.lines and self.lines[username][2] in ("success", "empty")
+        self.note(result, self.end + len(separator), len(line))
 
     def write(self, data: bytes) -> None:
         self.file.seek(self.end)
         while data:
             data = data[self.file.write(data) :]
 
-    def close(self, finished: bool = False, remove: bool = False) -> None:
-        """With `finished` it is marked as that of a run that ended; with `remove` it goes."""
-        with suppress(OSError):  # what was saved is saved
-            if finished:
-                self.write(f'\n], "finished": "{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ}"}}\n'.encode())
-            os.fsync(self.file.fileno())
-        self.file.close()
-        if remove and self.path:
-            try:
-                self.path.unlink()
-            except OSError as error:
-                log.warning("%s cannot be removed (%s); nobody needs it any more", self.path, error.strerror)
+    def note(self, result: UserResult, offset: int, length: int) -> None:
+        self.lines[result.username] = SavedLine(offset, length, result.status, result.scanned_at[:10])
+        self.end = offset + length
 
+    def load(self, username: str) -> UserResult:
+        line = self.lines[username]
+        with keeping(self.path):
+            self.file.seek(line.offset)
+            return UserResult.from_dict(json.loads(self.file.read(line.length)))
 
-def lock_checkpoint(path: Path) -> Any:
-    """An open file with an operating system lock, beside the checkpoint; None if another process has it."""
-    while True:
-        lock = open(f"{path}.lock", "ab")
+    def done(self, username: str) -> bool:
+        return username in self.lines and self.lines[username].status in ("success", "empty")
+
+    def remove(self) -> None:
+        if os.name == "nt":  # which removes no open file
+            self.file.close()
         try:
-            if os.name == "nt":
-                import msvcrt
-
-                msvcrt.locking(lock.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-            else:
-                import fcntl
-
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            return lock.close()
-        with suppress(OSError):  # the run that had it may have removed the file meanwhile
-            if os.path.samestat(os.fstat(lock.fileno()), os.stat(lock.name)):
-                return lock
-        lock.close()
+            if self.path:
+                os.unlink(os.path.realpath(self.path))
+        except OSError as error:
+            log.warning("%s cannot be removed (%s); nobody needs it any more", self.path, error.strerror)
 
 
 @contextmanager
-def open_checkpoint(path: Path, header: dict[str, Any], resume: bool) -> Iterator[Checkpoint]:
-    """The checkpoint to go on with: with `resume` the one that is there, else a new one. Raises InventoryError.
-
-    Without `resume` an unfinished one is moved aside, except for a run of named users alone: it leaves that of a users
-    file where it is, and keeps its own results in a temporary file.
-    """
-    named = header["options"]["users"] == "named"
+def keeping(path: Path | None) -> Iterator[None]:
+    """Turns what the disk refuses into an InventoryError."""
     try:
-        lock = lock_checkpoint(path)
+        yield
     except OSError as error:
-        raise InventoryError(f"{path}.lock cannot be locked ({error.strerror}); name another --checkpoint") from error
-    if not lock and (resume or not named):
-        raise InventoryError(f"another run is using {path}: wait for it, or name another --checkpoint")
-    old = None
-    try:
-        old = Checkpoint(path) if lock and path.exists() and path.stat().st_size else None
-        if old and resume:
-            compare_headers(path, old.header, header)
-            old.begin(of_file=not named)
-            yield old
-        elif not lock or old and named and old.header["options"].get("users") != "named":
-            log.warning("%s is another run's and stays as it is; this run of named users keeps no checkpoint", path)
-            yield Checkpoint(None, header)
-        else:
-            if resume:
-                log.warning("there is no checkpoint %s: starting from the beginning", path)
-            clear_place(path, old)
-            yield Checkpoint(path, header)
-    finally:
-        if old:
-            old.file.close()
-        if lock:
-            with suppress(OSError):
-                os.unlink(lock.name)
-            lock.close()
+        raise InventoryError(
+            f"{path or tempfile.gettempdir()}: no checkpoint can be kept here ({error.strerror or error}); make room, "
+            "or name one on a local disk with --checkpoint"
+        ) from error
 
 
-def clear_place(path: Path, old: Checkpoint | None) -> None:
-    """Makes room for a new checkpoint: that of an unfinished run is moved aside."""
-    try:
-        if old:
-            old.file.close()
-            if old.lines and not old.finished:
-                move_aside(path)
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise InventoryError(f"{path} cannot be replaced ({error.strerror}); name another --checkpoint") from error
+@contextmanager
+def open_checkpoint(path: Path | None, header: dict[str, Any], resume: bool) -> Iterator[Checkpoint]:
+    """The checkpoint to go on with: with `resume` the one that is there, else a new one. Raises InventoryError."""
+    with ExitStack() as files:
+        with keeping(path):
+            checkpoint = start_checkpoint(path, header, resume, files)
+        yield checkpoint
 
 
-def compare_headers(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    was, now = [f"{header['workspace_url']} with {header['options'].get('file_systems')}" for header in (old, new)]
+def start_checkpoint(path: Path | None, header: dict[str, Any], resume: bool, files: ExitStack) -> Checkpoint:
+    if path is None:
+        return Checkpoint.create(files.enter_context(tempfile.TemporaryFile(buffering=0)), path, header)
+    file = open_locked(path, files)
+    if not os.fstat(file.fileno()).st_size:
+        if resume:
+            log.warning("there is no checkpoint %s: starting from the beginning", path)
+        return Checkpoint.create(file, path, header)
+    was, now = read_header(file, path), describe(header)
+    if not resume:
+        move_aside(file, path)
+        return start_checkpoint(path, header, resume, files)
     if was != now:
         raise InventoryError(f"{path} is of {was}, this run of {now}: give the same options, or another --checkpoint")
+    return Checkpoint.read(file, path)
 
 
-def move_aside(path: Path) -> None:
-    stamp = datetime.fromtimestamp(path.stat().st_mtime, timezone.utc).strftime("%Y-%m-%dT%H-%M-%S")
-    names = (path.with_name(f"{path.stem}.{stamp}{number}{path.suffix}") for number in ["", *range(-1, -1000, -1)])
-    aside = next(name for name in names if not os.path.lexists(name))
-    path.rename(aside)
-    log.warning(
-        "an unfinished run's checkpoint is now %s; --resume --checkpoint %s goes on with it",
-        aside,
-        shlex.quote(str(aside)),
-    )
+def open_locked(path: Path, files: ExitStack) -> Any:
+    """The file, made if there is none, with an operating system lock that dies with this process.
+
+    Raises OSError, and InventoryError where another run has it, or it is no regular file.
+    """
+    while True:
+        if path.exists() and not path.is_file():
+            raise InventoryError(f"{path} is not a regular file; name another --checkpoint")
+        file = files.enter_context(open(path, "r+b", buffering=0, opener=open_or_make))
+        try:
+            lock(file)
+        except (BlockingIOError, PermissionError):
+            raise InventoryError(f"another run is using {path}: wait for it, or name another --checkpoint") from None
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                return file
+        file.close()  # the run that had it has moved or removed it meanwhile
+
+
+def open_or_make(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CREAT, 0o666)
+
+
+def lock(file: Any) -> None:
+    """Raises BlockingIOError or PermissionError where another process has the lock."""
+    if os.name == "nt":
+        import msvcrt
+
+        file.seek(2**30)  # behind any end: what is locked there, others cannot read
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def read_header(file: Any, path: Path) -> str:
+    """What the checkpoint is of. Raises OSError, and InventoryError for a file that is none."""
+    file.seek(0)
+    with open(file.fileno(), "rb", closefd=False) as lines:
+        line = lines.readline(100_000)
+    with suppress(ValueError, KeyError, TypeError, RecursionError):
+        header = json.loads(line.rstrip() + b"]}")
+        if header["version"] == 1 and header["results"] == []:
+            return describe(header)
+    raise InventoryError(f"{path}, line 1: not a checkpoint of this program; name another with --checkpoint")
+
+
+def describe(header: dict[str, Any]) -> str:
+    return f"{header['workspace_url']} with {' and '.join(header['options']['file_systems'])}"
+
+
+def move_aside(file: Any, path: Path) -> None:
+    """Gives a checkpoint a name with the time of its last save, which no other file has."""
+    target = Path(os.path.realpath(path))
+    saved_at = datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, timezone.utc)
+    stem = f"{target.stem}.{saved_at:%Y-%m-%dT%H-%M-%S}"
+    aside, number = target.with_name(stem + target.suffix), 1
+    while os.path.lexists(aside):
+        number += 1
+        aside = target.with_name(f"{stem}-{number}{target.suffix}")
+    if os.name == "nt":  # which renames no open file
+        file.close()
+    target.rename(aside)
+    file.close()
+    log.warning("the checkpoint that was there is now %s, for --resume --checkpoint", aside)
 
 
 # --- Spark Connect --------------------------------------------------------------------------------------------------
@@ -2515,9 +2518,13 @@ def identity(path: str) -> Any:
     return path
 
 
-def check_places(outputs: list[str], inputs: list[str]) -> None:
+def check_places(output: str, details: str | None, users_file: str | None, checkpoint: Path | None) -> None:
     """Raises InventoryError where one file or stream is named twice, or an output cannot be written."""
-    places = [identity(path) for path in outputs + inputs]
+    outputs = [output] if details is None else [output, details]
+    others = [str(checkpoint)] if checkpoint else []
+    if users_file is not None and os.path.isfile(users_file):
+        others.append(users_file)
+    places = [identity(path) for path in outputs + others]
     if len(set(places)) < len(places):
         raise InventoryError("--output, --details, --users-file and --checkpoint must be different files")
     for path in outputs:
@@ -2594,10 +2601,7 @@ class Summary:
             lines += ["Not all could be listed:", *self.incomplete]
             lines += [f"  and {counted(failed - SHOWN_FAILURES, 'more user')}"] * (failed > SHOWN_FAILURES)
         if failed:
-            lines.append(
-                "What could not be listed is missing from the counts; --details names every such directory, "
-                "--resume tries again."
-            )
+            lines.append("What could not be listed is missing from the counts; --details names every such directory.")
         return lines
 
 
@@ -2839,7 +2843,11 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="go on with the checkpoint: scan the users that are not in it, or there as partial or error",
     )
-    parser.add_argument("--checkpoint", metavar="FILE", default=CHECKPOINT_FILE, help="default: %(default)s")
+    parser.add_argument(
+        "--checkpoint",
+        metavar="FILE",
+        help=f"where finished users are saved (default: {CHECKPOINT_FILE} with --users-file, else nowhere)",
+    )
     volume = parser.add_mutually_exclusive_group()
     volume.add_argument("-q", "--quiet", action="store_true", help="warnings, errors and the summary only")
     volume.add_argument("--debug", action="store_true", help="each directory, retry and wait; tracebacks")
@@ -2856,19 +2864,42 @@ def tell_login(config: DatabricksConfig) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    path = choose_checkpoint(args)
     config = load_databricks_config(args.profile, args.workspace_url, args.token)
     tell_login(config)
     names = read_usernames(args.users, args.users_file)
-    outputs = [args.output] if args.details is None else [args.output, args.details]
-    inputs = [args.users_file, args.checkpoint] if os.path.isfile(args.users_file or "") else [args.checkpoint]
-    check_places(outputs, inputs)
+    check_places(args.output, args.details, args.users_file, path)
     file_systems = FILE_SYSTEMS[:1] if args.dbfs_only else FILE_SYSTEMS[1:] if args.workspace_only else FILE_SYSTEMS
-    header = {
-        "workspace_url": config.workspace,
-        "options": {"file_systems": list(file_systems), "users": "file" if args.users_file else "named"},
-    }
-    with open_checkpoint(Path(args.checkpoint), header, args.resume) as checkpoint:
+    header = {"workspace_url": config.workspace, "options": {"file_systems": list(file_systems)}}
+    with open_checkpoint(path, header, args.resume) as checkpoint, last_line(checkpoint, names):
         return scan_into(checkpoint, names, config, file_systems, args)
+
+
+def choose_checkpoint(args: argparse.Namespace) -> Path | None:
+    """None for a run of named users alone, which keeps one only where it is named."""
+    if args.checkpoint is not None:
+        return Path(args.checkpoint)
+    if args.users_file is not None:
+        return Path(CHECKPOINT_FILE)
+    if args.resume:
+        raise InventoryError("--resume goes with --users-file or --checkpoint: without them nothing is saved")
+    return None
+
+
+@contextmanager
+def last_line(checkpoint: Checkpoint, names: list[str]) -> Iterator[None]:
+    """Gives to what ends the run before its time the line that says what is saved; a checkpoint of nobody goes."""
+    try:
+        yield
+    except BaseException as error:
+        if not checkpoint.lines:
+            checkpoint.remove()
+        elif checkpoint.path:
+            saved = sum(name in checkpoint.lines for name in names)
+            error.saved = (  # type: ignore[attr-defined]
+                f"{saved:,} of {len(names):,} users saved in {checkpoint.path}; the same command with --resume goes on"
+            )
+        raise
 
 
 def scan_into(
@@ -2878,44 +2909,35 @@ def scan_into(
     file_systems: tuple[str, ...],
     args: argparse.Namespace,
 ) -> int:
-    """Scans the users that the checkpoint does not have, and writes the output for all."""
+    """Scans the users that the checkpoint does not have, and writes the output for all; returns the exit code."""
     left = [name for name in names if not checkpoint.done(name)]
     if len(left) < len(names):
-        dates = Counter(checkpoint.lines[name][3] for name in names if checkpoint.done(name))
-        ended = f"the run in the checkpoint ended {checkpoint.finished}; " if checkpoint.finished else ""
-        log.info(
-            "%skept from the checkpoint: %s; to scan: %s",
-            ended,
-            ", ".join(f"{counted(count, 'row')} of {date}" for date, count in sorted(dates.items())),
-            counted(len(left), "user"),
-        )
+        dates = Counter(checkpoint.lines[name].date for name in names if checkpoint.done(name))
+        kept = ", ".join(f"{counted(count, 'row')} of {date}" for date, count in sorted(dates.items()))
+        log.info("kept from the checkpoint: %s; to scan: %s", kept, counted(len(left), "user"))
     client, started = DatabricksClient(config, args.threads), time.monotonic()
     progress = Progress(len(names), len(names) - len(left), client.statistics, args.quiet)
-    try:
-        with closing(progress):
-            engine = choose_engine(args, client) if left else Engine
-            for result in scan_users(left, config, args.threads, file_systems, client, progress.tick, names, engine):
-                checkpoint.save(result)
-                progress.user_done()
-        summary = write_results((checkpoint.load(name) for name in names), args.output, args.details)
-    except BaseException as error:
-        nothing = isinstance(error, InventoryError) and not checkpoint.lines
-        checkpoint.close(remove=nothing)
-        if checkpoint.path and not nothing:
-            saved = sum(name in checkpoint.lines for name in names)
-            error.saved = (  # type: ignore[attr-defined]
-                f"{saved:,} of {len(names):,} users saved in {checkpoint.path}; the same command with --resume goes on"
-            )
-        raise
-    complete = not summary.statuses["partial"] + summary.statuses["error"]
-    borrowed = (
-        args.resume
-        and not args.users_file
-        and (checkpoint.header["options"].get("users") != "named" or not checkpoint.lines.keys() <= set(names))
-    )
-    checkpoint.close(finished=not borrowed or bool(checkpoint.finished), remove=complete and not borrowed)
+    with closing(progress):
+        engine = choose_engine(args, client) if left else Engine
+        for result in scan_users(left, config, args.threads, file_systems, client, progress.tick, names, engine):
+            checkpoint.save(result)
+            progress.user_done()
+    summary = write_results((checkpoint.load(name) for name in names), args.output, args.details)
     tell(*summary.lines(client.statistics, time.monotonic() - started))
-    return 0 if complete else 1
+    return finish(checkpoint, names)
+
+
+def finish(checkpoint: Checkpoint, names: list[str]) -> int:
+    """Removes the checkpoint, unless it is needed for something else than this output; returns the exit code."""
+    left = sum(not checkpoint.done(name) for name in names)
+    others = len(checkpoint.lines.keys() - set(names))
+    if not left and not others:
+        checkpoint.remove()
+    elif checkpoint.path:
+        again = f"--resume scans {counted(left, 'user')} again"
+        more = f"it has {counted(others, 'user')} that this run was not asked for"
+        tell(f"The checkpoint {checkpoint.path} stays: {again if left else more}")
+    return 1 if left else 0
 
 
 def choose_engine(args: argparse.Namespace, client: DatabricksClient) -> Callable[..., Any]:

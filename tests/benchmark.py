@@ -29,7 +29,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from databricks_user_files_simple import Checkpoint, FileSystemTotals, UserResult
+from databricks_user_files_simple import FileSystemTotals, UserResult, open_checkpoint
 from tests.connect_server import connect_server_of, why_not
 from tests.fake_databricks import FakeDatabricks
 
@@ -331,15 +331,15 @@ def checkpoint(quick: bool) -> Outcome:
     total, times = 20_000 if quick else 100_000, []
     totals = FileSystemTotals(100, 1_000_000, 10, {"FILE": 100, "DIRECTORY": 9})
     with tempfile.TemporaryDirectory() as folder:
-        saved = Checkpoint(Path(folder) / "checkpoint", {"workspace_url": "https://x", "options": {}})
-        began = time.monotonic()
-        for number in range(total + 1000):
-            result = UserResult(f"user{number}@example.com", "2026-01-01T00:00:00Z", totals, totals)
-            before = time.perf_counter()
-            saved.save(result)
-            times.append(time.perf_counter() - before)
-        seconds = time.monotonic() - began
-        saved.close()
+        header = {"workspace_url": "https://x", "options": {"file_systems": []}}
+        with open_checkpoint(Path(folder) / "checkpoint", header, resume=False) as saved:
+            began = time.monotonic()
+            for number in range(total + 1000):
+                result = UserResult(f"user{number}@example.com", "2026-01-01T00:00:00Z", totals, totals)
+                before = time.perf_counter()
+                saved.save(result)
+                times.append(time.perf_counter() - before)
+            seconds = time.monotonic() - began
     early, late = statistics.median(times[1000:2000]), statistics.median(times[total:])
     compared = f"{early * 1e6:.0f} microseconds: user 1,000"
     return Outcome(0, seconds, compared, late / early, memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)

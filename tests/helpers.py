@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from databricks_user_files_simple import Checkpoint, FileSystemTotals, UserResult
+from databricks_user_files_simple import FileSystemTotals, UserResult, open_checkpoint
 from tests.fake_databricks import Fault
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -194,8 +194,7 @@ def true_csv(server, names=None):
 
 # Results and checkpoints
 
-HEADER = {"workspace_url": "https://adb-1.azuredatabricks.net",
-          "options": {"file_systems": ["dbfs", "workspace"], "users": "file"}}  # fmt: skip
+HEADER = {"workspace_url": "https://adb-1.azuredatabricks.net", "options": {"file_systems": ["dbfs", "workspace"]}}
 
 
 def make_result(number, files=1, failures=()):
@@ -203,9 +202,9 @@ def make_result(number, files=1, failures=()):
     return UserResult(f"user{number}@example.com", "2026-11-23T04:00:00Z", totals, FileSystemTotals(0, 0, 1))
 
 
-def write_checkpoint(path, results, finished=False):
-    checkpoint = Checkpoint(path, HEADER)
-    for result in results:
-        checkpoint.save(result)
-    checkpoint.close(finished=finished)
+def write_checkpoint(path, results, workspace_url=HEADER["workspace_url"]):
+    """A checkpoint with these results; its bytes."""
+    with open_checkpoint(path, HEADER | {"workspace_url": workspace_url}, resume=False) as checkpoint:
+        for result in results:
+            checkpoint.save(result)
     return path.read_bytes()

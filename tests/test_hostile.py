@@ -395,7 +395,7 @@ def test_a_tree_without_an_end_ends_the_run_and_names_the_user():
         assert "/Users/a" in ended.err
         assert "Traceback" not in ended.err
         assert not os.path.exists("out.csv")
-        ended = run(server, "b", "--dbfs-only", "--resume", "-o", "out.csv")
+        ended = run(server, "b", "--dbfs-only", "-o", "out.csv")
     assert ended.code == 0, ended
 
 
@@ -552,7 +552,8 @@ def test_a_token_that_answers_repeat_is_shown_and_saved_nowhere(token, words):
         return [ADMIN if api == "Me" else answers.get(path, answer())]
 
     with RawServer(script) as server:
-        ended = run(server, *names, "--dbfs-only", "-o", "out.csv", "--details", "details", *words, token=token,
+        outputs = ("-o", "out.csv", "--details", "details", "--checkpoint", scanner.CHECKPOINT_FILE)
+        ended = run(server, *names, "--dbfs-only", *outputs, *words, token=token,
                     changes=HURRIED | {"LONGEST_OUTAGE": 60.0})  # fmt: skip
         assert all(f"authorization: Bearer {token}" in sent for sent in map(lower_names, server.heads))
     assert ended.code == 1, ended
@@ -597,7 +598,8 @@ def test_a_token_is_in_nothing_that_an_interrupted_run_leaves_or_shows(ending):
         hang.applies = lambda *_: server.total_requests > 60
         server.change(faults=[hang])
         login = {"DATABRICKS_HOST": server.url, "DATABRICKS_TOKEN": token}
-        with start(SCANNER, [*server.user_names, "--debug"], login, {}) as process:
+        words = [*server.user_names, "--debug", "--checkpoint", scanner.CHECKPOINT_FILE]
+        with start(SCANNER, words, login, {}) as process:
             while hang.hits < 4:
                 time.sleep(0.01)
             processes = subprocess.run(["ps", "axww"], capture_output=True, check=True).stdout
@@ -693,7 +695,8 @@ def test_a_login_of_the_environment_is_not_warned_about(capsys, login, monkeypat
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600), (0o002, 0o664)])
 def test_files_are_made_with_the_users_umask(umask, mode):
     with FakeDatabricks(users=["a"], shape="small", faults=[Fault("403", api="dbfs")]) as server:
-        ended = run(server, "a", "-o", "out.csv", "--details", "details", umask=umask)
+        words = ("-o", "out.csv", "--details", "details", "--checkpoint", scanner.CHECKPOINT_FILE)
+        ended = run(server, "a", *words, umask=umask)
     assert ended.code == 1, ended
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in Path().iterdir() if path.is_file()}
     assert modes == dict.fromkeys(["out.csv", "details", scanner.CHECKPOINT_FILE], mode)

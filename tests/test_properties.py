@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 
 from databricks_user_files_simple import (
     RETRIES,
-    Checkpoint,
     DatabricksClient,
     DatabricksConfig,
     DatabricksError,
@@ -40,7 +39,7 @@ from databricks_user_files_simple import (
 )
 from databricks_user_list import USER_LIST_COLUMNS, list_profiles, parse_page, write_users
 from tests.fake_databricks import FakeDatabricks, dbfs_directory, dbfs_file, workspace_object
-from tests.helpers import HEADER
+from tests.helpers import HEADER, write_checkpoint
 from tests.strategies import RESULTS, USERNAMES, flatten, plain_count, trees
 
 MANY = int(os.environ.get("INVENTORY_EXAMPLES", "1"))
@@ -163,7 +162,6 @@ def loaded(path):
         with open_checkpoint(path, HEADER, resume=True) as checkpoint:
             results = {name: checkpoint.load(name) for name in checkpoint.lines}
             checkpoint.save(UserResult("new", "2026-11-23T04:00:00Z"))
-            checkpoint.close()
     except InventoryError as error:
         assert str(path) in str(error)
         return None
@@ -173,21 +171,13 @@ def loaded(path):
     return results
 
 
-def saved(path, results):
-    checkpoint = Checkpoint(path, HEADER)
-    for result in results:
-        checkpoint.save(result)
-    checkpoint.close()
-    return path.read_bytes()
-
-
 SOME = st.lists(RESULTS, min_size=1, max_size=3, unique_by=lambda result: result.username)
 
 
 @property_of(results=SOME, share=st.floats(0, 1), examples=150)
 def test_a_checkpoint_cut_anywhere_keeps_every_whole_result(folder, results, share):
     path = folder()
-    data = saved(path, results)
+    data = write_checkpoint(path, results)
     first = data.index(b"\n")
     cut = first + round(share * (len(data) - first))
     path.write_bytes(data[:cut])
@@ -202,12 +192,14 @@ def test_a_checkpoint_cut_anywhere_keeps_every_whole_result(folder, results, sha
 @property_of(results=SOME, data=st.data(), examples=300)
 def test_an_edited_checkpoint_is_refused_or_read_as_what_it_says(folder, results, data):
     path = folder()
-    path.write_bytes(edited(data.draw, saved(path, results)))
+    path.write_bytes(edited(data.draw, write_checkpoint(path, results)))
     loaded(path)
 
 
-@property_of(bytes_of(b'{"version": 1, "workspace_url": "https://x", "options": {}, "results": [\n', b"]}",
-                      b'{"username": "a"}'), examples=200)  # fmt: skip
+HEADER_LINE = json.dumps({"version": 1, **HEADER, "results": []})[:-2].encode() + b"\n"
+
+
+@property_of(bytes_of(HEADER_LINE, b"]}", b'{"username": "a"}'), examples=200)  # fmt: skip
 def test_any_bytes_as_checkpoint(folder, data):
     path = folder()
     path.write_bytes(data)
