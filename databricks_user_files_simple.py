@@ -935,11 +935,11 @@ def causes(error: BaseException) -> list[BaseException]:
 def classify_error(status: int, error_code: str, message: str) -> str:
     """The kind of an error answer: a key of RETRIES, or a kind that is not retried."""
     text = f"{error_code} {message}"
-    if status == 429 or status == 500 and "REQUEST_LIMIT_EXCEEDED" in text:
+    if status == 429 or (status == 500 and "REQUEST_LIMIT_EXCEEDED" in text):
         return "rate limit"
-    if status >= 500 and "taking too long to process your request" in text:
+    if status == 503 and "taking too long to process your request" in text:
         return "too slow"
-    if status in (500, 502, 503, 504):
+    if status in (408, 425) or 500 <= status < 600:
         return "server"
     invalid_token = re.search(r"\b(invalid|expired) (access )?token|access token\b.*\b(invalid|expired)", text, re.I)
     if status == 401 or status == 403 and invalid_token and error_code != "PERMISSION_DENIED":
