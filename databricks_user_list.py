@@ -50,55 +50,64 @@ TOLD_SECONDS = 30  # between two lines that tell how far the listing is
 def list_users(
     client: DatabricksClient, most: int | None = None, active_only: bool = False
 ) -> tuple[list[dict[str, str]], int]:
-    """Rows of the workspace's users, each once, and how many it says it has beyond them.
+    """Rows of the workspace's users in its order, at most `most`, and how many more it says it has.
 
-    In the service's order, at most `most`. Pages are asked for by startIndex, advanced by what came, until one is empty
-    (iam.py of databricks-sdk). Raises DatabricksError, and InventoryError for users without a name.
+    Where some are missing, all pages are asked for once more. Raises DatabricksError, and InventoryError for users
+    without a name.
+    """
+    users, total = list_pages(client, most, active_only)
+    if len(users) < total:
+        log.info("%s missing: listing all once more", counted(total - len(users), "user"))
+        again, total = list_pages(client, most, active_only)
+        users |= again
+    missing = max(total - len(users), 0)
+    if missing:
+        log.warning("%s missing: the workspace says that it has more than it lists", counted(missing, "user"))
+    rows = [row for row in users.values() if is_wanted(row, active_only)]
+    return rows[:most], missing
+
+
+def list_pages(client: DatabricksClient, most: int | None, active_only: bool) -> tuple[dict[str, dict[str, str]], int]:
+    """Users by id, and how many the workspace says there are; 0 where `most` are enough.
+
+    Pages are asked for by startIndex, advanced by what came, until one is empty (iam.py of databricks-sdk). There are
+    services that ignore startIndex, sort each page anew or repeat users: two pages that bring nobody new are the end.
     """
     users: dict[str, dict[str, str]] = {}
-    wanted: list[dict[str, str]] = []
-    start, total, before, told_at = 1, 0, None, client.clock()
-    while most is None or len(wanted) < most:
-        count = PAGE_SIZE if most is None else min(PAGE_SIZE, most - len(wanted))
-        params = {"attributes": ATTRIBUTES, "startIndex": start, "count": count}
-        page = client.get(USERS_PATH, params, parse_page)
-        total = max(total, page.get("totalResults", 0))
-        found = page.get("Resources", [])
-        if not found or found == before:  # the latter from a service that does not know startIndex
-            return wanted, max(total - len(users), 0)
-        rows = [user_row(user) for user in found]
+    start, total, wanted, idle, told_at = 1, 0, 0, 0, client.clock()
+    while most is None or wanted < most:
+        count = PAGE_SIZE if most is None else min(PAGE_SIZE, most - wanted)
+        page = client.get(USERS_PATH, {"attributes": ATTRIBUTES, "startIndex": start, "count": count}, parse_page)
+        total = max(total, page["totalResults"])
+        rows = [user_row(user) for user in page["Resources"]]
         new = {key: row for row in rows if (key := row["user_id"] or row["username"]) not in users}
         users |= new
-        wanted += [row for row in new.values() if not active_only or row["active"] != "false"]
-        start, before = start + len(found), found
+        wanted += sum(is_wanted(row, active_only) for row in new.values())
+        start += len(rows)
+        idle = 0 if new else idle + 1
+        if not rows or idle == 2:
+            return users, total
         if client.clock() - told_at >= TOLD_SECONDS:
             told_at = client.clock()
             log.info("%d users so far", len(users))
-    return wanted[:most], 0
+    return users, 0
+
+
+def is_wanted(row: dict[str, str], active_only: bool) -> bool:
+    return not active_only or row["active"] != "false"
 
 
 def user_row(user: dict[str, Any]) -> dict[str, str]:
-    """The CSV's row of a SCIM user."""
+    """The CSV's row of a SCIM user. Raises InventoryError where it has no name."""
     if not user.get("userName"):
-        raise InventoryError("the workspace shows users without their names: the login has to be that of an admin")
-    active = "" if user.get("active") is None else str(bool(user["active"])).lower()
+        raise InventoryError("users are shown without their names: the login has to be that of a workspace admin")
+    active = "" if user.get("active") is None else str(user["active"]).lower()
     return {
-        "username": str(user["userName"]),
-        "display_name": safe_cell(str(user.get("displayName") or "")),
+        "username": user["userName"],
+        "display_name": safe_cell(user.get("displayName") or ""),
         "active": active,
         "user_id": str(user.get("id") or ""),
     }
-
-
-def list_again(client: DatabricksClient, **options: Any) -> tuple[list[dict[str, str]], int]:
-    """list_users(), a second time where users are missing; the better of both, warned about if it lacks some."""
-    users, missing = list_users(client, **options)
-    if missing:
-        log.info("%s fewer than the workspace says it has: listing them once more", counted(missing, "user"))
-        users, missing = min((users, missing), list_users(client, **options), key=lambda listed: listed[1])
-    if missing:
-        log.warning("%s missing: the workspace says that it has more than it lists", counted(missing, "user"))
-    return users, missing
 
 
 def leave_out_odd(rows: list[dict[str, str]]) -> list[dict[str, str]]:
@@ -179,12 +188,11 @@ def run_user_list(args: argparse.Namespace) -> int:
     tell_login(config)
     check_output(args.output)
     try:
-        rows, missing = list_again(DatabricksClient(config), most=args.max_users, active_only=args.active_only)
+        rows, missing = list_users(DatabricksClient(config), args.max_users, args.active_only)
     except DatabricksError as error:
         if error.kind == "login" or error.unreachable:
             raise run_error(error, config) from error
-        log.error("%s could not be listed: %s. Nothing was written", error.path, error)
-        return 1
+        raise InventoryError(f"nothing was written, because the users could not be listed: {error}") from error
     taken = leave_out_odd(rows)
     write_users(taken, args.output)
     log.info("%s", counted(len(taken), "user"))
