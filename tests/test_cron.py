@@ -17,10 +17,8 @@ from tests.helpers import ROOT, SCANNER, USER_LIST, until
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 fcntl = pytest.importorskip("fcntl")
-pytestmark = [
-    pytest.mark.usefixtures("processes"),
-    pytest.mark.skipif(not shutil.which("flock"), reason="flock is not installed"),
-]
+pytestmark = pytest.mark.usefixtures("processes")
+TOOLS = ("sh", "date", "dirname", "cat")  # all that the script may use: macOS has no flock
 
 
 def block(language, start):
@@ -32,6 +30,9 @@ def block(language, start):
 @pytest.fixture
 def installed(tmp_path):
     """The folder of README's script in a home, with a profile; installed(server) logs in there."""
+    (tmp_path / "home" / "bin").mkdir()
+    for tool in TOOLS:
+        (tmp_path / "home" / "bin" / tool).symlink_to(shutil.which(tool))
     folder = tmp_path / "home" / "inventory"
     (folder / ".venv" / "bin").mkdir(parents=True)
     python = folder / ".venv" / "bin" / "python"
@@ -57,7 +58,7 @@ def cron(folder):
     """Starts the crontab's command as cron does: /bin/sh -c, next to no environment, no terminal."""
     command = block("crontab", "7 *").split(None, 5)[5].strip()
     home = str(folder.parent)
-    words = ["/usr/bin/env", "-i", f"HOME={home}", "LOGNAME=inventory", "SHELL=/bin/sh", "PATH=/usr/bin:/bin"]
+    words = ["/usr/bin/env", "-i", f"HOME={home}", "LOGNAME=inventory", "SHELL=/bin/sh", f"PATH={home}/bin"]
     return subprocess.Popen([*words, "/bin/sh", "-c", command], cwd=home, stdin=subprocess.DEVNULL,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
 
@@ -119,6 +120,31 @@ def test_cron_mails_the_log_of_a_run_that_could_not_list_everything(installed):
     assert "Traceback" not in mail
 
 
+@pytest.mark.parametrize(("change", "says"), [
+    ({"total_results_offset": 2}, "2 users missing"), ({"token": "another"}, "does not accept the token"),
+])  # fmt: skip
+def test_a_user_list_that_is_short_is_scanned_and_one_that_failed_is_not(installed, change, says):
+    with FakeDatabricks(users=5, shape="small") as server:
+        folder = installed(server)
+        server.change(**change)
+        code, mail = mail_of(cron(folder))
+        assert says in mail
+        if "token" in change:
+            assert code == 2
+            assert not list(folder.glob("*.csv"))
+        else:
+            assert code == 1
+            assert filled(rows_in(folder)) == truth(server)
+            assert mail_of(cron(folder)) == (0, "")
+
+
+def test_without_python_the_script_fails(installed):
+    with FakeDatabricks(users=1) as server:
+        folder = installed(server)
+    (folder / ".venv" / "bin" / "python").unlink()
+    assert mail_of(cron(folder))[0] == 127
+
+
 def test_a_machine_that_goes_down_loses_nothing_and_two_starts_are_one(installed):
     with FakeDatabricks(users=40, shape="small", latency=0.02) as server:
         folder = installed(server)
@@ -135,7 +161,6 @@ def test_a_machine_that_goes_down_loses_nothing_and_two_starts_are_one(installed
         assert mail_of(cron(folder)) == (0, "")
         assert filled(rows_in(folder)) == truth(server)
         assert not server.requests["dbfs", f"/Users/{done}"]
-        assert not server.requests["scim", 1]
 
 
 def test_an_outage_is_mailed_and_the_next_hour_goes_on(installed):
