@@ -61,6 +61,7 @@ LISTED_TYPES = (
 WORKSPACE_OBJECT_SIZE = 10_000  # bytes; an estimate, because workspace/list gives no size for notebooks
 USER_AGENT = f"databricks-user-files/{VERSION}"
 ME_PATH = "/api/2.0/preview/scim/v2/Me"
+METADATA_PATH = "/.well-known/databricks-config"  # what databricks-sdk asks a host for first
 LOGIN_KEYS = {  # of a profile, and the kind of login (auth_type of databricks-sdk) that each stands for
     "token": "token",
     "client_secret": "oauth-m2m",
@@ -80,8 +81,16 @@ LOGIN_VARIABLES = (  # any of them says that the environment has a login for dat
 )
 MACHINE_SETTINGS = ("config_file", "databricks_cli_path", "azure_environment", "azure_tenant_id")  # not a login's own
 NOTEBOOK_LOGIN = {"auth_type": "runtime"}
-# What OAuth servers (RFC 6749) and the command lines of Databricks and Azure say of a login that will not come back
-REFUSED_LOGIN = r"invalid_(client|grant|scope|request)|unauthorized_client|access_denied|auth login|az login"
+# What OAuth servers (RFC 6749), the command lines of Databricks and Azure, and databricks-sdk say of a bad login
+REFUSED_LOGIN = (
+    r"invalid_(client|grant|scope|request)|unauthorized_client|access_denied|cannot configure default|"
+    r"databricks OAuth is not|databricks auth login|az login|refresh token is invalid"
+)
+REMEDIES = {
+    "oauth-m2m": "check its client_id and client_secret",
+    "azure-cli": "run `az login`",
+    "databricks-cli": "put the Databricks CLI on the PATH, and run `databricks auth login`",
+}
 LOGIN_SECONDS = 60.0  # for one answer of databricks-sdk, whose requests have no time-out
 HELD_SECONDS, FAILED_SECONDS = 5.0, 1.0  # until databricks-sdk is asked again, for a token and after a failure
 CONNECT_SECONDS, READ_SECONDS = 10, 90  # DBFS itself gives up on a large directory after about 60 s
@@ -128,7 +137,9 @@ NO_CONNECTION = (
     requests.exceptions.InvalidSchema,
     urllib3.exceptions.NewConnectionError,
 )
+USERS_FOLDER = "/Users"  # of both file systems, with everybody's home
 NOT_READABLE = "not found, or not readable with this token"
+NOT_LISTED = "not found in this spelling, and /Users cannot be listed"
 NOT_TOLD = "its name has a / in it: the API cannot be asked for it, or it may lie in another directory"
 CSV_COLUMNS = ("username", "file_count", "total_size", "total_size_gb", "status", "file_source", "error")
 FORMULA_STARTS = "=+@\uff1d\uff0b\uff0d\uff20-"  # of a cell; the middle ones are the full-width forms
@@ -212,7 +223,8 @@ class DatabricksConfig:
 class FileSystemTotals:
     """What one user has in one file system; `directories` counts those that were listed.
 
-    `types` counts the entries by object_type. `failures` has path and error of every directory that could not be
+    `types` counts the entries by object_type. `last_modified` is that of the newest file of which the API tells one
+    (UTC, ISO 8601). `failures` has path and error of every directory that could not be
     listed: what is in and below it is missing from the counts.
     """
 
@@ -221,6 +233,7 @@ class FileSystemTotals:
     directories: int = 0
     types: dict[str, int] = field(default_factory=dict)
     failures: list[dict[str, str]] = field(default_factory=list)
+    last_modified: str = ""
 
     def add_listing(self, listing: Listing) -> None:
         self.files += len(listing.files)
@@ -228,6 +241,8 @@ class FileSystemTotals:
         self.directories += not listing.is_file
         for object_type, count in listing.types.items():
             self.types[object_type] = self.types.get(object_type, 0) + count
+        newest = max((entry.modified or 0 for entry in listing.files), default=0)
+        self.last_modified = max(self.last_modified, iso_time(newest))
         self.failures += [{"path": path, "error": NOT_TOLD} for path in listing.odd]
 
     def add(self, other: FileSystemTotals) -> None:
@@ -236,6 +251,7 @@ class FileSystemTotals:
         self.directories += other.directories
         for object_type, count in other.types.items():
             self.types[object_type] = self.types.get(object_type, 0) + count
+        self.last_modified = max(self.last_modified, other.last_modified)
         self.failures += other.failures
 
     def as_dict(self) -> dict[str, Any]:
@@ -245,6 +261,7 @@ class FileSystemTotals:
             "directories": self.directories,
             "types": self.types,
             "failures": self.failures,
+            "last_modified": self.last_modified,
         }
 
     @classmethod
@@ -258,24 +275,34 @@ class FileSystemTotals:
 
     def check(self) -> None:
         counts = [self.files, self.bytes, self.directories, *self.types.values()]
-        texts = [at[key] for at in self.failures for key in ("path", "error")]
+        texts = [self.last_modified, *(at[key] for at in self.failures for key in ("path", "error"))]
         if not all(type(count) is int for count in counts):
             raise ValueError("not a count")
         if not all(type(text) is str for text in texts):
             raise ValueError("not a text")
 
 
+def iso_time(milliseconds: int) -> str:
+    """UTC; empty for 0, and for what no calendar has."""
+    with suppress(ValueError, OverflowError, OSError):
+        moment = datetime.fromtimestamp(milliseconds / 1000, timezone.utc)
+        return moment.strftime("%Y-%m-%dT%H:%M:%SZ") if milliseconds else ""
+    return ""
+
+
 @dataclass(frozen=True)
 class UserResult:
     """One user's inventory; a file system that was not scanned is None. `scanned_at` is UTC, ISO 8601.
 
-    `file_count` and `total_size` (bytes) are of the directories that could be listed: see `status`.
+    `homes` has the path of the home in each file system that was scanned, None where there is none. `file_count` and
+    `total_size` (bytes) are of the directories that could be listed: see `status`.
     """
 
     username: str
     scanned_at: str
     dbfs: FileSystemTotals | None = None
     workspace: FileSystemTotals | None = None
+    homes: dict[str, str | None] = field(default_factory=dict)
 
     @property
     def scanned(self) -> dict[str, FileSystemTotals]:
@@ -323,7 +350,7 @@ class UserResult:
 
     def as_dict(self) -> dict[str, Any]:
         head = {"username": self.username, "scanned_at": self.scanned_at, "status": self.status}
-        return head | {name: totals.as_dict() for name, totals in self.scanned.items()}
+        return head | {name: totals.as_dict() for name, totals in self.scanned.items()} | {"homes": self.homes}
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> UserResult:
@@ -332,12 +359,12 @@ class UserResult:
         That is also a key that it does not know: what another version has noted of a user must not get lost.
         """
         name, scanned_at = record["username"], record["scanned_at"]
-        if not record.keys() <= {"username", "scanned_at", "status", *FILE_SYSTEMS}:
+        if not record.keys() <= {"username", "scanned_at", "status", "homes", *FILE_SYSTEMS}:
             raise ValueError("a key that is not known")
         if not (isinstance(name, str) and isinstance(scanned_at, str) and record["status"] in STATUSES):
             raise ValueError("not a result")
         scanned = {name: FileSystemTotals.from_dict(record[name]) for name in FILE_SYSTEMS if name in record}
-        result = cls(name, scanned_at, **scanned)
+        result = cls(name, scanned_at, **scanned, homes=dict(record["homes"]))
         if result.status != record["status"]:
             raise ValueError("the status is not that of the counts and failures")
         return result
@@ -489,7 +516,7 @@ def config_from_notebook(host: str | None) -> DatabricksConfig | None:
 
 
 class Login:
-    """A login by databricks-sdk, which renews its tokens before they expire. Any thread may call it.
+    """A login by databricks-sdk, which renews its tokens 40 s before they expire. Any thread may call it.
 
     The SDK is asked every HELD_SECONDS, because for some kinds of login that means a request each time. While it
     fails, the old token serves until the workspace refuses it.
@@ -497,68 +524,71 @@ class Login:
 
     def __init__(self, source: str, host: str, values: dict[str, str] | None = None):
         """With the values of a profile and nothing else; without any, with those of the environment."""
-        self.source, self.host, self.values = source, host, values
-        self.lock = threading.Lock()
+        self.source, self.host, self.values, self.lock = source, host, values, threading.Lock()
+        self.kind = (values or {}).get("auth_type") or os.environ.get("DATABRICKS_AUTH_TYPE") or "oauth-m2m"
         self.sdk: Any = None
-        self.token = ""
-        self.failure: tuple[str, str] | None = None  # kind and message
-        self.fresh_until = -math.inf
+        self.failure: DatabricksError | None = None
+        self.token, self.fresh_until = "", -math.inf
 
     def config(self) -> DatabricksConfig:
         """Logs in. Raises InventoryError."""
         try:
             token = self()
         except DatabricksError as error:
-            raise InventoryError(error.message) from None
+            raise run_error(error, DatabricksConfig(self.host, "", self.source)) from None
         return DatabricksConfig(self.host, token, f"{self.source} (OAuth, {self.sdk.auth_type})", self)
 
     def __call__(self, refused: str = "") -> str:
         """The token of the moment, another than `refused`. Raises DatabricksError, kind "login" if none will come."""
-        with self.lock:
-            stale = time.monotonic() >= self.fresh_until
-            is_refused = self.token == refused
-            if stale or is_refused and not self.failure:
-                self.ask(anew=is_refused)
-            if self.failure and self.token in ("", refused):
-                raise DatabricksError(*self.failure, path="")
-            return self.token
+        if not self.is_fresh(refused):
+            with self.lock:
+                if not self.is_fresh(refused):
+                    self.ask(anew=self.token == refused)
+        token, failure = self.token, self.failure
+        if failure and token in ("", refused):
+            raise DatabricksError(**vars(failure))
+        return token
+
+    def is_fresh(self, refused: str) -> bool:
+        return time.monotonic() < self.fresh_until and (self.failure is not None or self.token != refused)
 
     def ask(self, anew: bool) -> None:
-        """Gets a token, or notes why there is none for now. Raises InventoryError where there never will be one."""
+        def authenticate() -> tuple[Any, str]:
+            sdk = None if anew else self.sdk
+            sdk = sdk or self.connect()
+            return sdk, sdk.authenticate().get("Authorization", "")
+
+        in_notebook = self.values == NOTEBOOK_LOGIN  # which is one of its thread
         try:
-            if self.values == NOTEBOOK_LOGIN:  # which is one of its thread
-                self.sdk, self.token = self.authenticate(anew)
-            else:
-                self.sdk, self.token = in_thread(partial(self.authenticate, anew), LOGIN_SECONDS)
-            self.failure = None
-            self.fresh_until = time.monotonic() + HELD_SECONDS
+            self.sdk, header = authenticate() if in_notebook else in_thread(authenticate, LOGIN_SECONDS)
+            if not re.match("bearer ", header, re.I):
+                raise InventoryError(f"{self.source} has a login ({self.sdk.auth_type}) that gives no token")
+            self.token, self.failure = check_token(header[7:], f"the token of {self.source}"), None
         except InventoryError:
             raise
         except Exception as error:
-            self.sdk = None  # a late one may keep its lock for ever
-            self.failure = self.explain(error)
-            self.fresh_until = time.monotonic() + FAILED_SECONDS
-            log.debug("%s", self.failure[1])
+            self.sdk, self.failure = None, self.explain(error)  # a late SDK may keep its lock for ever
+            log.debug("%s", self.failure)
+        self.fresh_until = time.monotonic() + (FAILED_SECONDS if self.failure else HELD_SECONDS)
 
-    def authenticate(self, anew: bool) -> tuple[Any, str]:
-        sdk = self.connect() if anew or self.sdk is None else self.sdk
-        scheme, _, token = sdk.authenticate().get("Authorization", "").partition(" ")
-        if scheme.lower() != "bearer":
-            raise InventoryError(f"{self.source} has a login ({sdk.auth_type}) that gives no token")
-        return sdk, check_token(token, f"the token of {self.source}")
-
-    def explain(self, error: Exception) -> tuple[str, str]:
-        """Kind and message of a failure: the SDK's words, without the secrets that it, or who answered it, repeats."""
-        text = str(error).partition(". Config: ")[0]
+    def explain(self, error: Exception) -> DatabricksError:
+        """What an exception means, without the secrets that the SDK, or who answered it, may have put into it."""
+        if isinstance(error, DatabricksError):
+            return error
+        chain: list[BaseException] = [error]
+        while chain[-1].__cause__:
+            chain.append(chain[-1].__cause__)
+        network = [link for link in chain if isinstance(link, (requests.ConnectionError, requests.Timeout))]
+        text = one_line(parse_error_body(re.split(r"\.? Config: |, please check", str(error))[0])[1], 300)
+        kind = "connection" if network or isinstance(error, TimeoutError) else "server"
+        if network:
+            text = DatabricksClient(DatabricksConfig(self.host, "")).connection_error(network[0], "").message
         for name, value in (*os.environ.items(), *(self.values or {}).items()):
             if re.search("secret|token|password|credentials", name, re.I) and len(value) > 7:
                 text = text.replace(value, "***")
-        kind = "login" if re.search(REFUSED_LOGIN, text) else "connection"
-        remedy = (
-            f"can {self.host or 'the workspace'} be reached, and is this login still good "
-            "(client_id and client_secret, `databricks auth login`, `az login`)?"
-        )
-        return kind, f"no token from {self.source}: {one_line(text, 300)}; {remedy}"
+        if not network and re.search(REFUSED_LOGIN, text):
+            kind, text = "login", f"{text}: {REMEDIES.get(self.kind, 'check it, or use a token')}"
+        return DatabricksError(kind, f"no token from {self.source}: {text}", "")
 
     def connect(self) -> Any:
         """A Config of databricks-sdk."""
@@ -569,6 +599,12 @@ class Login:
                 f"{self.source} has no token, and databricks-sdk, which can log in without, is not "
                 "installed: pip install databricks-sdk"
             ) from None
+        if self.host:  # the SDK would hide why it does not answer
+            try:
+                DatabricksClient(DatabricksConfig(self.host, "")).attempt(METADATA_PATH, {}, parse_record)
+            except DatabricksError as error:
+                if error.kind in ("connection", "server"):
+                    raise
         known = {attribute.name: attribute for attribute in Config.attributes()}
         settings: dict[str, Any] = {"profile": ""}
         if self.values is not None:  # nothing of another login that the environment may have
@@ -579,11 +615,11 @@ class Login:
             }
             settings |= {name: value for name, value in self.values.items() if value and name in known}
         settings |= {"host": self.host} if self.host else {}
-        sdk = Config(**settings | {"disable_async_token_refresh": True, "retry_timeout_seconds": 1})
-        found, _ = read_workspace_url(sdk.host, f"host of {self.source}")
+        config = Config(**settings | {"disable_async_token_refresh": True, "retry_timeout_seconds": 1})
+        found, _ = read_workspace_url(config.host, f"host of {self.source}")
         if self.host and found != self.host.removesuffix(":443"):
             raise InventoryError(f"{self.source} is for {self.host}, and logs in to another host")
-        return sdk
+        return config
 
 
 def read_workspace_url(text: str, where: str) -> tuple[str, str]:
@@ -917,11 +953,11 @@ def causes(error: BaseException) -> list[BaseException]:
 def classify_error(status: int, error_code: str, message: str) -> str:
     """The kind of an error answer: a key of RETRIES, or a kind that is not retried."""
     text = f"{error_code} {message}"
-    if status == 429 or (status == 500 and "REQUEST_LIMIT_EXCEEDED" in text):
+    if status == 429 or status == 500 and "REQUEST_LIMIT_EXCEEDED" in text:
         return "rate limit"
-    if status == 503 and "taking too long to process your request" in text:
+    if status >= 500 and "taking too long to process your request" in text:
         return "too slow"
-    if status in (408, 425) or 500 <= status < 600:
+    if status in (500, 502, 503, 504):
         return "server"
     invalid_token = re.search(r"\b(invalid|expired) (access )?token|access token\b.*\b(invalid|expired)", text, re.I)
     if status == 401 or status == 403 and invalid_token and error_code != "PERMISSION_DENIED":
@@ -961,26 +997,10 @@ def parse_record(body: Any) -> dict[str, Any]:
     return body
 
 
-def caller_is_admin(client: DatabricksClient) -> bool | None:
-    """Whether scim/v2/Me has the caller in the group `admins`; None where it does not tell groups.
-
-    Raises InventoryError where the workspace does not answer, or refuses the login.
-    """
-    try:
-        groups = client.get(ME_PATH, {}, parse_record).get("groups")
-    except DatabricksError as error:
-        if error.kind == "login" or error.kind in RETRIES or 300 <= (error.status or 0) < 400:
-            raise run_error(error, client.config) from error
-        return None
-    if not isinstance(groups, list):
-        return None
-    return any(isinstance(group, dict) and group.get("display") == "admins" for group in groups)
-
-
 def run_error(error: DatabricksError, config: DatabricksConfig) -> InventoryError:
     """What to tell people about an error that ends the run."""
     place = config.workspace
-    if error.kind == "login" and error.status is None:  # of Login, with its remedy
+    if error.kind == "login" and error.status is None:  # Login's own, with its remedy
         return InventoryError(error.message)
     if error.kind == "login":
         return InventoryError(f"{place} does not accept the token of {config.source} ({error}): renew it")
@@ -1110,9 +1130,203 @@ def is_name(name: str) -> bool:
     return "/" not in name and name not in ("", ".", "..")
 
 
+# --- Homes ----------------------------------------------------------------------------------------------------------
+
+
+class Home(NamedTuple):
+    """Where a user's files lie in one file system.
+
+    `path` is what to list, None where there is nothing to ask for. `listed` tells whether /Users has it. `error` is why
+    it is not asked for, or what it means if it is not found; empty, where the user then simply has none.
+    """
+
+    path: str | None
+    listed: bool = False
+    error: str = ""
+
+
+class UsersFolder(NamedTuple):
+    """The names in /Users of a file system. `whole`: no other is there; not `known`: it could not be listed."""
+
+    names: frozenset[str]
+    whole: bool
+    known: bool = True
+
+
+def caller_is_admin(client: DatabricksClient, file_systems: tuple[str, ...]) -> bool:
+    """Whether scim/v2/Me shows the caller in the group `admins`; SCIM leaves out empty lists.
+
+    Raises InventoryError where the workspace does not answer, or refuses this login whatever it is asked for.
+    """
+    try:
+        groups = client.get(ME_PATH, {}, parse_record).get("groups")
+    except DatabricksError as error:
+        if error.kind == "login" or not client.reached or refuses_homes(client, file_systems):
+            raise run_error(error, client.config) from error
+        return False
+    return isinstance(groups, list) and any(
+        isinstance(group, dict) and group.get("display") == "admins" for group in groups
+    )
+
+
+def refuses_homes(client: DatabricksClient, file_systems: tuple[str, ...]) -> bool:
+    """Whether /Users of every file system is refused, each asked once; a DBFS may be without it."""
+    for name in file_systems:
+        try:
+            client.attempt(f"/api/2.0/{name}/list", {"path": USERS_FOLDER}, partial(parse_listing, name, USERS_FOLDER))
+            return False
+        except DatabricksError as error:
+            if file_systems == ("dbfs",) and error.kind == "not found":
+                return False
+    return True
+
+
+def find_homes(client: DatabricksClient, file_systems: tuple[str, ...]) -> dict[str, UsersFolder]:
+    """What is in /Users of each file system, listed twice; a DBFS that is disabled is left out, with a warning.
+
+    Raises InventoryError where a login is refused, or nothing but a disabled DBFS was asked for.
+    """
+    log.info("listing /Users for everybody's home, which may take minutes where there are very many")
+    folders = {}
+    for name in file_systems:
+        answers = [list_users_folder(client, name) for _ in range(2)]
+        disabled = [
+            answer for answer in answers if isinstance(answer, DatabricksError) and answer.kind == "dbfs disabled"
+        ]
+        if len(disabled) < 2:
+            folders[name] = read_users_folder(name, answers)
+        elif file_systems == ("dbfs",):
+            raise InventoryError(f"there is no DBFS to scan in this workspace: {disabled[0]}")
+        else:
+            log.warning("DBFS is left out for all users: %s", disabled[0])
+    return folders
+
+
+def list_users_folder(client: DatabricksClient, file_system: str) -> Listing | DatabricksError:
+    parse = partial(parse_listing, file_system, USERS_FOLDER)
+    try:
+        listing: Listing = client.get(f"/api/2.0/{file_system}/list", {"path": USERS_FOLDER}, parse)
+        return listing
+    except DatabricksError as error:
+        if error.kind == "login" or not client.reached:
+            raise run_error(error, client.config) from error
+        return error
+
+
+def read_users_folder(file_system: str, answers: list[Listing | DatabricksError]) -> UsersFolder:
+    """What two listings of /Users tell together. One that is short twice in the same way is believed."""
+    listings = [answer for answer in answers if isinstance(answer, Listing)]
+    errors = [answer for answer in answers if isinstance(answer, DatabricksError)]
+    if file_system == "dbfs" and [error.kind for error in errors] == ["not found", "not found"]:
+        return UsersFolder(frozenset(), whole=True)
+    if not listings:
+        log.warning("%s:/Users cannot be listed, homes in other letter case are not found: %s", file_system, errors[0])
+        return UsersFolder(frozenset(), whole=False, known=False)
+    found = [home_names(listing) for listing in listings]
+    odd = any(listing.odd for listing in listings)
+    nothing = file_system == "dbfs" and not any(found)
+    same = len(found) == 2 and found[0] == found[1]
+    return UsersFolder(frozenset().union(*found), whole=same and not odd and not nothing)
+
+
+def home_names(listing: Listing) -> frozenset[str]:
+    """The names in a listing of /Users; a file there is somebody's home, too."""
+    paths = [*listing.directories, *(entry.path for entry in listing.files)]
+    return frozenset(path.removeprefix(f"{USERS_FOLDER}/") for path in paths)
+
+
+def assign_homes(
+    usernames: Iterable[str], folders: dict[str, UsersFolder], admin: bool
+) -> tuple[dict[str, dict[str, Home]], dict[str, list[str]]]:
+    """The home of each user in each file system, and the names of the homes that are nobody's, sorted.
+
+    A user's home is the one with the very name; else the one in other letter case, if neither another home nor another
+    user without one is alike.
+    """
+    names = dict.fromkeys(usernames)
+    homes: dict[str, dict[str, Home]] = {name: {} for name in names}
+    nobodys = {}
+    for file_system, folder in folders.items():
+        left_names = group_alike(name for name in names if name not in folder.names)
+        left_homes = group_alike(name for name in folder.names if name not in names)
+        use_case = admin or file_system == "dbfs"
+        taken = set()
+        for name in names:
+            same_names, same_homes = left_names.get(name.lower(), []), left_homes.get(name.lower(), [])
+            if name in folder.names or not same_homes or not use_case:
+                homes[name][file_system] = home_of_exactly(name, file_system, folder, admin)
+            elif len(same_homes) == len(same_names) == 1:
+                homes[name][file_system] = Home(f"{USERS_FOLDER}/{same_homes[0]}", listed=True, error=NOT_READABLE)
+                taken.add(same_homes[0])
+            else:
+                homes[name][file_system] = Home(None, error=conflict(same_names, same_homes))
+        nobodys[file_system] = sorted(folder.names - names.keys() - taken)
+    return homes, nobodys
+
+
+def group_alike(names: Iterable[str]) -> dict[str, list[str]]:
+    """The names by their form in lower case, each group sorted."""
+    groups: dict[str, list[str]] = {}
+    for name in sorted(names):
+        groups.setdefault(name.lower(), []).append(name)
+    return groups
+
+
+def home_of_exactly(name: str, file_system: str, folder: UsersFolder, admin: bool) -> Home:
+    """The home of that very name: whether it is asked for, and what it means if it is not there."""
+    path = f"{USERS_FOLDER}/{name}"
+    if name in folder.names:
+        return Home(path, listed=True, error=NOT_READABLE)
+    if folder.whole and file_system == "dbfs":
+        return Home(None)
+    if not folder.known:
+        return Home(path, error=NOT_LISTED)
+    return Home(path, error="" if admin or file_system == "dbfs" else NOT_READABLE)
+
+
+def nobodys_homes(folders: dict[str, UsersFolder], nobodys: dict[str, list[str]]) -> dict[str, dict[str, Home]]:
+    """The homes of nobody by the name of their row, sorted: one row for both file systems where the names are equal.
+
+    Also where they are equal but for letter case, with one home in each; the row has the Workspace's spelling then.
+    Raises InventoryError where /Users of a file system may have further homes.
+    """
+    for file_system, folder in folders.items():
+        if not folder.whole:
+            raise InventoryError(
+                f"{file_system}:/Users could not be listed twice alike, so --all-homes may miss some: run it again"
+            )
+    rows: dict[str, dict[str, Home]] = {}
+    for alike in group_alike({name for names in nobodys.values() for name in names}).values():
+        found = {file_system: [name for name in alike if name in names] for file_system, names in nobodys.items()}
+        if all(len(names) <= 1 for names in found.values()):
+            spelling = (found.get("workspace") or alike)[0]
+            rows[spelling] = {file_system: nobodys_home(names) for file_system, names in found.items()}
+            continue
+        for name in alike:
+            rows[name] = {
+                file_system: nobodys_home([name] if name in names else []) for file_system, names in found.items()
+            }
+    return dict(sorted(rows.items()))
+
+
+def nobodys_home(names: list[str]) -> Home:
+    return Home(f"{USERS_FOLDER}/{names[0]}", listed=True, error=NOT_READABLE) if names else Home(None)
+
+
+def has_homes(kept: dict[str, str | None], homes: dict[str, Home]) -> bool:
+    """Whether a user who was scanned with the homes `kept` would get the same ones now."""
+    return kept.keys() == homes.keys() and all(
+        kept[name] == home.path or kept[name] is None and not home.listed for name, home in homes.items()
+    )
+
+
+def conflict(names: list[str], homes: list[str]) -> str:
+    users = f"the users {', '.join(names)}" if len(names) > 1 else f"the user {names[0]}"
+    return f"{users} and the homes {', '.join(homes)} differ in letter case alone"
+
+
 # --- Engine ---------------------------------------------------------------------------------------------------------
 
-HOMES = -1  # the `user` of the listings of /Users, which show homes in other letter case
 PROBE = -2  # the `user` of the listings of /, which show whether an API is back
 
 
@@ -1198,9 +1412,9 @@ class Engine:
                 if self.in_flight:
                     with suppress(queue.Empty):
                         self.take(*self.answers.get(timeout=wait))
-                elif max(now, self.wake_at()) >= self.deadline:
-                    return
-                else:
+                elif not self.accounts.finished:  # when these are taken, further users may be opened
+                    if max(now, self.wake_at()) >= self.deadline:
+                        return
                     self.client.sleep(wait)
                 yield
         finally:
@@ -1283,7 +1497,7 @@ class Engine:
                 self.client.statistics["files"] += len(answer.files)
                 for child in answer.directories:
                     self.frontier.push(Directory(directory.user, directory.file_system, child))
-            self.accounts.listed(directory, answer)
+                self.accounts.listed(directory, answer)
         elif not isinstance(answer, DatabricksError):
             raise answer
         elif answer.kind == "login":
@@ -1322,90 +1536,59 @@ class Engine:
 class OpenUser:
     username: str
     totals: dict[str, FileSystemTotals]
-    pending: int  # directories in the frontier, in flight, or waiting for the listing of /Users
+    homes: dict[str, Home]
+    pending: int = 0  # directories in the frontier or in flight
     failed_once: list[Directory] = field(default_factory=list)
+    without: set[str] = field(default_factory=set)  # file systems in which the home was not found
 
 
 class Accounts:
     """Opens users, adds up what is listed for each, and closes those of whom nothing is left to list."""
 
-    def __init__(
-        self,
-        usernames: list[str],
-        file_systems: tuple[str, ...],
-        frontier: Frontier,
-        admin: bool | None,
-        everyone: Iterable[str],
-    ):
-        self.usernames, self.file_systems, self.frontier, self.admin = usernames, file_systems, frontier, admin
-        self.asked = {f"/Users/{username}" for username in (*usernames, *everyone)}
-        self.asked_alike = Counter(path.lower() for path in self.asked)
+    def __init__(self, users: list[tuple[str, dict[str, Home]]], frontier: Frontier):
+        self.users, self.frontier = users, frontier
         self.opened = 0
         self.open: dict[int, OpenUser] = {}
         self.finished: deque[UserResult] = deque()
-        self.dbfs_listed = False
-        self.homes: dict[str, dict[str, list[str]] | str] = {}  # what /Users has by folded path, or its error
-        self.without_home: dict[str, list[Directory]] = {}  # waiting for the listing of /Users
 
     def can_open(self) -> bool:
-        return self.opened < len(self.usernames) and len(self.open) < OPEN_USERS
+        return self.opened < len(self.users) and len(self.open) + len(self.finished) < OPEN_USERS
 
     def open_user(self) -> bool:
         if not self.can_open():
             return False
-        username, totals = self.usernames[self.opened], {name: FileSystemTotals() for name in self.file_systems}
-        self.open[self.opened] = OpenUser(username, totals, len(totals))
-        for file_system in totals:
-            self.frontier.push(Directory(self.opened, file_system, f"/Users/{username}", home=True))
-        self.opened += 1
+        number, (username, homes) = self.opened, self.users[self.opened]
+        user = OpenUser(username, {name: FileSystemTotals() for name in homes}, homes)
+        self.opened, self.open[number] = number + 1, user
+        for file_system, home in homes.items():
+            if home.path is not None:
+                user.pending += 1
+                self.frontier.push(Directory(number, file_system, home.path, home=True))
+            elif home.error:
+                path = f"{USERS_FOLDER}/{username}"
+                user.totals[file_system].failures.append({"path": path, "error": home.error})
+        self.finish_if_done(number)
         return True
 
     def listed(self, directory: Directory, listing: Listing) -> None:
-        if directory.user == HOMES:
-            homes: dict[str, list[str]] = {}
-            for path in listing.directories:
-                homes.setdefault(path.lower(), []).append(path)
-            self.resolve_homes(directory.file_system, homes)
-        elif directory.user >= 0:
-            self.dbfs_listed |= directory.file_system == "dbfs"
-            self.totals_of(directory).add_listing(listing)
-            self.settle(directory, len(listing.directories) - 1)
-
-    def totals_of(self, directory: Directory) -> FileSystemTotals:
-        """Those of its user, or of nobody if its file system is left out."""
-        return self.open[directory.user].totals.get(directory.file_system) or FileSystemTotals()
+        self.open[directory.user].totals[directory.file_system].add_listing(listing)
+        self.settle(directory, len(listing.directories) - 1)
 
     def failed(self, directory: Directory, error: DatabricksError) -> None:
         if directory.user == PROBE:
             return
-        unreadable = self.admin is False and directory.file_system == "workspace"  # what 404 may mean as well
+        user, home = self.open[directory.user], self.open[directory.user].homes[directory.file_system]
         if error.kind in RETRIES and not directory.last_round:
             directory.last_round, directory.attempts, directory.failed_at = True, 0, None
-            self.try_again(directory)
-        elif directory.user == HOMES:
-            self.resolve_homes(directory.file_system, {} if error.kind == "not found" else str(error))
-        elif error.kind == "not found" and directory.home:
-            self.look_for_home(directory)
-        elif error.kind == "not found" and not unreadable:
+            user.failed_once.append(directory)
+        elif error.kind == "not found" and directory.home and not home.error:
+            user.without.add(directory.file_system)
+        elif error.kind == "not found" and not directory.home:
             log.debug("%s:%s vanished during the scan", directory.file_system, directory.path)
-            self.settle(directory)
-        elif error.kind == "dbfs disabled" and not self.dbfs_listed:
-            self.skip_dbfs(error)
-            self.settle(directory)
         else:
-            self.give_up(directory, NOT_READABLE if error.kind == "not found" else str(error))
-
-    def try_again(self, directory: Directory) -> None:
-        """A further round: for /Users at once, for others when nothing else is left of their user."""
-        if directory.user == HOMES:
-            self.frontier.push(directory)
-        else:
-            self.open[directory.user].failed_once.append(directory)
-            self.settle(directory)
-
-    def give_up(self, directory: Directory, error: str) -> None:
-        log.debug("%s:%s given up: %s", directory.file_system, directory.path, error)
-        self.totals_of(directory).failures.append({"path": directory.path, "error": error})
+            text = home.error if error.kind == "not found" else str(error)
+            log.debug("%s:%s given up: %s", directory.file_system, directory.path, text)
+            user.totals[directory.file_system].failures.append({"path": directory.path, "error": text})
         self.settle(directory)
 
     def settle(self, directory: Directory, change: int = -1) -> None:
@@ -1417,53 +1600,15 @@ class Accounts:
             for again in user.failed_once:
                 self.frontier.push(again)
             user.failed_once = []
-        elif user.pending == 0:
+        self.finish_if_done(directory.user)
+
+    def finish_if_done(self, number: int) -> None:
+        user = self.open[number]
+        if user.pending == 0:
             scanned_at = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-            self.finished.append(UserResult(user.username, scanned_at, **user.totals))
-            del self.open[directory.user]
-
-    def look_for_home(self, directory: Directory) -> None:
-        file_system = directory.file_system
-        if file_system in self.homes:
-            self.resolve_home(directory)
-        elif file_system in self.without_home:
-            self.without_home[file_system].append(directory)
-        else:
-            self.without_home[file_system] = [directory]
-            self.frontier.push(Directory(HOMES, file_system, "/Users"))
-
-    def resolve_homes(self, file_system: str, homes: dict[str, list[str]] | str) -> None:
-        if isinstance(homes, str):
-            log.warning("%s:/Users cannot be listed; homes in other letter case are not found: %s", file_system, homes)
-        self.homes[file_system] = homes
-        for directory in self.without_home.pop(file_system, []):
-            self.resolve_home(directory)
-
-    def resolve_home(self, directory: Directory) -> None:
-        """A home that was not found: it is there in other letter case, or there is none, or nobody can tell."""
-        homes, file_system, folded = self.homes[directory.file_system], directory.file_system, directory.path.lower()
-        same = homes.get(folded, []) if isinstance(homes, dict) else []
-        others = [path for path in same if path not in self.asked]
-        if isinstance(homes, str):
-            self.give_up(directory, f"not found, and unknown in other letter case, because of /Users: {homes}")
-        elif directory.path in same or not others and file_system == "workspace" and self.admin is False:
-            self.give_up(directory, NOT_READABLE)
-        elif others and len(others) * self.asked_alike[folded] > 1:
-            self.give_up(directory, f"several users or homes differ in letter case alone: {', '.join(others)}")
-        elif others:
-            log.debug("%s:%s: scanned as %s", file_system, directory.path, others[0])
-            self.frontier.push(Directory(directory.user, file_system, others[0], home=True))
-        else:
-            self.settle(directory)
-
-    def skip_dbfs(self, error: DatabricksError) -> None:
-        if self.file_systems == ("dbfs",):
-            raise InventoryError(f"there is no DBFS to scan in this workspace: {error}")
-        if "dbfs" in self.file_systems:
-            log.warning("DBFS is left out for all users: %s", error)
-        self.file_systems = ("workspace",)
-        for user in self.open.values():
-            user.totals.pop("dbfs", None)
+            homes = {name: None if name in user.without else home.path for name, home in user.homes.items()}
+            self.finished.append(UserResult(user.username, scanned_at, **user.totals, homes=homes))
+            del self.open[number]
 
 
 def scan_users(
@@ -1488,16 +1633,36 @@ def scan_users(
     if not names:
         return
     client = client or DatabricksClient(config, threads)
-    admin = caller_is_admin(client)
-    if admin is False:
+    homes, _ = assign_homes([*names, *everyone], *look_around(client, file_systems))
+    yield from scan_homes({name: homes[name] for name in names}, client, threads, on_tick, make_engine)
+
+
+def look_around(client: DatabricksClient, file_systems: tuple[str, ...]) -> tuple[dict[str, UsersFolder], bool]:
+    """What is asked before the first user: /Users of each file system, and whether the caller is an admin.
+
+    Raises InventoryError where the run cannot go on.
+    """
+    admin = caller_is_admin(client, file_systems)
+    if not admin:
         log.warning("this login is not in the group admins: the inventory may miss other users' homes")
+    return find_homes(client, file_systems), admin
+
+
+def scan_homes(
+    homes: dict[str, dict[str, Home]],
+    client: DatabricksClient,
+    threads: int,
+    on_tick: Callable[[], None] = lambda: None,
+    make_engine: Callable[..., Any] = Engine,
+) -> Iterator[UserResult]:
+    """scan_users() where everybody's homes are known."""
     frontier = Frontier()
-    accounts = Accounts(names, file_systems, frontier, admin, everyone)
+    accounts = Accounts(list(homes.items()), frontier)
     for _ in make_engine(client, frontier, accounts, threads).run():
         while accounts.finished:
             yield accounts.finished.popleft()
         on_tick()
-    if accounts.open or accounts.opened < len(names):
+    if accounts.open or accounts.opened < len(homes):
         raise RuntimeError("the scan ended before its last user")
 
 
@@ -1624,12 +1789,11 @@ class Checkpoint:
         return username in self.lines and self.lines[username].status in ("success", "empty")
 
     def remove(self) -> None:
-        if self.path is None or not has_name(self.file, self.path):
-            return
         if os.name == "nt":  # which removes no open file
             self.file.close()
         try:
-            os.unlink(os.path.realpath(self.path))
+            if self.path:
+                os.unlink(os.path.realpath(self.path))
         except OSError as error:
             log.warning("%s cannot be removed (%s); nobody needs it any more", self.path, error.strerror)
 
@@ -1656,7 +1820,6 @@ def open_checkpoint(path: Path | None, header: dict[str, Any], resume: bool) -> 
 
 
 def start_checkpoint(path: Path | None, header: dict[str, Any], resume: bool, files: ExitStack) -> Checkpoint:
-    """As open_checkpoint(); what is opened is closed with `files`. Raises OSError and InventoryError."""
     if path is None:
         return Checkpoint.create(files.enter_context(tempfile.TemporaryFile(buffering=0)), path, header)
     file = open_locked(path, files)
@@ -1686,16 +1849,10 @@ def open_locked(path: Path, files: ExitStack) -> Any:
             lock(file)
         except (BlockingIOError, PermissionError):
             raise InventoryError(f"another run is using {path}: wait for it, or name another --checkpoint") from None
-        if has_name(file, path):
-            return file
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                return file
         file.close()  # the run that had it has moved or removed it meanwhile
-
-
-def has_name(file: Any, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
-    except FileNotFoundError:
-        return False
 
 
 def open_or_make(path: str, flags: int) -> int:
@@ -1744,7 +1901,7 @@ def move_aside(file: Any, path: Path) -> None:
         file.close()
     target.rename(aside)
     file.close()
-    log.warning("the checkpoint that was there is now %s: --resume goes on with it where --checkpoint names it", aside)
+    log.warning("the checkpoint that was there is now %s, for --resume --checkpoint", aside)
 
 
 # --- Spark Connect --------------------------------------------------------------------------------------------------
@@ -1756,7 +1913,6 @@ class BatchAccounts:
     def __init__(self) -> None:
         self.totals: dict[tuple[int, str], FileSystemTotals] = {}
         self.failures: list[tuple[Directory, DatabricksError]] = []
-        self.homes: dict[str, list[str]] = {}
 
     def can_open(self) -> bool:
         return False
@@ -1765,9 +1921,7 @@ class BatchAccounts:
         return False
 
     def listed(self, directory: Directory, listing: Listing) -> None:
-        if directory.user == HOMES:
-            self.homes[directory.file_system] = listing.directories
-        elif directory.user >= 0:
+        if directory.user != PROBE:
             self.totals.setdefault((directory.user, directory.file_system), FileSystemTotals()).add_listing(listing)
 
     def failed(self, directory: Directory, error: DatabricksError) -> None:
@@ -1795,7 +1949,7 @@ def run_batch(
     report: dict[str, Any] = {"worker": f"{socket.gethostname()}:{os.getpid()}", "python": sys.version.split()[0]}
     try:
         if not directories:
-            report["admin"] = caller_is_admin(client)
+            client.get(ME_PATH, {}, parse_record)
         for values in directories:
             frontier.push(read_directory(values, started))
         engine = Engine(client, frontier, accounts, threads, started + seconds)
@@ -1808,7 +1962,7 @@ def run_batch(
                 engine.deadline = -math.inf
             if not engine.in_flight and not engine.can_list():  # the driver waits, the task slot does not
                 break
-    except InventoryError as error:  # nothing of it counts
+    except (InventoryError, DatabricksError) as error:  # nothing of it counts
         return json.dumps(report | {"error": str(error)})
     now = client.clock()
     return json.dumps(
@@ -1816,7 +1970,6 @@ def run_batch(
         | {
             "seconds": now - started,
             "statistics": client.statistics,
-            "homes": accounts.homes,
             "totals": [(user, name, totals.as_dict()) for (user, name), totals in accounts.totals.items()],
             "failures": [(plain(directory, now), plain_error(error)) for directory, error in accounts.failures],
             "left": [plain(directory, now) for directory in frontier.take_all()],
@@ -1888,11 +2041,11 @@ def read_report(text: str, sent: list[Directory], now: float) -> dict[str, Any]:
 
 def check_all_there(report: dict[str, Any], sent: list[Directory]) -> None:
     """Raises ValueError unless each directory was listed, given up or left over, and nothing is of other ones."""
-    found = Counter((HOMES, name) for name, paths in report["homes"].items() if all(type(at) is str for at in paths))
+    found = Counter[tuple[int, str]]()
     for user, name, totals in report["totals"]:
         if user < 0:
             raise ValueError("totals of nobody")
-        found[user, name] += totals.directories
+        found[user, name] += totals.directories + totals.files
     for directory in (*report["left"], *(directory for directory, _ in report["failures"])):
         found[directory.user, directory.file_system] += 1
     wanted = Counter((directory.user, directory.file_system) for directory in sent)
@@ -1968,11 +2121,10 @@ class ClusterEngine:
             report = read_report(text, [], 0.0)
         except Exception as error:
             raise spark_unavailable(error, version) from error
-        refused = report.get("admin") is None and self.accounts.admin is not None  # as by an IP access list
-        if "error" in report or refused:
+        if "error" in report:
             raise SparkUnavailable(
                 f"Parallel processing not available: workers cannot reach {self.client.config.host} "
-                f"({report.get('error', 'it refuses them')}). Let them through its network and "
+                f"({report['error']}). Let them through its network and "
                 "proxy."
             )
         log.info("parallel: %d task slots, Spark %s, workers with Python %s", self.slots, version, report["python"])
@@ -2163,15 +2315,12 @@ class ClusterEngine:
         for directory in report["left"]:
             self.frontier.push(directory)
         for user, file_system, totals in report["totals"]:
-            self.accounts.dbfs_listed |= file_system == "dbfs"
-            self.accounts.totals_of(Directory(user, file_system, "")).add(totals)
+            self.accounts.open[user].totals[file_system].add(totals)
         for user, difference in change.items():
             if user >= 0:
                 self.accounts.settle(Directory(user, "", ""), difference)
         for directory, error in report["failures"]:
             self.accounts.failed(directory, error)
-        for file_system, children in report["homes"].items():
-            self.accounts.listed(Directory(HOMES, file_system, "/Users"), Listing(directories=children))
 
     def take_rate(self, name: str, rate: float | None, before: float | None) -> None:
         """Adds up what the batches found to be let through."""
@@ -2554,6 +2703,8 @@ class Summary:
         self.totals: dict[str, FileSystemTotals] = {}
         self.biggest: list[UserResult] = []
         self.incomplete: list[str] = []  # the first of them
+        self.homes: Counter[str] = Counter()  # users that have one, by file system
+        self.homeless, self.first_homeless = 0, ""  # users without a home anywhere
 
     def add(self, result: UserResult) -> None:
         self.statuses[result.status] += 1
@@ -2561,11 +2712,16 @@ class Summary:
             sums = self.totals.setdefault(name, FileSystemTotals())
             sums.files += totals.files
             sums.bytes += totals.bytes
+        for name, home in result.homes.items():
+            self.homes[name] += home is not None
+        if not result.error and not any(result.homes.values()):
+            self.first_homeless = self.first_homeless or result.username
+            self.homeless += 1
         self.biggest = heapq.nlargest(BIGGEST_USERS, [*self.biggest, result], key=lambda user: user.total_size)
         if result.error and len(self.incomplete) < SHOWN_FAILURES:
             self.incomplete.append("  " + one_line(f"{result.status}: {result.username}: {result.error}", 300))
 
-    def lines(self, statistics: Counter[str], seconds: float) -> list[str]:
+    def lines(self, statistics: Counter[str], seconds: float, nobodys: dict[str, list[str]]) -> list[str]:
         statuses = ", ".join(f"{self.statuses[status]:,} {status}" for status in STATUSES if self.statuses[status])
         count, failed = self.statuses.total(), self.statuses["partial"] + self.statuses["error"]
         lines = [f"{counted(count, 'user')}: {statuses}", f"{'files':>14}{'size':>12}{'estimated':>12}"]
@@ -2583,6 +2739,7 @@ class Summary:
                 if user.file_count
             ]
         )
+        lines += self.home_lines(nobodys)
         lines.append(
             f"{counted(statistics['requests'], 'request')}, {statistics['retries']:,} of them repeats, "
             f"{statistics['rate_limited']:,} answered 429, in {timedelta(seconds=round(seconds))}"
@@ -2592,6 +2749,18 @@ class Summary:
             lines += [f"  and {counted(failed - SHOWN_FAILURES, 'more user')}"] * (failed > SHOWN_FAILURES)
         if failed:
             lines.append("What could not be listed is missing from the counts; --details names every such directory.")
+        return lines
+
+    def home_lines(self, nobodys: dict[str, list[str]]) -> list[str]:
+        """How many users have a home where, and how many homes belong to nobody in this run (by file system)."""
+        lines = []
+        if self.statuses.total() > 1:
+            lines.append("homes: " + ", ".join(f"{count:,} in {LABELS[name]}" for name, count in self.homes.items()))
+        if self.homeless:
+            lines.append(f"no home anywhere: {counted(self.homeless, 'user')}, the first is {self.first_homeless}")
+        left = ", ".join(f"{len(homes):,} in {LABELS[name]}" for name, homes in nobodys.items() if homes)
+        if left:
+            lines.append(f"homes of nobody in this run: {left}; --all-homes scans them, too")
         return lines
 
 
@@ -2684,13 +2853,13 @@ def read_usernames(named: list[str], users_file: str | None) -> list[str]:
     users = [("command line", name) for name in named]
     if users_file:
         users += read_users_file(users_file)
+        if not users:
+            raise InventoryError(f"{users_file} has no user names")
     for place, name in users:
         try:
             check_username(name)
         except ValueError as error:
             raise InventoryError(f"{place}: {error}") from None
-    if not users:
-        raise InventoryError(f"{users_file} has no user names" if users_file else "name users, or give --users-file")
     return list(dict.fromkeys(name for _, name in users))
 
 
@@ -2802,6 +2971,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="users to scan: the CSV of databricks_user_list.py, or one name a line; - is stdin",
     )
+    parser.add_argument(
+        "--all-homes",
+        action="store_true",
+        help="scan also the homes under /Users that belong to none of these users (service principals, deleted users); "
+        "without any users, all homes",
+    )
     add_login_options(parser)
     parser.add_argument("-o", "--output", metavar="FILE", default="-", help="the CSV (default: stdout)")
     parser.add_argument(
@@ -2836,7 +3011,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--checkpoint",
         metavar="FILE",
-        help=f"where finished users are saved (default: {CHECKPOINT_FILE} with --users-file, else nowhere)",
+        help=f"where finished users are saved (default: {CHECKPOINT_FILE}; for named users alone nowhere)",
     )
     volume = parser.add_mutually_exclusive_group()
     volume.add_argument("-q", "--quiet", action="store_true", help="warnings, errors and the summary only")
@@ -2858,6 +3033,8 @@ def run(args: argparse.Namespace) -> int:
     config = load_databricks_config(args.profile, args.workspace_url, args.token)
     tell_login(config)
     names = read_usernames(args.users, args.users_file)
+    if not names and not args.all_homes:
+        raise InventoryError("name users, or give --users-file; or --all-homes, for all homes there are")
     check_places(args.output, args.details, args.users_file, path)
     file_systems = FILE_SYSTEMS[:1] if args.dbfs_only else FILE_SYSTEMS[1:] if args.workspace_only else FILE_SYSTEMS
     header = {"workspace_url": config.workspace, "options": {"file_systems": list(file_systems)}}
@@ -2869,10 +3046,12 @@ def choose_checkpoint(args: argparse.Namespace) -> Path | None:
     """None for a run of named users alone, which keeps one only where it is named."""
     if args.checkpoint is not None:
         return Path(args.checkpoint)
-    if args.users_file is not None:
+    if args.users_file is not None or args.all_homes:
         return Path(CHECKPOINT_FILE)
     if args.resume:
-        raise InventoryError("--resume goes with --users-file or --checkpoint: without them nothing is saved")
+        raise InventoryError(
+            "--resume goes with --users-file, --all-homes or --checkpoint: without them nothing is saved"
+        )
     return None
 
 
@@ -2900,21 +3079,38 @@ def scan_into(
     args: argparse.Namespace,
 ) -> int:
     """Scans the users that the checkpoint does not have, and writes the output for all; returns the exit code."""
-    left = [name for name in names if not checkpoint.done(name)]
-    if len(left) < len(names):
-        dates = Counter(checkpoint.lines[name].date for name in names if checkpoint.done(name))
-        kept = ", ".join(f"{counted(count, 'row')} of {date}" for date, count in sorted(dates.items()))
-        log.info("kept from the checkpoint: %s; to scan: %s", kept, counted(len(left), "user"))
     client, started = DatabricksClient(config, args.threads), time.monotonic()
-    progress = Progress(len(names), len(names) - len(left), client.statistics, args.quiet)
+    folders, admin = look_around(client, file_systems)
+    homes, nobodys = assign_homes(names, folders, admin)
+    if args.all_homes:
+        homes |= nobodys_homes(folders, nobodys)
+        nobodys = {}
+    left = {name: homes[name] for name in homes if not is_kept(checkpoint, name, homes[name])}
+    tell_kept(checkpoint, [name for name in homes if name not in left], len(left))
+    progress = Progress(len(homes), len(homes) - len(left), client.statistics, args.quiet)
     with closing(progress):
         engine = choose_engine(args, client) if left else Engine
-        for result in scan_users(left, config, args.threads, file_systems, client, progress.tick, names, engine):
+        for result in scan_homes(left, client, args.threads, progress.tick, engine):
             checkpoint.save(result)
             progress.user_done()
-    summary = write_results((checkpoint.load(name) for name in names), args.output, args.details)
-    tell(*summary.lines(client.statistics, time.monotonic() - started))
-    return finish(checkpoint, names)
+    summary = write_results((checkpoint.load(name) for name in homes), args.output, args.details)
+    tell(*summary.lines(client.statistics, time.monotonic() - started, nobodys))
+    if summary.homeless == len(homes):
+        log.warning("none of these users has a home anywhere: are these the names of this workspace's users?")
+    return finish(checkpoint, list(homes))
+
+
+def is_kept(checkpoint: Checkpoint, name: str, homes: dict[str, Home]) -> bool:
+    """Whether the user is complete in the checkpoint, with the same homes as now."""
+    return checkpoint.done(name) and has_homes(checkpoint.load(name).homes, homes)
+
+
+def tell_kept(checkpoint: Checkpoint, kept: list[str], left: int) -> None:
+    """Says of which dates the rows are that are not scanned again."""
+    if kept:
+        dates = Counter(checkpoint.lines[name].date for name in kept)
+        rows = ", ".join(f"{counted(count, 'row')} of {date}" for date, count in sorted(dates.items()))
+        log.info("kept from the checkpoint: %s; to scan: %s", rows, counted(left, "user"))
 
 
 def finish(checkpoint: Checkpoint, names: list[str]) -> int:

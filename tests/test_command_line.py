@@ -562,7 +562,8 @@ def test_the_summary_of_several_users(command, login):
         "             1         7 B           -  b",
         table[5],
     ]
-    assert re.match(r"\d+ requests, ", table[5])
+    assert table[5] == "homes: 4 in DBFS, 2 in Workspace"
+    assert re.match(r"\d+ requests, ", table[6])
     assert "  partial: b: dbfs:/Users/b/no: 403 PERMISSION_DENIED: The caller may not list this path." in table
     assert [line.split(": ")[:2] for line in table if line.startswith("  error")] == [["  error", "c"]]
 
@@ -589,8 +590,8 @@ def test_the_summary_counts_retries_and_429s(scan, monkeypatch, capsys):
     faults = [Fault("500", api="dbfs", times=3), Fault("429", api="workspace", times=2)]
     with FakeDatabricks(users=["a"], shape="empty", faults=faults) as server:
         assert scan(server, "a")[0] == 0
-        assert server.total_requests == 8
-    assert "8 requests, 5 of them repeats, 2 answered 429" in capsys.readouterr().err
+        assert server.total_requests == 12
+    assert "12 requests, 5 of them repeats, 2 answered 429" in capsys.readouterr().err
 
 
 def test_the_summary_of_one_user_is_its_breakdown(command, login):

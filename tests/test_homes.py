@@ -1,0 +1,224 @@
+"""Whose home is which: what /Users of both file systems shows before the first user is scanned."""
+
+import csv
+import json
+
+import pytest
+
+from databricks_user_files_simple import UsersFolder, assign_homes
+from tests.fake_databricks import FakeDatabricks, Fault, dbfs_directory, dbfs_file, workspace_object
+from tests.helpers import SCANNER
+
+FILE_SYSTEMS = ("dbfs", "workspace")
+ANN, BEN = "ann@example.com", "ben@example.com"
+NOT_LISTED = "not found in this spelling, and /Users cannot be listed"
+NOT_READABLE = "not found, or not readable with this token"
+
+WHOLE, SHORT, UNKNOWN = {"whole": True}, {"whole": False}, {"whole": False, "known": False}
+ALIKE = "differ in letter case alone"
+TABLE = [  # file system, admin, /Users, whole?, name -> asked as, what a 404 means; homes of nobody
+    ("dbfs", True, {"a"}, WHOLE, {"a": ("a", NOT_READABLE)}, []),
+    ("dbfs", True, {"A"}, WHOLE, {"a": ("A", NOT_READABLE)}, []),
+    ("dbfs", False, {"A"}, WHOLE, {"a": ("A", NOT_READABLE)}, []),
+    ("dbfs", True, {"b"}, WHOLE, {"a": (None, "")}, ["b"]),
+    ("dbfs", True, {"b"}, SHORT, {"a": ("a", "")}, ["b"]),
+    ("dbfs", True, set(), UNKNOWN, {"a": ("a", NOT_LISTED)}, []),
+    ("dbfs", True, {"A", "aA"}, WHOLE, {"aa": ("aA", NOT_READABLE)}, ["A"]),
+    ("dbfs", True, {"AA", "aA"}, WHOLE, {"aa": (None, ALIKE)}, ["AA", "aA"]),
+    ("dbfs", True, {"AA", "aA"}, WHOLE, {"aa": ("aA", NOT_READABLE), "AA": ("AA", NOT_READABLE)}, []),
+    ("dbfs", True, {"AA"}, WHOLE, {"aa": (None, ALIKE), "aA": (None, ALIKE)}, ["AA"]),
+    ("dbfs", True, {"AA"}, WHOLE, {"aa": (None, ""), "AA": ("AA", NOT_READABLE)}, []),
+    ("workspace", True, {"a"}, WHOLE, {"a": ("a", NOT_READABLE)}, []),
+    ("workspace", True, {"A"}, WHOLE, {"a": ("A", NOT_READABLE)}, []),
+    ("workspace", True, {"b"}, WHOLE, {"a": ("a", "")}, ["b"]),
+    ("workspace", True, set(), UNKNOWN, {"a": ("a", NOT_LISTED)}, []),
+    ("workspace", False, {"A"}, WHOLE, {"a": ("a", NOT_READABLE)}, ["A"]),
+    ("workspace", False, {"b"}, WHOLE, {"a": ("a", NOT_READABLE)}, ["b"]),
+]
+
+
+@pytest.mark.parametrize(("file_system", "admin", "there", "how", "expected", "left"), TABLE)
+def test_each_name_gets_its_home(file_system, admin, there, how, expected, left):
+    homes, nobodys = assign_homes(expected, {file_system: UsersFolder(frozenset(there), **how)}, admin)
+    for name, (asked, error) in expected.items():
+        home = homes[name][file_system]
+        assert home.path == (None if asked is None else f"/Users/{asked}")
+        assert home.listed == (asked in there)
+        assert error in home.error
+        assert bool(home.error) == bool(error)
+    assert nobodys == {file_system: left}
+
+
+# Over real HTTP, through the command
+
+
+def inventory_of(command, login, server, *words, code=0):
+    """The rows of the CSV by user name, and what was said."""
+    done = command(SCANNER, *words, env=login(server))
+    assert done.code == code, done
+    return {row["username"]: row for row in csv.DictReader(done.out.splitlines())}, done.err
+
+
+def typical_server(users=300, **more):
+    """Everybody has a Workspace home, one of five a DBFS home with two directories below it."""
+    names = [f"user{number:03}@example.com" for number in range(users)]
+    server = FakeDatabricks(users=names, shape="none", **more)
+    for number, name in enumerate(names):
+        home = f"/Users/{name}"
+        server.add_tree("workspace", {home: [workspace_object(f"{home}/n")]})
+        if number % 5 == 0:
+            server.add_tree("dbfs", {
+                home: [dbfs_directory(f"{home}/a"), dbfs_directory(f"{home}/b")],
+                f"{home}/a": [dbfs_file(f"{home}/a/x", 1)], f"{home}/b": [],
+            })  # fmt: skip
+    return server
+
+
+def body_of(names):
+    return json.dumps({"files": [dbfs_directory(f"/Users/{name}") for name in names]})
+
+
+def test_nothing_is_asked_for_that_is_not_there(command, login, tmp_path):
+    with typical_server() as server:
+        (tmp_path / "users").write_text("\n".join(server.user_names))
+        rows, said = inventory_of(command, login, server, "--users-file", "users")
+        asked = sum(number for (api, _), number in server.requests.items() if api == "dbfs")
+    assert asked == 60 * 3 + 2
+    assert {row["status"] for row in rows.values()} == {"success"}
+    assert "homes: 60 in DBFS, 300 in Workspace" in said
+
+
+@pytest.mark.parametrize("short", [1, 2])
+def test_a_listing_of_users_that_is_short_loses_nobody(command, login, tmp_path, short):
+    with typical_server(users=20) as server:
+        (tmp_path / "users").write_text("\n".join(server.user_names))
+        some = body_of(["user000@example.com"])
+        server.change(faults=[Fault("body", body=some, api="dbfs", path="/Users", times=short)])
+        rows, _ = inventory_of(command, login, server, "--users-file", "users")
+    counts = [int(rows[name]["file_count"]) for name in sorted(rows)[::5]]
+    assert counts == ([2, 2, 2, 2] if short == 1 else [2, 1, 1, 1])  # what is short twice alike is believed
+
+
+@pytest.mark.parametrize("body", ["{}", '{"files": []}'])
+def test_an_empty_listing_of_users_in_dbfs_is_not_believed(command, login, body):
+    with typical_server(users=1) as server:
+        server.change(faults=[Fault("body", body=body, api="dbfs", path="/Users")])
+        rows, _ = inventory_of(command, login, server, "user000@example.com")
+    assert rows["user000@example.com"]["file_count"] == "2"
+
+
+@pytest.mark.parametrize("api", FILE_SYSTEMS)
+def test_where_users_cannot_be_listed_a_home_not_found_is_an_error(command, login, api):
+    with typical_server(users=2) as server:
+        server.change(faults=[Fault("403", api=api, path="/Users")])
+        rows, said = inventory_of(command, login, server, "user000@example.com", "USER001@example.com", code=1)
+    assert rows["user000@example.com"]["status"] == "success"
+    assert NOT_LISTED in rows["USER001@example.com"]["error"]
+    assert said.count("/Users cannot be listed, homes in other letter case are not found") == 1
+
+
+def test_a_home_that_was_listed_and_is_not_found_is_an_error(command, login):
+    with typical_server(users=1) as server:
+        server.change(faults=[Fault("404", api="dbfs", path="/Users/user000@example.com")])
+        rows, _ = inventory_of(command, login, server, "user000@example.com", code=1)
+    assert rows["user000@example.com"]["status"] == "partial"
+
+
+@pytest.mark.parametrize("kind", ["400", "403", "404_other", "404", "401"])
+def test_a_login_that_is_refused_everything_ends_the_run(command, login, kind):
+    with typical_server(users=1) as server:
+        server.change(faults=[Fault(kind)])
+        done = command(SCANNER, "user000@example.com", env=login(server))
+        assert (done.code, done.out) == (2, "")
+        assert server.total_requests < 8
+    assert "Traceback" not in done.err
+
+
+def test_names_without_any_home_are_told(command, login):
+    with typical_server(users=1) as server:
+        _, said = inventory_of(command, login, server, "user000@example.com", BEN, "cal@example.com")
+        _, warned = inventory_of(command, login, server, BEN, "cal@example.com")
+    assert f"no home anywhere: 2 users, the first is {BEN}" in said
+    assert "warning" not in said
+    assert "warning: none of these users has a home" in warned
+
+
+def test_details_have_the_homes_and_the_newest_modification(command, login, tmp_path):
+    with FakeDatabricks(users=[ANN], shape="none") as server:
+        home = "/Users/Ann@example.com"
+        server.add_tree(
+            "dbfs", {home: [dbfs_file(f"{home}/{number}", 1, 1_700_000_000_000 + number) for number in (7, 1007)]}
+        )
+        inventory_of(command, login, server, ANN, "--details", "details")
+    details = json.loads((tmp_path / "details").read_text())
+    assert details["homes"] == {"dbfs": home, "workspace": None}
+    assert details["dbfs"]["last_modified"] == "2023-11-14T22:13:21Z"
+
+
+# --all-homes
+
+
+def homes_server(**more):
+    """Homes of nobody: one in both file systems, one in other letter case, two alike, a file."""
+    server = FakeDatabricks(users=[ANN], shape="none", **more)
+    server.add_tree("dbfs", {
+        f"/Users/{name}": [dbfs_file(f"/Users/{name}/x", 5)] for name in (ANN, "both", "Case", "two", "TWO")
+    })  # fmt: skip
+    server.add_tree("workspace", {
+        f"/Users/{name}": [workspace_object(f"/Users/{name}/n")] for name in (ANN, "both", "case", "two", "a, b")
+    })  # fmt: skip
+    return server
+
+
+@pytest.mark.parametrize("named", [[ANN], []])
+def test_all_homes_get_rows(command, login, named):
+    with homes_server() as server:
+        rows, said = inventory_of(command, login, server, "--all-homes", *named)
+    others = ["TWO", "a, b", "both", "case", "two"]
+    assert list(rows) == ([ANN, *others] if named else sorted([ANN, *others]))
+    counts = {name: row["file_count"] for name, row in rows.items()}
+    assert counts == {ANN: "2", "both": "2", "case": "2", "two": "2", "TWO": "1", "a, b": "1"}
+    assert "homes of nobody" not in said
+
+
+def test_homes_of_nobody_are_counted_where_they_are_not_scanned(command, login):
+    with homes_server() as server:
+        _, said = inventory_of(command, login, server, ANN)
+    assert "homes of nobody in this run: 4 in DBFS, 4 in Workspace; --all-homes" in said
+
+
+@pytest.mark.parametrize("fault", [
+    Fault("403", api="workspace", path="/Users"), Fault("body", body="{}", api="dbfs", path="/Users"),
+    Fault("body", body=body_of(["x"]), api="dbfs", path="/Users", times=1),
+])  # fmt: skip
+def test_all_homes_needs_whole_listings(command, login, fault):
+    with homes_server() as server:
+        server.change(faults=[fault])
+        rows, said = inventory_of(command, login, server, "--all-homes", ANN, code=2)
+    assert rows == {}
+    assert "--all-homes" in said
+
+
+@pytest.mark.parametrize("where", ["disabled", "no homes"])
+def test_all_homes_goes_without_dbfs(command, login, where):
+    with homes_server(dbfs_disabled=where == "disabled") as server:
+        if where == "no homes":
+            server.change(faults=[Fault("404", api="dbfs", path="/Users")])
+        rows, _ = inventory_of(command, login, server, "--all-homes", ANN)
+    assert list(rows) == [ANN, "a, b", "both", "case", "two"]
+
+
+# --resume
+
+
+def test_a_kept_row_with_another_home_now_is_scanned_again(command, login, tmp_path):
+    with typical_server(users=2, faults=[Fault("403", path="/Users/user001@example.com")]) as server:
+        words = ["--users-file", "users", "--resume", "--checkpoint", "progress"]
+        (tmp_path / "users").write_text("USER000@example.com\nuser001@example.com")
+        before, _ = inventory_of(command, login, server, *words, code=1)
+        server.add_tree("dbfs", {"/Users/USER000@example.com": [dbfs_file("/Users/USER000@example.com/new", 9)]})
+        server.change(faults=[])
+        after, _ = inventory_of(command, login, server, *words)
+    assert [rows["USER000@example.com"]["file_count"] for rows in (before, after)] == ["2", "2"]
+    assert after["USER000@example.com"]["total_size"] == "10009"
+    assert before["USER000@example.com"]["total_size"] == "10001"
