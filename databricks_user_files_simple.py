@@ -2525,11 +2525,18 @@ def open_output(path: str) -> Iterator[Any]:
 
     A regular file is replaced when all is written, and keeps its mode; what is no such file is written in place.
     """
+    with writing(path), open_place(path) as file:
+        yield Output(path, file)
+
+
+@contextmanager
+def writing(path: str) -> Iterator[None]:
+    """Turns what the system refuses into an InventoryError."""
     try:
-        with open_place(path) as file:
-            yield Output(path, file)
+        yield
     except OSError as error:
-        raise cannot_write(path, error) from error
+        name = "stdout" if path == "-" else path
+        raise InventoryError(f"{name} cannot be written: {error.strerror or error}") from error
 
 
 class Output:
@@ -2539,16 +2546,17 @@ class Output:
         self.path, self.file = path, file
 
     def write(self, text: str) -> None:
-        try:
+        with writing(self.path):
             self.file.write(text)
-        except OSError as error:
-            raise cannot_write(self.path, error) from error
 
 
 def open_place(path: str) -> Any:
     """A context manager with the file to write to."""
-    if stream := own_stream(path):
-        return open_stream(stream)
+    stream = own_stream(path)
+    if stream == 1 and sys.stdout is not sys.__stdout__:  # a notebook's, whose descriptor is not the cell's output
+        return nullcontext(sys.stdout)
+    if stream:
+        return open_text(os.dup(stream), "w")
     if is_written_in_place(path):
         return open_text(path, "w")
     return open_replacement(path)
@@ -2588,13 +2596,6 @@ def open_text(file: str | int, mode: str) -> Any:
     return open(file, mode, encoding="utf-8", errors="backslashreplace", newline="")
 
 
-def open_stream(number: int) -> Any:
-    """Our stdout (1) or stderr (2), which stays open."""
-    if number == 1 and sys.stdout is not sys.__stdout__:  # a notebook's, whose descriptor is not the cell's output
-        return nullcontext(sys.stdout)
-    return open_text(os.dup(number), "w")
-
-
 def own_stream(path: str) -> int | None:
     """1 or 2 where the path is our stdout or stderr, under whatever name: what went there before has to stay."""
     if path == "-":
@@ -2625,25 +2626,20 @@ def is_mount_point(path: str) -> bool:
 
 def check_output(path: str) -> None:
     """Raises InventoryError if open_output() would."""
-    try:
+    with writing(path):
         if os.path.isdir(path or "."):
             raise IsADirectoryError(0, "it is a folder")
         if path == "-" and sys.stdout is None:
             raise OSError(0, "it is closed; name a file with --output")
         if own_stream(path):
             return
-        if not is_written_in_place(path):
-            file = create_beside(os.path.realpath(path))
-            file.close()
-            os.unlink(file.name)
-        elif not os.access(path, os.W_OK):
-            raise PermissionError(0, "it may not be written")
-    except OSError as error:
-        raise cannot_write(path, error) from error
-
-
-def cannot_write(path: str, error: OSError) -> InventoryError:
-    return InventoryError(f"{'stdout' if path == '-' else path} cannot be written: {error.strerror or error}")
+        if is_written_in_place(path):
+            if not os.access(path, os.W_OK):
+                raise PermissionError(0, "it may not be written")
+            return
+        file = create_beside(os.path.realpath(path))
+        file.close()
+        os.unlink(file.name)
 
 
 def identity(path: str) -> Any:

@@ -351,9 +351,9 @@ def test_a_link_stays_and_the_file_behind_it_is_the_checkpoint(server, command, 
         until(lambda: gate.hits >= 4)
         assert len(saved_users("kept/c.json")) >= 1
         for path in (NAME, "kept/c.json"):
-            code, err = scan(*WORDS, "--resume", "--checkpoint", path)
-            assert (code, server.total_requests) == (2, 0), err
-            assert f"another run is using {path}" in err
+            second = command(SCANNER, *WORDS, "--resume", "--checkpoint", path, env=login(server))
+            assert second.code == 2, second
+            assert f"another run is using {path}" in second.err
         process.kill()
         process.wait()
     server.change(faults=[])
@@ -364,15 +364,16 @@ def test_a_link_stays_and_the_file_behind_it_is_the_checkpoint(server, command, 
 
 
 @needs_posix
-def test_of_two_runs_at_once_the_second_is_refused_until_the_first_is_gone(server, scan, login):
+def test_of_two_runs_at_once_the_second_is_refused_until_the_first_is_gone(server, command, scan, login):
     gate = hang_when(server, saved_users)
     with running(server, login) as process:
         until(lambda: gate.hits >= 4)
         data = Path(NAME).read_bytes()
+        server.counts_reset()
         for words in ((), ("--resume",)):
-            code, err = scan(*WORDS, *words)
-            assert (code, server.total_requests) == (2, 0), err
-            assert "another run" in err
+            second = command(SCANNER, *WORDS, *words, env=login(server))
+            assert (second.code, server.total_requests) == (2, 0), second
+            assert "another run" in second.err
         assert Path(NAME).read_bytes() == data
         assert asides() == {}
         process.kill()

@@ -233,7 +233,7 @@ def test_interrupting_cancels_the_queries_of_the_scan_alone(connect_server, new_
     run_all(kernel, small, [PARALLEL, *FRAMES, WHOLE[0]])
     cell = interrupted(kernel, small, WHOLE[1], 100)
     assert value_of(kernel, "code") == 130
-    assert cell.err.strip().endswith("the same command with --resume goes on")
+    assert "error: interrupted" in cell.err
     until(lambda: small.in_flight == 0, 10)
     small.change(faults=[])
     run_all(kernel, small, [WHOLE[0]])
