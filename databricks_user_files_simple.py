@@ -12,7 +12,6 @@ import argparse
 import atexit
 import configparser
 import csv
-import gzip
 import heapq
 import io
 import json
@@ -96,7 +95,6 @@ HELD_SECONDS, FAILED_SECONDS = 5.0, 1.0  # until databricks-sdk is asked again, 
 CONNECT_SECONDS, READ_SECONDS = 10, 90  # DBFS itself gives up on a large directory after about 60 s
 BODY_SECONDS = 180  # for a whole body: a socket's own time-out begins anew with every byte
 LONGEST_BODY = 32 * 1024**2  # bytes
-LARGE_BODY = 64 * 1024  # bytes on the wire; decoded one at a time: in memory they are 10 to 100 times as much
 BODY_PIECE = 16 * 1024  # bytes
 GZIP_MAGIC = b"\x1f\x8b"
 MOST_VALUES = 4_000_000  # in an answer: up to 400 MB decoded; a listing has about 5 an entry
@@ -759,7 +757,7 @@ class DatabricksClient:
         self.statistics: Counter[str] = Counter()  # requests, retries, rate_limited (429), files
         self.pacers: dict[str, Pacer] = {}  # of the scan, by API
         self.reached = False
-        self.decoding = threading.Lock()  # of large bodies
+        self.decoding = threading.Lock()  # one at a time: a small gzipped body may be a large one
         self.adapter = requests.adapters.HTTPAdapter(pool_connections=1, pool_maxsize=threads)
         self.headers = {"Accept": "application/json", "Accept-Encoding": "gzip", "User-Agent": USER_AGENT}
         if config.workspace_id:
@@ -794,7 +792,7 @@ class DatabricksClient:
             with self.adapter.send(request, timeout=(CONNECT_SECONDS, READ_SECONDS), **self.settings) as response:
                 self.reached = True
                 body = read_body(response)
-            with self.decoding if len(body) >= LARGE_BODY else nullcontext():
+            with self.decoding:
                 if response.status_code != 200:
                     raise self.answer_error(response, body, path)
                 return parse(decode_body(body))
@@ -916,14 +914,19 @@ def decode_body(raw: bytes) -> Any:
 def unzip(raw: bytes) -> bytes:
     """The body, unzipped where it is gzipped, LONGEST_BODY at most. Raises MalformedAnswer."""
     body = raw
+    whole = True
     if raw.startswith(GZIP_MAGIC):
+        stream = zlib.decompressobj(wbits=31)  # 31: with the head and the check sum of gzip
         try:
-            with gzip.GzipFile(fileobj=io.BytesIO(raw)) as file:
-                body = file.read(LONGEST_BODY + 1)
-        except (EOFError, OSError, zlib.error) as error:
-            raise MalformedAnswer("the answer is gzipped, and cut short or damaged") from error
+            body = stream.decompress(raw, LONGEST_BODY + 1)
+        except zlib.error:
+            whole = False
+        else:
+            whole = stream.eof and not stream.unused_data
     if len(body) > LONGEST_BODY:
         raise too_long()
+    if not whole:
+        raise MalformedAnswer("the answer is gzipped, and cut short or damaged")
     return body
 
 

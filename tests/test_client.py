@@ -371,7 +371,6 @@ ENCODED.append(codecs.BOM_UTF16_BE + TEXT.encode("utf-16-be"))
 
 @pytest.mark.parametrize("body", [
     *ENCODED, *map(packed, ENCODED), b" \r\n" + TEXT.encode() + b"\n",
-    packed(TEXT[:9].encode()) + packed(TEXT[9:].encode()), packed(TEXT.encode()) + bytes(100),
 ])  # fmt: skip
 def test_a_body_is_decoded_as_what_it_is(body):
     assert decode_body(body) == RECORD
@@ -388,6 +387,7 @@ PACKED = packed(TEXT.encode())
     (packed(PACKED), "not JSON"), (zlib.compress(TEXT.encode()), "not JSON"),
     ("<HTML>Sign in</HTML>".encode("utf-16"), "an HTML page"), (packed(b"<html>"), "an HTML page"),
     (PACKED[:-8] + bytes(8), "cut short or damaged"), (PACKED + b"x", "cut short or damaged"),
+    (packed(TEXT[:9].encode()) + packed(TEXT[9:].encode()), "cut short or damaged"),
     (b"[" + b"{}," * 2_000_000 + b"{}]", "more than 4,000,000 values"),
     (packed(b"[" + b"{}," * 2_000_000 + b"{}]"), "more than 4,000,000 values"),
     (packed(bytes(33 * 1024**2)), "longer than 32 MB"),
@@ -417,10 +417,11 @@ def test_a_body_over_the_limit_is_refused(service, client, monkeypatch, length, 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kB")
 def test_a_gzip_bomb_takes_no_memory():
-    """Of 2 GB; what is measured is a process's own peak."""
+    """Of 300 MB; what is measured is a process's own peak."""
     code = (
-        "import gzip, resource, databricks_user_files_simple as scanner\n"
-        "bomb = gzip.compress(bytes(10**6)) * 2000\n"
+        "import resource, zlib, databricks_user_files_simple as scanner\n"
+        "stream = zlib.compressobj(1, wbits=31)\n"
+        "bomb = b''.join(stream.compress(bytes(10**6)) for _ in range(300)) + stream.flush()\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "try:\n    scanner.decode_body(bomb)\n"
         "except scanner.MalformedAnswer as error:\n    print(error)\n"
