@@ -40,7 +40,7 @@ from datetime import datetime, timedelta, timezone
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 from urllib.parse import parse_qs, quote, urlsplit
 
 import requests
@@ -170,6 +170,13 @@ def check_username(username: str) -> None:
         raise ValueError(f"{one_line(repr(username), 200)} is not a user name: {reason}")
 
 
+ErrorKind = Literal[
+    "rate limit", "server", "connection", "malformed", "too slow",  # those of RETRIES
+    "login", "not found", "dbfs disabled", "refused",
+]  # fmt: skip
+Parsed = TypeVar("Parsed")
+
+
 class MalformedAnswer(ValueError):
     """A 200 whose body is not what was asked for."""
 
@@ -179,7 +186,7 @@ class DatabricksError(Exception):
 
     def __init__(
         self,
-        kind: str,
+        kind: ErrorKind,
         message: str,
         path: str,
         status: int | None = None,
@@ -666,7 +673,9 @@ def retry_wait(error: DatabricksError, attempts: int, jitter: float) -> float | 
     most, first = RETRIES.get(error.kind, (1, 0.0))
     if attempts >= most:
         return None
-    return max(error.retry_after, first * 2 ** max(attempts - 1, 0) * (1 + jitter) / 2)
+    longest = first * 2 ** max(attempts - 1, 0)
+    jittered = longest * (1 + jitter) / 2
+    return max(jittered, error.retry_after)
 
 
 def next_rate(rate: float | None, limited: bool, achieved: float, quiet: float) -> float | None:
@@ -768,7 +777,7 @@ class DatabricksClient:
         if config.host.startswith("http:"):  # a loopback address: through a proxy the token would travel unencrypted
             self.settings["proxies"] = {}
 
-    def attempt(self, api_path: str, params: dict[str, Any], parse: Callable[[Any], Any]) -> Any:
+    def attempt(self, api_path: str, params: dict[str, Any], parse: Callable[[Any], Parsed]) -> Parsed:
         """One GET; returns parse(the decoded body). Raises DatabricksError, also where parse raises MalformedAnswer.
 
         Where the token is refused, and there is another one, it goes once more.
@@ -777,35 +786,40 @@ class DatabricksClient:
         try:
             return self.request(token, api_path, params, parse)
         except DatabricksError as error:
-            other = self.config.current_token(token) if error.kind == "login" else token
-            if other == token:
+            if error.kind != "login":
                 raise
-        return self.request(other, api_path, params, parse)
+            another = self.config.current_token(token)
+            if another == token:
+                raise
+        return self.request(another, api_path, params, parse)
 
-    def request(self, token: str, api_path: str, params: dict[str, Any], parse: Callable[[Any], Any]) -> Any:
+    def request(self, token: str, api_path: str, params: dict[str, Any], parse: Callable[[Any], Parsed]) -> Parsed:
         path = str(params.get("path", api_path))
         self.tokens.add(token)
         try:
-            request = requests.Request(
-                "GET", self.config.host + api_path, self.headers, params=params, auth=partial(authorize, token)
-            ).prepare()
-            with self.adapter.send(request, timeout=(CONNECT_SECONDS, READ_SECONDS), **self.settings) as response:
-                self.reached = True
-                body = read_body(response)
+            response, body = self.send(token, api_path, params)
             with self.decoding:
-                if response.status_code != 200:
-                    raise self.answer_error(response, body, path)
-                return parse(decode_body(body))
-        except MalformedAnswer as error:
-            raise DatabricksError("malformed", self.mask(str(error)), path) from error
-        except UnicodeError as error:  # half a surrogate pair: there is no way to ask for this name
-            raise DatabricksError("refused", "the name is not valid Unicode", path) from error
-        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-            repeated = any(self.mask(str(link)) != str(link) for link in causes(error))
-            raise self.connection_error(error, path) from (None if repeated else error)
+                if response.status_code == 200:
+                    return parse(decode_body(body))
+                error = self.answer_error(response, body, path)
+        except MalformedAnswer as malformed:
+            error = DatabricksError("malformed", self.mask(str(malformed)), path)
+        except UnicodeError:  # half a surrogate pair: there is no way to ask for this name
+            error = DatabricksError("refused", "the name is not valid Unicode", path)
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as broken:
+            error = self.connection_error(broken, path)
+        raise error  # here, so that no traceback has what the service said: it may repeat the token
 
-    def get(self, api_path: str, params: dict[str, Any], parse: Callable[[Any], Any]) -> Any:
-        """attempt(), with RETRIES. A host that cannot be reached at all is not tried again."""
+    def send(self, token: str, api_path: str, params: dict[str, Any]) -> tuple[requests.Response, bytes]:
+        """The answer, for its status and headers, and its body as read_body() has it."""
+        url = self.config.host + api_path
+        request = requests.Request("GET", url, self.headers, params=params, auth=partial(authorize, token)).prepare()
+        with self.adapter.send(request, timeout=(CONNECT_SECONDS, READ_SECONDS), **self.settings) as response:
+            self.reached = True
+            return response, read_body(response)
+
+    def get(self, api_path: str, params: dict[str, Any], parse: Callable[[Any], Parsed]) -> Parsed:
+        """attempt(), as often as RETRIES says. A host that was never reached is not asked again."""
         attempts = 0
         while True:
             attempts += 1
@@ -821,37 +835,29 @@ class DatabricksClient:
             self.sleep(wait)
 
     def answer_error(self, response: requests.Response, body: bytes, path: str) -> DatabricksError:
-        try:
-            text = readable(unzip(body))
-            cut_short = text.lstrip()[:1] == "{" and text.rstrip()[-1:] != "}"
-        except MalformedAnswer:
-            text, cut_short = "", True
-        texts = [*parse_error_body(text), response.reason or ""]
-        error_code, message, reason = map(one_line, map(self.mask, texts), (60, 300, 300))
-        kind = classify_error(response.status_code, error_code, message.replace(path, ""))
-        if kind == "refused" and cut_short:
-            kind, message = "malformed", "the answer was cut short"  # it may be the 404 of a home that is not there
-        message = message or reason or "no message"
+        """For an answer that is no 200."""
+        status = response.status_code
+        text, cut_short = error_text(body)
+        error_code, message = parse_error_body(text)
+        error_code = one_line(self.mask(error_code), 60)
+        message = one_line(self.mask(message), 300)
+        kind = classify_error(status, error_code, message.replace(path, ""))
+        message = message or one_line(self.mask(response.reason or ""), 300) or "no message"
+        if kind == "refused" and cut_short:  # it may be the 404 of a home that is not there
+            kind = "malformed"
+            message = "the answer was cut short"
         if kind == "too slow":
             message = f"{path} is too large to be listed over REST; dbutils.fs on a cluster can list it"
-        if 300 <= response.status_code < 400:
+        if 300 <= status < 400:
             where = one_line(self.mask(response.headers.get("Location", "?")), 100)
             message = f"redirected to {where}: is this the workspace's URL?"
-        retry_after = 0.0
-        if response.status_code in (429, 503):
-            with suppress(urllib3.exceptions.InvalidHeader, TypeError, ValueError, OverflowError):
-                asked = urllib3.Retry().parse_retry_after(response.headers.get("Retry-After", ""))
-                retry_after = min(asked, LONGEST_RETRY_AFTER)
-        return DatabricksError(kind, message, path, response.status_code, error_code, retry_after)
-
-    def mask(self, text: str) -> str:
-        for spelling in [spelling for token in tuple(self.tokens) for spelling in (token, quote(token, safe=""))]:
-            text = text.replace(spelling, "***") if len(spelling) > 7 else text
-        return text
+        return DatabricksError(kind, message, path, status, error_code, retry_after_seconds(response))
 
     def connection_error(self, error: BaseException, path: str) -> DatabricksError:
         """For an exception of requests, whose own text is a page long: its first cause in a few words."""
         chain = causes(error)
+        log.debug("%s: %s", path, ", from ".join(type(link).__name__ for link in chain))
+        message = "the connection broke off"
         if isinstance(error, requests.ConnectTimeout):
             message = f"no connection within {CONNECT_SECONDS} s"
         elif isinstance(error, (requests.ReadTimeout, urllib3.exceptions.TimeoutError)):
@@ -859,17 +865,20 @@ class DatabricksClient:
         elif isinstance(error, requests.Timeout):
             message = f"the answer took longer than {BODY_SECONDS} s"
         else:
-            reasons = [
-                link.strerror or str(link)
-                for link in chain
-                if isinstance(link, OSError) and (link.strerror or type(link) is OSError)
-            ]
-            message = one_line(self.mask(str(reasons[-1])), 300) if reasons else "the connection broke off"
-        # A bare OSError is how requests says that REQUESTS_CA_BUNDLE names no file.
-        unreachable = (
-            any(isinstance(link, NO_CONNECTION) for link in chain) or type(error) is OSError and not error.errno
-        )
+            for link in chain:
+                if isinstance(link, OSError) and (link.strerror or type(link) is OSError):
+                    message = one_line(self.mask(str(link.strerror or link)), 300)
+        no_bundle = type(error) is OSError and not error.errno  # requests, where REQUESTS_CA_BUNDLE names no file
+        unreachable = no_bundle or any(isinstance(link, NO_CONNECTION) for link in chain)
         return DatabricksError("connection", message, path, unreachable=unreachable)
+
+    def mask(self, text: str) -> str:
+        """The text without the tokens in it, as they are or percent-encoded."""
+        for token in tuple(self.tokens):
+            for spelling in (token, quote(token, safe="")):
+                if len(spelling) > 7:
+                    text = text.replace(spelling, "***")
+        return text
 
 
 def read_body(response: requests.Response) -> bytes:
@@ -901,6 +910,8 @@ def decode_body(raw: bytes) -> Any:
     Gzipped or not; UTF-8 or UTF-16, with or without BOM. Raises MalformedAnswer, with a text for people.
     """
     body = unzip(raw)
+    if len(body) > LONGEST_BODY:
+        raise too_long()
     # Decoded, the smallest values take thirty times their length in memory.
     if len(body) > MOST_VALUES and sum(map(body.count, (b"{", b"[", b","))) > MOST_VALUES:
         raise MalformedAnswer(f"the answer has more than {MOST_VALUES:,} values")
@@ -912,20 +923,17 @@ def decode_body(raw: bytes) -> Any:
 
 
 def unzip(raw: bytes) -> bytes:
-    """The body, unzipped where it is gzipped, LONGEST_BODY at most. Raises MalformedAnswer."""
-    body = raw
-    whole = True
-    if raw.startswith(GZIP_MAGIC):
-        stream = zlib.decompressobj(wbits=31)  # 31: with the head and the check sum of gzip
-        try:
-            body = stream.decompress(raw, LONGEST_BODY + 1)
-        except zlib.error:
-            whole = False
-        else:
-            whole = stream.eof and not stream.unused_data
+    """The body, unzipped if it is gzipped. Raises MalformedAnswer."""
+    if not raw.startswith(GZIP_MAGIC):
+        return raw
+    stream = zlib.decompressobj(wbits=31)  # 31: with the head and the check sum of gzip
+    try:
+        body = stream.decompress(raw, LONGEST_BODY + 1)
+    except zlib.error as error:
+        raise MalformedAnswer("the answer is gzipped, and cut short or damaged") from error
     if len(body) > LONGEST_BODY:
         raise too_long()
-    if not whole:
+    if not stream.eof or stream.unused_data:
         raise MalformedAnswer("the answer is gzipped, and cut short or damaged")
     return body
 
@@ -937,6 +945,26 @@ def too_long() -> MalformedAnswer:
 def readable(body: bytes) -> str:
     """The beginning of a body, for people."""
     return body[:100_000].decode(json.detect_encoding(body), "replace")
+
+
+def error_text(raw: bytes) -> tuple[str, bool]:
+    """The text in the body of an error, for people, and whether it was cut short."""
+    try:
+        text = readable(unzip(raw))
+    except MalformedAnswer:
+        return "", True
+    return text, text.lstrip()[:1] == "{" and text.rstrip()[-1:] != "}"
+
+
+def retry_after_seconds(response: requests.Response) -> float:
+    """What the Retry-After of a 429 or 503 asks for, in seconds or as a date; LONGEST_RETRY_AFTER at most."""
+    if response.status_code not in (429, 503):
+        return 0.0
+    try:
+        asked = urllib3.Retry().parse_retry_after(response.headers.get("Retry-After", ""))
+    except (urllib3.exceptions.InvalidHeader, TypeError, ValueError, OverflowError):
+        return 0.0
+    return min(asked, LONGEST_RETRY_AFTER)
 
 
 def authorize(token: str, request: requests.PreparedRequest) -> requests.PreparedRequest:
@@ -953,8 +981,8 @@ def causes(error: BaseException) -> list[BaseException]:
     return chain
 
 
-def classify_error(status: int, error_code: str, message: str) -> str:
-    """The kind of an error answer: a key of RETRIES, or a kind that is not retried."""
+def classify_error(status: int, error_code: str, message: str) -> ErrorKind:
+    """The kind of an answer that is no 200."""
     text = f"{error_code} {message}"
     if status == 429 or status == 500 and "REQUEST_LIMIT_EXCEEDED" in text:
         return "rate limit"
@@ -962,8 +990,10 @@ def classify_error(status: int, error_code: str, message: str) -> str:
         return "too slow"
     if status in (500, 502, 503, 504):
         return "server"
+    if status == 401:
+        return "login"
     invalid_token = re.search(r"\b(invalid|expired) (access )?token|access token\b.*\b(invalid|expired)", text, re.I)
-    if status == 401 or status == 403 and invalid_token and error_code != "PERMISSION_DENIED":
+    if status == 403 and invalid_token and error_code != "PERMISSION_DENIED":
         return "login"
     if status == 404 and error_code == "RESOURCE_DOES_NOT_EXIST":
         return "not found"

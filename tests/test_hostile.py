@@ -341,6 +341,11 @@ BAD_LISTINGS = {
 }  # fmt: skip
 
 
+ODD_NAMES = ("half a name", "dot", "dots", "inner dots", "grandchild", "itself with a slash")  # which fail alone
+BAD_STATUSES = {**dict.fromkeys(BAD_LISTINGS, "error"), **dict.fromkeys(ODD_NAMES, "partial"),
+                "content length of no digits": "empty"}  # fmt: skip
+
+
 def test_a_listing_that_leads_astray_is_an_error_and_nothing_outside_the_home_is_asked_for():
     names = [f"u{number}" for number in range(len(BAD_LISTINGS))]
     scripts = dict(zip((f"/Users/{name}" for name in names), BAD_LISTINGS.values(), strict=True))
@@ -355,8 +360,7 @@ def test_a_listing_that_leads_astray_is_an_error_and_nothing_outside_the_home_is
     assert ended.code == 1, ended
     assert "Traceback" not in ended.err
     found = {kind: rows_of(ended.out)[name]["status"] for kind, name in zip(BAD_LISTINGS, names, strict=True)}
-    expected = dict.fromkeys(BAD_LISTINGS, "error") | {"half a name": "partial", "content length of no digits": "empty"}
-    assert {kind: status for kind, status in found.items() if expected[kind] != status} == {}
+    assert {kind: status for kind, status in found.items() if BAD_STATUSES[kind] != status} == {}
     assert {path for _, path in server.seen} - {"", "/"} <= set(scripts)  # / is what probes of an outage list
 
 
@@ -438,8 +442,7 @@ def test_workers_that_are_led_astray_tell_of_an_error_and_ask_for_nothing_outsid
     with homes_only(lambda _, path: [scripts[path](path) if path in scripts else answer(b"{}", "403 No")]) as server:
         found = {result.username: result.status for result in scan_there(spark, server, names)}
     there = {kind: found[name] for kind, name in zip(BAD_LISTINGS, names, strict=True)}
-    expected = dict.fromkeys(BAD_LISTINGS, "error") | {"half a name": "partial", "content length of no digits": "empty"}
-    assert there == expected
+    assert there == BAD_STATUSES
     assert {path for _, path in server.seen} - {"", "/"} <= set(scripts)
 
 
