@@ -984,11 +984,11 @@ def causes(error: BaseException) -> list[BaseException]:
 def classify_error(status: int, error_code: str, message: str) -> ErrorKind:
     """The kind of an answer that is no 200."""
     text = f"{error_code} {message}"
-    if status == 429 or status == 500 and "REQUEST_LIMIT_EXCEEDED" in text:
+    if status == 429 or (status == 500 and "REQUEST_LIMIT_EXCEEDED" in text):
         return "rate limit"
-    if status >= 500 and "taking too long to process your request" in text:
+    if status == 503 and "taking too long to process your request" in text:
         return "too slow"
-    if status in (500, 502, 503, 504):
+    if status in (408, 425) or 500 <= status < 600:
         return "server"
     if status == 401:
         return "login"

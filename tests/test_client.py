@@ -166,7 +166,12 @@ def test_the_rate_comes_down_to_1_and_up_to_no_delay_in_the_end():
     ({"status": 404, "body": b"<html>Not found</html>"}, [], "refused"),
     ({"status": 400, "json": {"error_code": "INVALID_PARAMETER_VALUE", "message": "x"}}, [], "refused"),
     ({"status": 418, "body": b""}, [], "refused"),
-    ({"status": 501, "body": b""}, [], "refused"),
+    *(({"status": status, "body": b""}, SERVER_WAITS, "server")
+      for status in (408, 425, 501, 505, 520, 521, 522, 524, 529, 530, 598, 599)),
+    ({"status": 500, "json": SLOW}, SERVER_WAITS, "server"),
+    ({"status": 600, "body": b""}, [], "refused"),
+    ({"status": 999, "body": b""}, [], "refused"),
+    ({"status": 204, "body": b""}, [], "refused"),
     ({"status": 302, "headers": {"Location": "https://login.example.com/"}}, [], "refused"),
     ({"status": 307, "headers": {"Location": URL}}, [], "refused"),
     (requests.ConnectionError("Connection refused"), CONNECTION_WAITS, "connection"),

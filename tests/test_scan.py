@@ -310,7 +310,8 @@ FAULTS = {
     "307": {"kind": "redirect", "status": 307, "location": "/api/2.0/dbfs/list?path=/Users"},
     "418": body_fault({"files": []}, status=418),
     "202": body_fault({}, status=202),
-    "501": body_fault({}, status=501),
+    "408": body_fault({}, status=408),
+    "598": body_fault({}, status=598),
     "no body": body_fault(""),
     "null": body_fault(None),
     "a list": body_fault([]),
@@ -323,7 +324,7 @@ FAULTS = {
 }  # fmt: skip
 RETRIED = [kind for kind in FAULTS if kind not in (
     "400", "403", "404_other", "redirect", "403 as html", "404 as html", "404 without a code", "404 with a list",
-    "302 with a body", "307", "418", "202", "501")]  # fmt: skip
+    "302 with a body", "307", "418", "202")]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", FAULTS)
