@@ -1822,11 +1822,12 @@ class Checkpoint:
         return username in self.lines and self.lines[username].status in ("success", "empty")
 
     def remove(self) -> None:
+        if self.path is None or not has_name(self.file, self.path):
+            return
         if os.name == "nt":  # which removes no open file
             self.file.close()
         try:
-            if self.path:
-                os.unlink(os.path.realpath(self.path))
+            os.unlink(os.path.realpath(self.path))
         except OSError as error:
             log.warning("%s cannot be removed (%s); nobody needs it any more", self.path, error.strerror)
 
@@ -1853,6 +1854,7 @@ def open_checkpoint(path: Path | None, header: dict[str, Any], resume: bool) -> 
 
 
 def start_checkpoint(path: Path | None, header: dict[str, Any], resume: bool, files: ExitStack) -> Checkpoint:
+    """As open_checkpoint(); what is opened is closed with `files`. Raises OSError and InventoryError."""
     if path is None:
         return Checkpoint.create(files.enter_context(tempfile.TemporaryFile(buffering=0)), path, header)
     file = open_locked(path, files)
@@ -1882,10 +1884,16 @@ def open_locked(path: Path, files: ExitStack) -> Any:
             lock(file)
         except (BlockingIOError, PermissionError):
             raise InventoryError(f"another run is using {path}: wait for it, or name another --checkpoint") from None
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-                return file
+        if has_name(file, path):
+            return file
         file.close()  # the run that had it has moved or removed it meanwhile
+
+
+def has_name(file: Any, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def open_or_make(path: str, flags: int) -> int:
@@ -1934,7 +1942,7 @@ def move_aside(file: Any, path: Path) -> None:
         file.close()
     target.rename(aside)
     file.close()
-    log.warning("the checkpoint that was there is now %s, for --resume --checkpoint", aside)
+    log.warning("the checkpoint that was there is now %s: --resume goes on with it where --checkpoint names it", aside)
 
 
 # --- Spark Connect --------------------------------------------------------------------------------------------------

@@ -858,6 +858,21 @@ def test_of_many_runs_at_once_one_goes_on_and_none_loses_anything(server, login)
 
 
 @needs_posix
+def test_what_took_the_place_of_a_checkpoint_in_mid_run_is_not_removed(server, login):
+    gate = hang_when(server, lambda: len(saved_users()) >= 2)
+    with running(server, login) as process:
+        until(lambda: gate.hits >= 4)
+        os.unlink(NAME)
+        Path(NAME).write_text("mine")
+        server.change(faults=[])
+        drop_connections(server)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 0, err
+    assert Path("out.csv").read_bytes() == true_csv(server)
+    assert Path(NAME).read_text() == "mine"
+
+
+@needs_posix
 def test_a_users_file_that_changes_in_mid_run_is_that_of_the_start(server, login):
     gate = hang_when(server, lambda: len(saved_users()) >= 2)
     with running(server, login) as process:
