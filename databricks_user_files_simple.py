@@ -60,7 +60,6 @@ LISTED_TYPES = (
 WORKSPACE_OBJECT_SIZE = 10_000  # bytes; an estimate, because workspace/list gives no size for notebooks
 USER_AGENT = f"databricks-user-files/{VERSION}"
 ME_PATH = "/api/2.0/preview/scim/v2/Me"
-METADATA_PATH = "/.well-known/databricks-config"  # what databricks-sdk asks a host for first
 LOGIN_KEYS = {  # of a profile, and the kind of login (auth_type of databricks-sdk) that each stands for
     "token": "token",
     "client_secret": "oauth-m2m",
@@ -80,16 +79,8 @@ LOGIN_VARIABLES = (  # any of them says that the environment has a login for dat
 )
 MACHINE_SETTINGS = ("config_file", "databricks_cli_path", "azure_environment", "azure_tenant_id")  # not a login's own
 NOTEBOOK_LOGIN = {"auth_type": "runtime"}
-# What OAuth servers (RFC 6749), the command lines of Databricks and Azure, and databricks-sdk say of a bad login
-REFUSED_LOGIN = (
-    r"invalid_(client|grant|scope|request)|unauthorized_client|access_denied|cannot configure default|"
-    r"databricks OAuth is not|databricks auth login|az login|refresh token is invalid"
-)
-REMEDIES = {
-    "oauth-m2m": "check its client_id and client_secret",
-    "azure-cli": "run `az login`",
-    "databricks-cli": "put the Databricks CLI on the PATH, and run `databricks auth login`",
-}
+# What OAuth servers (RFC 6749) and the command lines of Databricks and Azure say of a login that will not come back
+REFUSED_LOGIN = r"invalid_(client|grant|scope|request)|unauthorized_client|access_denied|auth login|az login"
 LOGIN_SECONDS = 60.0  # for one answer of databricks-sdk, whose requests have no time-out
 HELD_SECONDS, FAILED_SECONDS = 5.0, 1.0  # until databricks-sdk is asked again, for a token and after a failure
 CONNECT_SECONDS, READ_SECONDS = 10, 90  # DBFS itself gives up on a large directory after about 60 s
@@ -521,7 +512,7 @@ def config_from_notebook(host: str | None) -> DatabricksConfig | None:
 
 
 class Login:
-    """A login by databricks-sdk, which renews its tokens 40 s before they expire. Any thread may call it.
+    """A login by databricks-sdk, which renews its tokens before they expire. Any thread may call it.
 
     The SDK is asked every HELD_SECONDS, because for some kinds of login that means a request each time. While it
     fails, the old token serves until the workspace refuses it.
@@ -529,71 +520,68 @@ class Login:
 
     def __init__(self, source: str, host: str, values: dict[str, str] | None = None):
         """With the values of a profile and nothing else; without any, with those of the environment."""
-        self.source, self.host, self.values, self.lock = source, host, values, threading.Lock()
-        self.kind = (values or {}).get("auth_type") or os.environ.get("DATABRICKS_AUTH_TYPE") or "oauth-m2m"
+        self.source, self.host, self.values = source, host, values
+        self.lock = threading.Lock()
         self.sdk: Any = None
-        self.failure: DatabricksError | None = None
-        self.token, self.fresh_until = "", -math.inf
+        self.token = ""
+        self.failure: tuple[str, str] | None = None  # kind and message
+        self.fresh_until = -math.inf
 
     def config(self) -> DatabricksConfig:
         """Logs in. Raises InventoryError."""
         try:
             token = self()
         except DatabricksError as error:
-            raise run_error(error, DatabricksConfig(self.host, "", self.source)) from None
+            raise InventoryError(error.message) from None
         return DatabricksConfig(self.host, token, f"{self.source} (OAuth, {self.sdk.auth_type})", self)
 
     def __call__(self, refused: str = "") -> str:
         """The token of the moment, another than `refused`. Raises DatabricksError, kind "login" if none will come."""
-        if not self.is_fresh(refused):
-            with self.lock:
-                if not self.is_fresh(refused):
-                    self.ask(anew=self.token == refused)
-        token, failure = self.token, self.failure
-        if failure and token in ("", refused):
-            raise DatabricksError(**vars(failure))
-        return token
-
-    def is_fresh(self, refused: str) -> bool:
-        return time.monotonic() < self.fresh_until and (self.failure is not None or self.token != refused)
+        with self.lock:
+            stale = time.monotonic() >= self.fresh_until
+            is_refused = self.token == refused
+            if stale or is_refused and not self.failure:
+                self.ask(anew=is_refused)
+            if self.failure and self.token in ("", refused):
+                raise DatabricksError(*self.failure, path="")
+            return self.token
 
     def ask(self, anew: bool) -> None:
-        def authenticate() -> tuple[Any, str]:
-            sdk = None if anew else self.sdk
-            sdk = sdk or self.connect()
-            return sdk, sdk.authenticate().get("Authorization", "")
-
-        in_notebook = self.values == NOTEBOOK_LOGIN  # which is one of its thread
+        """Gets a token, or notes why there is none for now. Raises InventoryError where there never will be one."""
         try:
-            self.sdk, header = authenticate() if in_notebook else in_thread(authenticate, LOGIN_SECONDS)
-            if not re.match("bearer ", header, re.I):
-                raise InventoryError(f"{self.source} has a login ({self.sdk.auth_type}) that gives no token")
-            self.token, self.failure = check_token(header[7:], f"the token of {self.source}"), None
+            if self.values == NOTEBOOK_LOGIN:  # which is one of its thread
+                self.sdk, self.token = self.authenticate(anew)
+            else:
+                self.sdk, self.token = in_thread(partial(self.authenticate, anew), LOGIN_SECONDS)
+            self.failure = None
+            self.fresh_until = time.monotonic() + HELD_SECONDS
         except InventoryError:
             raise
         except Exception as error:
-            self.sdk, self.failure = None, self.explain(error)  # a late SDK may keep its lock for ever
-            log.debug("%s", self.failure)
-        self.fresh_until = time.monotonic() + (FAILED_SECONDS if self.failure else HELD_SECONDS)
+            self.sdk = None  # a late one may keep its lock for ever
+            self.failure = self.explain(error)
+            self.fresh_until = time.monotonic() + FAILED_SECONDS
+            log.debug("%s", self.failure[1])
 
-    def explain(self, error: Exception) -> DatabricksError:
-        """What an exception means, without the secrets that the SDK, or who answered it, may have put into it."""
-        if isinstance(error, DatabricksError):
-            return error
-        chain: list[BaseException] = [error]
-        while chain[-1].__cause__:
-            chain.append(chain[-1].__cause__)
-        network = [link for link in chain if isinstance(link, (requests.ConnectionError, requests.Timeout))]
-        text = one_line(parse_error_body(re.split(r"\.? Config: |, please check", str(error))[0])[1], 300)
-        kind = "connection" if network or isinstance(error, TimeoutError) else "server"
-        if network:
-            text = DatabricksClient(DatabricksConfig(self.host, "")).connection_error(network[0], "").message
+    def authenticate(self, anew: bool) -> tuple[Any, str]:
+        sdk = self.connect() if anew or self.sdk is None else self.sdk
+        scheme, _, token = sdk.authenticate().get("Authorization", "").partition(" ")
+        if scheme.lower() != "bearer":
+            raise InventoryError(f"{self.source} has a login ({sdk.auth_type}) that gives no token")
+        return sdk, check_token(token, f"the token of {self.source}")
+
+    def explain(self, error: Exception) -> tuple[str, str]:
+        """Kind and message of a failure: the SDK's words, without the secrets that it, or who answered it, repeats."""
+        text = str(error).partition(". Config: ")[0]
         for name, value in (*os.environ.items(), *(self.values or {}).items()):
             if re.search("secret|token|password|credentials", name, re.I) and len(value) > 7:
                 text = text.replace(value, "***")
-        if not network and re.search(REFUSED_LOGIN, text):
-            kind, text = "login", f"{text}: {REMEDIES.get(self.kind, 'check it, or use a token')}"
-        return DatabricksError(kind, f"no token from {self.source}: {text}", "")
+        kind = "login" if re.search(REFUSED_LOGIN, text) else "connection"
+        remedy = (
+            f"can {self.host or 'the workspace'} be reached, and is this login still good "
+            "(client_id and client_secret, `databricks auth login`, `az login`)?"
+        )
+        return kind, f"no token from {self.source}: {one_line(text, 300)}; {remedy}"
 
     def connect(self) -> Any:
         """A Config of databricks-sdk."""
@@ -604,12 +592,6 @@ class Login:
                 f"{self.source} has no token, and databricks-sdk, which can log in without, is not "
                 "installed: pip install databricks-sdk"
             ) from None
-        if self.host:  # the SDK would hide why it does not answer
-            try:
-                DatabricksClient(DatabricksConfig(self.host, "")).attempt(METADATA_PATH, {}, parse_record)
-            except DatabricksError as error:
-                if error.kind in ("connection", "server"):
-                    raise
         known = {attribute.name: attribute for attribute in Config.attributes()}
         settings: dict[str, Any] = {"profile": ""}
         if self.values is not None:  # nothing of another login that the environment may have
@@ -620,11 +602,11 @@ class Login:
             }
             settings |= {name: value for name, value in self.values.items() if value and name in known}
         settings |= {"host": self.host} if self.host else {}
-        config = Config(**settings | {"disable_async_token_refresh": True, "retry_timeout_seconds": 1})
-        found, _ = read_workspace_url(config.host, f"host of {self.source}")
+        sdk = Config(**settings | {"disable_async_token_refresh": True, "retry_timeout_seconds": 1})
+        found, _ = read_workspace_url(sdk.host, f"host of {self.source}")
         if self.host and found != self.host.removesuffix(":443"):
             raise InventoryError(f"{self.source} is for {self.host}, and logs in to another host")
-        return config
+        return sdk
 
 
 def read_workspace_url(text: str, where: str) -> tuple[str, str]:
@@ -1033,7 +1015,7 @@ def parse_record(body: Any) -> dict[str, Any]:
 def run_error(error: DatabricksError, config: DatabricksConfig) -> InventoryError:
     """What to tell people about an error that ends the run."""
     place = config.workspace
-    if error.kind == "login" and error.status is None:  # Login's own, with its remedy
+    if error.kind == "login" and error.status is None:  # of Login, with its remedy
         return InventoryError(error.message)
     if error.kind == "login":
         return InventoryError(f"{place} does not accept the token of {config.source} ({error}): renew it")
