@@ -386,7 +386,7 @@ def load_databricks_config(
         if host is None:
             raise InventoryError("--token goes to no host but the one that is given with it: add --workspace-url")
         number = number or number_in_environment(host)
-        return DatabricksConfig(host, check_token(token, "--token"), "command line", workspace_id=number)
+        return DatabricksConfig(host, check_token(unquoted(token), "--token"), "command line", workspace_id=number)
     config = config_from_profile(profile, host) or config_from_environment(host) or config_from_notebook(host)
     if config is None:
         raise InventoryError(
@@ -396,68 +396,105 @@ def load_databricks_config(
     return replace(config, workspace_id=number) if number else config
 
 
+def unquoted(text: str) -> str:
+    """A value without the blanks and the pair of quotes that people, and files of variables, have around it."""
+    text = text.strip()
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
+        return text[1:-1]
+    return text
+
+
+def variable(name: str) -> str:
+    """That of the environment, "" where there is none."""
+    return unquoted(os.environ.get(name, ""))
+
+
 def profile_file() -> Path:
-    return Path(os.environ.get("DATABRICKS_CONFIG_FILE") or "~/.databrickscfg").expanduser()
+    path = Path(variable("DATABRICKS_CONFIG_FILE") or "~/.databrickscfg")
+    with suppress(RuntimeError):  # a container's user may have no home; then there is no such file
+        path = path.expanduser()
+    return path
 
 
 def read_profiles() -> tuple[dict[str, dict[str, str]], str | None]:
     """The profiles in the profile file by name, and the one it names as default. Raises InventoryError."""
-    parser = configparser.ConfigParser(interpolation=None, default_section="\0")  # [DEFAULT] is not inherited
+    path = profile_file()
+    parser = configparser.ConfigParser(
+        interpolation=None,
+        default_section="\0",  # [DEFAULT] is not inherited
+        inline_comment_prefixes=("#", ";"),  # after a blank
+    )
     try:
-        parser.read_string(profile_file().read_text(encoding="utf-8-sig"))
-    except (configparser.Error, UnicodeDecodeError) as error:  # their messages would show the line, and so the token
+        parser.read_string(path.read_text(encoding="utf-8-sig", errors="replace"))
+    except configparser.Error as error:  # whose message would show the line, and so the token
         line = getattr(error, "lineno", None) or next((number for number, _ in getattr(error, "errors", [])), "?")
         raise InventoryError(
-            f"{profile_file()}, line {line}: not a profile file (INI); mend it, or name another in "
-            "DATABRICKS_CONFIG_FILE"
+            f"{path}, line {line}: not a profile file (INI); mend it, or name another in DATABRICKS_CONFIG_FILE"
         ) from None
     except OSError as error:
-        raise InventoryError(f"{profile_file()} cannot be read: {error.strerror}") from error
+        raise InventoryError(f"{path} cannot be read: {error.strerror}") from error
     profiles = {name: dict(parser.items(name)) for name in parser.sections()}
     for name, values in profiles.items():
         for key, value in values.items():
             if "\n" in value:
                 raise InventoryError(
-                    f"{key} of profile {name} in {profile_file()} goes over two lines: no line may begin with a blank"
+                    f"{key} of profile {name} in {path} goes over two lines: no line may begin with a blank"
                 )
+            values[key] = unquoted(value)
     return profiles, profiles.pop("__settings__", {}).get("default_profile")
 
 
 def config_from_profile(profile: str | None, host: str | None) -> DatabricksConfig | None:
     """The login of the named or default profile; None if there is no default, or it is of another host than `host`."""
-    named, where = profile, "--profile"
-    if named is None:
-        named, where = os.environ.get("DATABRICKS_CONFIG_PROFILE") or None, "DATABRICKS_CONFIG_PROFILE"
-    if not os.path.exists(profile_file()):
-        if named is not None:
-            log.warning("%s is not used, because there is no %s: the environment serves", where, profile_file())
+    where = "--profile"
+    if profile is None and variable("DATABRICKS_CONFIG_PROFILE"):
+        profile, where = variable("DATABRICKS_CONFIG_PROFILE"), "DATABRICKS_CONFIG_PROFILE"
+    is_named, path = profile is not None, profile_file()
+    if not os.path.exists(path):
+        if is_named:
+            log.warning("%s is not used, because there is no %s: the environment serves", where, path)
         return None
     profiles, default = read_profiles()
-    # A new file of the CLI begins with an empty [DEFAULT].
-    name = named if named is not None else default or ("DEFAULT" if profiles.get("DEFAULT") else None)
-    if name is None:
+    if profile is None and default:
+        profile, where = default, "default_profile"
+    if profile is None and profiles.get("DEFAULT"):  # a new file of the CLI begins with an empty one
+        profile = "DEFAULT"
+    if profile is None:
         return None
-    if name not in profiles:
-        where = where if named is not None else "default_profile"
-        raise InventoryError(f"{where} names no profile of {profile_file()}; it has: {', '.join(profiles) or 'none'}")
-    values, source = profiles[name], f"profile {name} in {profile_file()}"
+    profile = unquoted(profile)
+    if profile not in profiles:
+        raise InventoryError(f"{where} names no profile of {path}; it has: {', '.join(profiles) or 'none'}")
+    values, source = profiles[profile], f"profile {profile} in {path}"
     if not values.get("host"):
         raise InventoryError(f"{source} has no host")
     configured, number = read_workspace_url(values["host"], f"host of {source}")
     number = number or check_number(values.get("workspace_id", ""), f"workspace_id of {source}")
     if host not in (None, configured):
-        if named is None:
+        if not is_named:
             return None
         raise InventoryError(f"{source} is for {configured}, and its token is not sent to {host}")
+    if not is_named and host is None:
+        warn_of_environment(source, configured)
+    return replace(log_in_with(profile, values, source, configured), workspace_id=number)
+
+
+def log_in_with(profile: str, values: dict[str, str], source: str, host: str) -> DatabricksConfig:
+    """The login of a profile with these values, which is for `host`. Raises InventoryError."""
     kind = kind_of_login(values)
     if kind != "token":
-        cli_profile = name if kind == "databricks-cli" else ""  # which databricks-sdk would read the file for
-        login = Login(source, configured, {**values, "auth_type": kind, "profile": cli_profile})
-        return replace(login.config(), workspace_id=number)
+        cli_profile = profile if kind == "databricks-cli" else ""  # which databricks-sdk would read the file for
+        return Login(source, host, {**values, "auth_type": kind, "profile": cli_profile}).config()
     if not values.get("token"):
-        raise InventoryError(f"{source} has no token; `databricks configure --profile {name}` asks for one")
-    token = check_token(values["token"], f"token of {source}")
-    return DatabricksConfig(configured, token, source, workspace_id=number)
+        raise InventoryError(f"{source} has no token; `databricks configure --profile {profile}` asks for one")
+    return DatabricksConfig(host, check_token(values["token"], f"token of {source}"), source)
+
+
+def warn_of_environment(source: str, host: str) -> None:
+    """A warning where a profile that nobody named wins over the environment, as in no other Databricks tool."""
+    with suppress(InventoryError):  # it names no host
+        other, _ = read_environment()
+        if other not in ("", host):
+            log.warning("the environment's host %s is not used, but %s for %s: see --profile", other, source, host)
 
 
 def kind_of_login(values: dict[str, str]) -> str:
@@ -469,29 +506,28 @@ def kind_of_login(values: dict[str, str]) -> str:
 
 
 def config_from_environment(host: str | None) -> DatabricksConfig | None:
-    token, kind = os.environ.get("DATABRICKS_TOKEN"), os.environ.get("DATABRICKS_AUTH_TYPE") or "pat"
+    token, kind = variable("DATABRICKS_TOKEN"), variable("DATABRICKS_AUTH_TYPE") or "pat"
     configured, number = read_environment()
     target = configured or host
     if target is None or host not in (None, target):
         return None
     if token and kind == "pat":
         return DatabricksConfig(target, check_token(token, "DATABRICKS_TOKEN"), "environment", workspace_id=number)
-    if any(map(os.environ.get, LOGIN_VARIABLES)):
+    if any(map(variable, LOGIN_VARIABLES)):
         return replace(Login("environment", target).config(), workspace_id=number)
     return None
 
 
 def read_environment() -> tuple[str, str]:
     """Host and workspace's number that the environment names, "" for none. Raises InventoryError."""
-    variable = "DATABRICKS_WORKSPACE_URL" if os.environ.get("DATABRICKS_WORKSPACE_URL") else "DATABRICKS_HOST"
-    text = os.environ.get(variable)
-    host, number = read_workspace_url(text, variable) if text else ("", "")
-    return host, number or check_number(os.environ.get("DATABRICKS_WORKSPACE_ID", ""), "DATABRICKS_WORKSPACE_ID")
+    name = "DATABRICKS_WORKSPACE_URL" if variable("DATABRICKS_WORKSPACE_URL") else "DATABRICKS_HOST"
+    host, number = read_workspace_url(variable(name), name) if variable(name) else ("", "")
+    return host, number or check_number(variable("DATABRICKS_WORKSPACE_ID"), "DATABRICKS_WORKSPACE_ID")
 
 
 def number_in_environment(host: str) -> str:
     """DATABRICKS_WORKSPACE_ID, unless it stands beside another host than this."""
-    if not os.environ.get("DATABRICKS_WORKSPACE_ID"):
+    if not variable("DATABRICKS_WORKSPACE_ID"):
         return ""
     configured, number = read_environment()
     return number if configured in ("", host) else ""
@@ -506,6 +542,12 @@ def config_from_notebook(host: str | None) -> DatabricksConfig | None:
     except InventoryError:
         raise
     except Exception as error:  # a process beside the notebook, which has no login of its own
+        version = import_module("databricks.sdk.version").__version__
+        if version.startswith("0.") and int(version.split(".")[1]) < 20:  # 0.1.6 on DBR 14.3
+            raise InventoryError(
+                f"databricks-sdk {version} is too old for the notebook's own login: run "
+                "`%pip install --upgrade databricks-sdk`, then `dbutils.library.restartPython()`"
+            ) from None
         log.debug("no login of a notebook: %s", error)
         return None
     return replace(login.config(), host=found) if host in (None, found) else None
@@ -593,15 +635,17 @@ class Login:
                 "installed: pip install databricks-sdk"
             ) from None
         known = {attribute.name: attribute for attribute in Config.attributes()}
-        settings: dict[str, Any] = {"profile": ""}
+        settings: dict[str, Any] = {
+            name: variable(attribute.env)
+            for name, attribute in known.items()
+            if os.environ.get(attribute.env or "") and attribute.transform is str
+        }
+        settings["profile"] = ""
         if self.values is not None:  # nothing of another login that the environment may have
-            settings = {
-                name: ""
-                for name, attribute in known.items()
-                if os.environ.get(attribute.env or "") and attribute.transform is str and name not in MACHINE_SETTINGS
-            }
+            settings = {name: value if name in MACHINE_SETTINGS else "" for name, value in settings.items()}
             settings |= {name: value for name, value in self.values.items() if value and name in known}
-        settings |= {"host": self.host} if self.host else {}
+        if self.host:
+            settings["host"] = self.host
         sdk = Config(**settings | {"disable_async_token_refresh": True, "retry_timeout_seconds": 1})
         found, _ = read_workspace_url(sdk.host, f"host of {self.source}")
         if self.host and found != self.host.removesuffix(":443"):
@@ -615,7 +659,7 @@ def read_workspace_url(text: str, where: str) -> tuple[str, str]:
     The host has scheme and port, the number is "" where there is none. Raises InventoryError, which says `where` the
     text stands and never shows it: people paste secrets, too.
     """
-    url = text.strip()
+    url = unquoted(text)
     if not re.match(r"\w+://", url):
         url = f"https://{url}"
     address = None
@@ -635,7 +679,7 @@ def read_workspace_url(text: str, where: str) -> tuple[str, str]:
 
 def check_number(text: str, where: str) -> str:
     """A workspace's number, "" for none: 0 in old URLs, `none` in profiles of the Databricks CLI."""
-    number = "" if text == "none" else text.strip().lstrip("0")
+    number = "" if text == "none" else text.lstrip("0")
     if not re.fullmatch("[0-9]{0,20}", number):
         raise InventoryError(f"{where} is not the number of a workspace")
     return number

@@ -151,8 +151,9 @@ def list_profiles() -> int:
     names = {name: name + " (default)" * (name == (default or "DEFAULT")) for name in profiles}
     rows = [(names[name], shown_host(values), kind_of_login(values)) for name, values in profiles.items() if values]
     widths = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
-    for name, host, kind in rows:
-        print(f"{name:<{widths[0]}}  {host:<{widths[1]}}  {kind}")
+    with open_output("-") as file:
+        for name, host, kind in rows:
+            file.write(f"{name:<{widths[0]}}  {host:<{widths[1]}}  {kind}\n")
     return 0
 
 

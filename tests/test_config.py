@@ -2,13 +2,16 @@
 
 import itertools
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+import databricks_user_list
 from databricks_user_files_simple import DatabricksConfig, InventoryError, load_databricks_config, read_workspace_url
 from tests.fake_databricks import FakeDatabricks, Fault
-from tests.helpers import NAME, SCANNER, USER_LIST
+from tests.helpers import NAME, ROOT, SCANNER, USER_LIST, needs_posix
 
 SECRET = "dapi-secret-0123456789"
 A, B, C = "https://a.cloud.databricks.com", "https://b.cloud.databricks.com", "https://c.cloud.databricks.com"
@@ -110,6 +113,65 @@ def test_source_says_where_the_login_comes_from(source, profiles, environment):
 # What a profile file holds
 
 
+@pytest.mark.parametrize("text", [
+    b"host = URL\ntoken = t-1\n",
+    b"host = URL # of the test\ntoken=t-1\t; mine\n",
+    b"# b\xfcro, \xe9t\xe9 \xff\xfe\x00\nhost = URL\nnote = caf\xe9\ntoken = t-1\n",
+    b"host = \"URL\"\ntoken = 't-1'\n",
+    b"host = ' URL/ '\ntoken = \"t-1\" # quoted\n",
+    b"  host = URL\n  token = t-1\n",
+    b"\r\nhost : URL\r\ntoken = t-1\r\n\r\n",
+])  # fmt: skip
+def test_a_profile_is_read_as_people_write_it(profiles, text):
+    profiles(b"\xef\xbb\xbf[DEFAULT]\n" + text.replace(b"URL", A.encode()))
+    assert login() == (A, "t-1")
+
+
+def test_quotes_around_values_of_the_environment_are_dropped(profiles, environment, tmp_path, monkeypatch):
+    path = profiles(f"[my profile]\nhost={B}\ntoken=of-b\n")
+    environment(CONFIG_FILE=f'"{path}"', CONFIG_PROFILE="'my profile'")
+    assert login() == (B, "of-b")
+    assert login('"my profile"', f"'{B}'") == (B, "of-b")
+    assert login(None, f' "{A}"', "'t' ") == (A, "t")
+    path.unlink()
+    monkeypatch.delenv("DATABRICKS_CONFIG_PROFILE")
+    environment(HOST=f"'{A}/'", TOKEN='"of-a"\r', WORKSPACE_ID='"12"')
+    assert login() == (A, "of-a")
+    assert load_databricks_config().workspace_id == "12"
+
+
+@pytest.mark.parametrize(("host", "option", "named", "warned"), [
+    (B, None, False, True), (A, None, False, False), (B, None, True, False), (B, A, False, False),
+    ("", None, False, False), (f"no url {SECRET}", None, False, False),
+])  # fmt: skip
+def test_a_default_profile_that_wins_over_another_hosts_environment_is_warned_about(
+    profiles, environment, caplog, host, option, named, warned
+):
+    profiles(f"[DEFAULT]\nhost={A}\ntoken=of-a\n")
+    environment(HOST=host, TOKEN="of-b")
+    assert login("DEFAULT" if named else None, option) == (A, "of-a")
+    assert len(caplog.records) == warned
+    assert not warned or (A in caplog.text and B in caplog.text)
+    assert SECRET not in caplog.text
+
+
+def test_who_has_no_home_has_no_profile_file(environment, monkeypatch, capsys):
+    """As the user of a container, who is not in its /etc/passwd."""
+    pwd = pytest.importorskip("pwd")
+
+    def nobody(_):
+        raise KeyError
+
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("DATABRICKS_CONFIG_FILE")
+    assert login(None, A, "t") == (A, "t")
+    environment(HOST=A, TOKEN="of-a")
+    assert login() == (A, "of-a")
+    assert databricks_user_list.main(["--list-profiles"]) == 2
+    assert capsys.readouterr().err.startswith("error: there is no profile file ~/.databrickscfg;")
+
+
 def test_default_is_not_inherited(profiles):
     profiles(f"[DEFAULT]\nhost={A}\ntoken=of-default\n[x]\nhost={B}\nauth_type=pat\n")
     assert "no token" in message_of("x")
@@ -128,11 +190,6 @@ def test_settings_are_no_profile(profiles):
     text = message_of("__settings__")
     assert "x" in text.split("it has:")[1]
     assert "__settings__" not in text.split("it has:")[1]
-
-
-def test_byte_order_mark_and_crlf_are_fine(profiles):
-    profiles(f"\ufeff[DEFAULT]\r\nhost={A}\r\ntoken=t\r\n")
-    assert login() == (A, "t")
 
 
 def test_a_named_profile_that_is_missing_lists_those_there(profiles, environment):
@@ -409,7 +466,6 @@ def test_a_refused_value_is_named_and_never_shown(command, profiles, environment
     f"[x]\ntoken={SECRET}\ntoken={SECRET}\n".encode(),
     f"[x]\ntoken={SECRET}\n[x]\ntoken={SECRET}\n".encode(),
     b"\x00\x01" + SECRET.encode(),
-    b"[x]\ntoken=" + SECRET.encode() + b"\xff\xfe\n",
     b"\xff\xfe" + f"[x]\ntoken={SECRET}\n".encode("utf-16-le"),
     ("{" + f'"token": "{SECRET}"' + "}").encode(),
 ])  # fmt: skip
@@ -443,6 +499,22 @@ def test_a_profile_file_without_permission_is_named(profiles, monkeypatch):
     text = message_of("x")
     assert str(path) in text
     assert SECRET not in text
+
+
+@needs_posix
+@pytest.mark.parametrize(("to", "code", "says"), [
+    (">&-", 2, "error: stdout cannot be written: "), (">/dev/full", 2, "error: stdout cannot be written: No space "),
+    ("| true", 0, ""), ("| cat", 0, ""), ("| head -c1", 0, ""),
+])  # fmt: skip
+def test_profiles_are_listed_into_any_stream(profiles, to, code, says):
+    profiles("".join(f"[b\u00fcro-{number}]\nhost={A}\ntoken={SECRET}\n" for number in range(2000)))
+    words = f'"{sys.executable}" "{ROOT / USER_LIST}" --list-profiles {to}'
+    done = subprocess.run(["/bin/sh", "-c", words], capture_output=True, check=False,
+                          env={**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C"})  # fmt: skip
+    assert done.returncode == code, done
+    assert done.stderr.decode().startswith(says)
+    assert b"Traceback" not in done.stderr
+    assert to != "| cat" or done.stdout.decode().count("b\u00fcro-") == 2000
 
 
 def test_no_login_at_all_says_what_to_do():

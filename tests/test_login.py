@@ -493,7 +493,7 @@ for result in scan_users({names!r}, config) if {scan} else ():
 def notebook(tmp_path, server, **modules):
     """A process as a notebook's: with the package dbruntime, whose modules these are."""
     folder, token = tmp_path / "runtime" / "dbruntime", tmp_path / "token"
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     token.write_text(server.settings.token)
     (folder / "__init__.py").write_text(
         "class UserNamespaceInitializer:\n"
@@ -536,6 +536,26 @@ def test_a_notebook_beside_which_something_is_configured(tmp_path, work, monkeyp
         monkeypatch.setenv("DATABRICKS_CONFIG_PROFILE", "work")
         done = notebook(tmp_path, other, sdk_credential_provider=NATIVE)
         assert done.stdout.startswith(f"{server.url} profile work in "), done.stderr
+
+
+OLD_SDK = {
+    "__init__": "",
+    "version": "__version__ = '0.1.6'",
+    "core": "class Config:\n    attributes = list\n    def __init__(self, **_):\n        raise ValueError\n",
+}
+
+
+def test_a_notebook_whose_sdk_is_too_old_says_how_to_get_a_newer_one(tmp_path):
+    folder = tmp_path / "runtime" / "databricks" / "sdk"
+    folder.mkdir(parents=True)
+    (folder.parent / "__init__.py").touch()
+    for name, text in OLD_SDK.items():
+        (folder / f"{name}.py").write_text(text)
+    with FakeDatabricks(users=1) as server:
+        done = notebook(tmp_path, server)
+    *_, last = done.stderr.splitlines()
+    assert last.endswith("InventoryError: databricks-sdk 0.1.6 is too old for the notebook's own login: run "
+                         "`%pip install --upgrade databricks-sdk`, then `dbutils.library.restartPython()`")  # fmt: skip
 
 
 def test_a_process_beside_a_notebook_has_no_login(monkeypatch):
