@@ -1764,6 +1764,7 @@ class Checkpoint:
     def __init__(self, file: Any, path: Path | None):
         self.file, self.path = file, path
         self.lines: dict[str, SavedLine] = {}  # by username
+        self.asked: list[str] = []  # the users of this run
         self.end = 0  # of the last result, or of the header
         self.synced_at = -math.inf
 
@@ -3101,7 +3102,8 @@ def run(args: argparse.Namespace) -> int:
     check_places(args.output, args.details, args.users_file, path)
     file_systems = FILE_SYSTEMS[:1] if args.dbfs_only else FILE_SYSTEMS[1:] if args.workspace_only else FILE_SYSTEMS
     header = {"workspace_url": config.workspace, "options": {"file_systems": list(file_systems)}}
-    with open_checkpoint(path, header, args.resume) as checkpoint, last_line(checkpoint, names):
+    with open_checkpoint(path, header, args.resume) as checkpoint, last_line(checkpoint):
+        checkpoint.asked = names
         return scan_into(checkpoint, names, config, file_systems, args)
 
 
@@ -3119,7 +3121,7 @@ def choose_checkpoint(args: argparse.Namespace) -> Path | None:
 
 
 @contextmanager
-def last_line(checkpoint: Checkpoint, names: list[str]) -> Iterator[None]:
+def last_line(checkpoint: Checkpoint) -> Iterator[None]:
     """Gives to what ends the run before its time the line that says what is saved; a checkpoint of nobody goes."""
     try:
         yield
@@ -3127,9 +3129,10 @@ def last_line(checkpoint: Checkpoint, names: list[str]) -> Iterator[None]:
         if not checkpoint.lines:
             checkpoint.remove()
         elif checkpoint.path:
-            saved = sum(name in checkpoint.lines for name in names)
+            saved = sum(name in checkpoint.lines for name in checkpoint.asked)
             error.saved = (  # type: ignore[attr-defined]
-                f"{saved:,} of {len(names):,} users saved in {checkpoint.path}; the same command with --resume goes on"
+                f"{saved:,} of {len(checkpoint.asked):,} users saved in {checkpoint.path}; "
+                "the same command with --resume goes on"
             )
         raise
 
@@ -3148,6 +3151,7 @@ def scan_into(
     if args.all_homes:
         homes |= nobodys_homes(folders, nobodys)
         nobodys = {}
+    checkpoint.asked = list(homes)
     left = {name: homes[name] for name in homes if not is_kept(checkpoint, name, homes[name])}
     tell_kept(checkpoint, [name for name in homes if name not in left], len(left))
     progress = Progress(len(homes), len(homes) - len(left), client.statistics, args.quiet)
@@ -3160,7 +3164,7 @@ def scan_into(
     tell(*summary.lines(client.statistics, time.monotonic() - started, nobodys))
     if summary.homeless == len(homes):
         log.warning("none of these users has a home anywhere: are these the names of this workspace's users?")
-    return finish(checkpoint, list(homes))
+    return finish(checkpoint)
 
 
 def is_kept(checkpoint: Checkpoint, name: str, homes: dict[str, Home]) -> bool:
@@ -3176,10 +3180,10 @@ def tell_kept(checkpoint: Checkpoint, kept: list[str], left: int) -> None:
         log.info("kept from the checkpoint: %s; to scan: %s", rows, counted(left, "user"))
 
 
-def finish(checkpoint: Checkpoint, names: list[str]) -> int:
+def finish(checkpoint: Checkpoint) -> int:
     """Removes the checkpoint, unless it is needed for something else than this output; returns the exit code."""
-    left = sum(not checkpoint.done(name) for name in names)
-    others = len(checkpoint.lines.keys() - set(names))
+    left = sum(not checkpoint.done(name) for name in checkpoint.asked)
+    others = len(checkpoint.lines.keys() - set(checkpoint.asked))
     if not left and not others:
         checkpoint.remove()
     elif checkpoint.path:

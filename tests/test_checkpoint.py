@@ -195,22 +195,28 @@ def stop_while_all_hangs(server, process, number):
 
 
 @needs_posix
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_interrupted_it_ends_at_once_and_says_how_to_go_on(server, command, login, name):
-    with running(server, login) as process:
+@pytest.mark.parametrize(("name", "words"), [
+    ("SIGINT", WORDS), ("SIGTERM", WORDS), ("SIGHUP", ("--all-homes", *WORDS[2:])),
+])  # fmt: skip
+def test_interrupted_it_ends_at_once_and_says_how_to_go_on(server, command, login, name, words):
+    names = server.user_names
+    if "--all-homes" in words:
+        truths = map(server.truth, sorted(names))
+        names = [truth.username for truth in truths if truth.dbfs_home or truth.workspace_home]
+    with running(server, login, *words) as process:
         seconds, _, err = stop_while_all_hangs(server, process, getattr(signal, name))
     assert (process.returncode, seconds < 2) == (130, True), err
     assert "Traceback" not in err
-    last_line = f"{len(saved_users())} of 10 users saved in {NAME}; the same command with --resume goes on"
+    saved = saved_users()
+    last_line = f"{len(saved)} of {len(names)} users saved in {NAME}; the same command with --resume goes on"
     assert err.splitlines()[-2:] == ["error: interrupted", last_line]
     assert not Path("out.csv").exists()
-    saved = saved_users()
     assert len(json.loads(Path(NAME).read_bytes())["results"]) == len(saved) >= 2
     server.change(faults=[])
     server.counts_reset()
-    assert command(SCANNER, *WORDS, "--resume", env=login(server)).code == 0
+    assert command(SCANNER, *words, "--resume", env=login(server)).code == 0
     assert [asked_for(server, name) for name in saved] == [0] * len(saved)
-    assert Path("out.csv").read_bytes() == true_csv(server)
+    assert Path("out.csv").read_bytes() == true_csv(server, names)
 
 
 @needs_posix
@@ -303,7 +309,7 @@ def test_a_bad_line_before_the_last_is_named_and_nothing_changed(server, scan, b
 
 NO_CHECKPOINTS = {
     "text": b"my notes\n", "list": b"[1, 2]\n", "empty object": b"{}\n", "null": b"null", "number": b"1",
-    "object": b'{"a": 1}\n', "other version": b'{"version": 2, "workspace_url": "u", "options": {}, "results": [\n]}\n',
+    "object": b'{"a": 1}\n', "other version": json.dumps({"version": 2, **HEADER, "results": []})[:-2].encode(),
     "csv": b"username,file_count\nann,1\n", "binary": b"\x00\xff" * 40, "half a header": b'{"version": 1, "works',
     "space": b"\n", "no file systems": b'{"version": 1, "workspace_url": "u", "options": {}, "results": [\n]}\n',
 }  # fmt: skip
