@@ -2856,23 +2856,23 @@ def write_results(results: Iterable[UserResult], output: str, details: str | Non
     return summary
 
 
+BARS: list[Any] = []  # on the terminal; messages go above them
+
+
 class Progress:
     """A bar on a terminal, else a line every 30 s; with `quiet` neither."""
 
     def __init__(self, total: int, done: int, statistics: Counter[str], quiet: bool):
         self.total, self.done, self.statistics, self.quiet, self.bar = total, done, statistics, quiet, None
         self.told_at, self.told_requests = time.monotonic(), 0
-        if sys.stderr.isatty() and not quiet:
-            with suppress(ImportError):
-                from tqdm import tqdm
-
-                shape = "{bar}| {n:,}/{total:,} users [{elapsed}<{remaining}{postfix}]"
-                self.bar = tqdm(total=total, initial=done, bar_format=shape, dynamic_ncols=True)
+        if not quiet:
+            self.bar = make_bar(total, done)
+        if self.bar is not None:
+            BARS.append(self.bar)
 
     def user_done(self) -> None:
         self.done += 1
-        if self.bar is not None:
-            self.bar.update()
+        self.draw("update")
 
     def tick(self) -> None:
         now, requests_made = time.monotonic(), self.statistics["requests"]
@@ -2884,21 +2884,54 @@ class Progress:
         if self.bar is None:
             log.info("%s of %s users, %s", f"{self.done:,}", f"{self.total:,}", text)
         else:
-            self.bar.set_postfix_str(text)
+            self.draw("set_postfix_str", text)
+
+    def draw(self, method: str, *values: str) -> None:
+        """Has the bar do that; one that cannot is given up."""
+        try:
+            if self.bar is not None:
+                getattr(self.bar, method)(*values)
+        except Exception as error:
+            log.debug("no progress bar any more: %s", error)
+            self.forget_bar()
 
     def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
+        self.draw("close")
+        self.forget_bar()
+
+    def forget_bar(self) -> None:
+        if self.bar in BARS:
+            BARS.remove(self.bar)
+        self.bar = None
+
+
+def make_bar(total: int, done: int) -> Any:
+    """A bar of tqdm; None without a terminal, and where tqdm is missing, broken, or misled by its variables."""
+    try:
+        if not sys.stderr.isatty():
+            return None
+        from tqdm import tqdm
+
+        shape = "{bar}| {n:,}/{total:,} users [{elapsed}<{remaining}{postfix}]"
+        bar = tqdm(total=total, initial=done, bar_format=shape, dynamic_ncols=True)
+        return None if bar.disable else bar
+    except Exception as error:
+        log.debug("no progress bar: %s", error)
+        return None
 
 
 def tell(*lines: str) -> None:
     """Prints on stderr, above the progress bar if there is one."""
-    tqdm = sys.modules.get("tqdm")
+    odd = r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"  # in names
+    text = "".join(re.sub(odd, "?", line) + "\n" for line in lines)
+    try:
+        if BARS:
+            BARS[0].write(text, file=sys.stderr, end="")
+            return
+    except Exception:
+        BARS.clear()
     with suppress(OSError, ValueError, AttributeError):  # the terminal may be gone
-        for line in [
-            re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", "?", line) for line in lines
-        ]:  # of names
-            tqdm.tqdm.write(line, file=sys.stderr) if tqdm else sys.stderr.write(f"{line}\n")
+        sys.stderr.write(text)
         sys.stderr.flush()
 
 
@@ -2907,6 +2940,28 @@ class StderrHandler(logging.Handler):
         level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
         text = self.format(record)
         tell(level + (text if record.levelno >= logging.ERROR else text.replace("\n", "?")))  # in a name
+
+
+HANDLER = StderrHandler()
+COMMANDS: list[int] = []  # the threads that run one
+COMMANDS_LOCK = threading.Lock()
+
+
+@contextmanager
+def log_on_stderr() -> Iterator[None]:
+    """The log is printed, each message once, however many commands run in threads of this process."""
+    with COMMANDS_LOCK:
+        COMMANDS.append(threading.get_ident())
+        log.addHandler(HANDLER)
+        log.propagate = False
+    try:
+        yield
+    finally:
+        with COMMANDS_LOCK:
+            COMMANDS.remove(threading.get_ident())
+            if not COMMANDS:
+                log.removeHandler(HANDLER)
+                log.propagate = True
 
 
 # --- Command line ---------------------------------------------------------------------------------------------------
@@ -3253,25 +3308,21 @@ def explain(error: BaseException, debug: bool) -> int:
 def run_command(parser: argparse.ArgumentParser, argv: list[str] | None, run: Callable[[Any], int]) -> int:
     """Parses and runs; returns the exit code, and has printed one or two lines for whatever went wrong."""
     sys.stderr = sys.stderr or open(os.devnull, "w")
-    handler, debug = StderrHandler(), False
-    log.addHandler(handler)
-    log.propagate = False
+    debug = False
     logging.getLogger("databricks.sdk").setLevel(logging.CRITICAL)  # what matters of it comes as an exception
-    try:
-        words = sys.argv[1:] if argv is None else argv
-        parse = parser.parse_args if "--" in words else parser.parse_intermixed_args  # which does not know --
-        args = parse(words)
-        debug = args.debug
-        log.setLevel(logging.DEBUG if debug else logging.WARNING if getattr(args, "quiet", False) else logging.INFO)
-        with interrupts():
-            return run(args)
-    except SystemExit as stop:  # --help
-        return int(stop.code or 0)
-    except (Exception, KeyboardInterrupt) as error:
-        return explain(error, debug)
-    finally:
-        log.removeHandler(handler)
-        log.propagate = True
+    with log_on_stderr():
+        try:
+            words = sys.argv[1:] if argv is None else argv
+            parse = parser.parse_args if "--" in words else parser.parse_intermixed_args  # which does not know --
+            args = parse(words)
+            debug = args.debug
+            log.setLevel(logging.DEBUG if debug else logging.WARNING if getattr(args, "quiet", False) else logging.INFO)
+            with interrupts():
+                return run(args)
+        except SystemExit as stop:  # --help
+            return int(stop.code or 0)
+        except (Exception, KeyboardInterrupt) as error:
+            return explain(error, debug)
 
 
 def run_as_script(main: Callable[[], int]) -> None:

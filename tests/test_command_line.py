@@ -665,32 +665,100 @@ def test_names_with_control_characters_reach_no_log(command, login):
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", result.err)
 
 
-@POSIX
-def test_on_a_terminal_a_bar_shows_users_and_requests_per_second(login):
+def on_a_terminal(server, login, **variables):
+    """Exit code of a scan of all users on a terminal, and what it showed there."""
     import fcntl
     import pty
     import termios
 
     leader, follower = pty.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+    process = subprocess.Popen(
+        [sys.executable, "-B", inventory.__file__, *server.user_names, "--threads", "2", "-o", "out.csv"],
+        env={**os.environ, **login(server), **variables}, stderr=follower, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    os.close(follower)
+    shown = b""
+    try:
+        while part := os.read(leader, 65536):
+            shown += part
+    except OSError:  # Linux: the other end is closed
+        pass
+    os.close(leader)
+    return process.wait(10), shown.decode()
+
+
+@POSIX
+def test_on_a_terminal_a_bar_shows_users_and_requests_per_second(login):
     with FakeDatabricks(users=12, shape="empty", latency=0.1) as server:
-        process = subprocess.Popen(
-            [sys.executable, str(Path(inventory.__file__)), *server.user_names, "--threads", "2", "-o", "out.csv"],
-            env={**os.environ, **login(server)}, stderr=follower, stdout=subprocess.DEVNULL,
-        )  # fmt: skip
-        os.close(follower)
-        shown = b""
-        try:
-            while part := os.read(leader, 65536):
-                shown += part
-        except OSError:  # Linux: the other end is closed
-            pass
-        os.close(leader)
-        assert process.wait(10) == 0
-    text = shown.decode()
+        code, text = on_a_terminal(server, login)
+    assert code == 0
     assert "12/12 users" in text
     assert re.search(r"\d+ requests/s", text)
     assert re.search(r"\d+ files", text)
+
+
+BROKEN_BARS = {  # variables, and the text of a package tqdm
+    "a variable that is no number": ({"TQDM_MININTERVAL": "abc"}, None),
+    "a variable that tqdm stumbles over later": ({"TQDM_ASCII": "1"}, None),
+    "switched off": ({"TQDM_DISABLE": "1"}, None),
+    "a folder of that name": ({}, ""),
+    "cannot be imported": ({}, "raise RuntimeError('broken')"),
+    "cannot draw": ({}, "class tqdm:\n    def __init__(self, **_): self.disable = False"),
+    "cannot write": ({}, "class tqdm:\n    def __init__(self, **_): self.disable = False\n"
+                         "    update = set_postfix_str = close = lambda self, *_: None"),
+}  # fmt: skip
+
+
+@POSIX
+@pytest.mark.parametrize("kind", BROKEN_BARS)
+def test_a_bar_that_does_not_work_changes_nothing_but_itself(login, tmp_path, kind):
+    variables, text = BROKEN_BARS[kind]
+    if text is not None:
+        (tmp_path / "tqdm").mkdir()
+        (tmp_path / "tqdm" / "__init__.py").write_text(text)
+        variables = {"PYTHONPATH": str(tmp_path)}
+    with FakeDatabricks(users=4, shape="empty", groups=["users"]) as server:
+        code, text = on_a_terminal(server, login, **variables)
+    assert code == 0, text
+    said = ("Workspace http", "warning: this login is not", "4 users: 4 empty", " requests, ")
+    assert [text.count(piece) for piece in said] == [1] * len(said), text
+    assert not re.search("Traceback|Exception", text), text
+
+
+def test_commands_in_threads_of_one_process_say_each_message_once(login, monkeypatch, capsys):
+    with FakeDatabricks(users=2, shape="empty", groups=["users"], latency=0.02) as server:
+        for name, value in login(server).items():
+            monkeypatch.setenv(name, value)
+        both, codes = threading.Barrier(2), []
+
+        def run(number):
+            both.wait()
+            codes.append(inventory.main([server.user_names[number], "-o", f"out{number}.csv"]))
+
+        threads = [threading.Thread(target=run, args=(number,)) for number in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert capsys.readouterr().err.count("warning: this login is not in the group admins") == 2
+        assert inventory.main([server.user_names[0], "-o", "out.csv"]) == 0
+    assert codes == [0, 0]
+    assert capsys.readouterr().err.count("warning: this login is not in the group admins") == 1
+    assert inventory.log.propagate
+    assert not inventory.log.handlers
+
+
+@POSIX
+def test_64_threads_need_few_open_files(login):
+    words = f"ulimit -n 128 && exec '{sys.executable}' -B '{inventory.__file__}' --threads 64 --users-file users"
+    with FakeDatabricks(users=60, shape="small", latency=0.05) as server:
+        Path("users").write_text("\n".join(server.user_names), encoding="utf-8")
+        done = subprocess.run(["/bin/sh", "-c", words], env={**os.environ, **login(server)}, capture_output=True,
+                              text=True, check=False)  # fmt: skip
+        assert server.max_in_flight > 50
+    assert done.returncode == 0, done.stderr
+    assert "warning" not in done.stderr
 
 
 def test_the_files_have_no_name_in_common_but_main_and_what_one_imports():
