@@ -10,10 +10,9 @@ import subprocess
 
 import pytest
 
-import databricks_user_files_simple as scanner
 from tests.connect_server import connect_server_of, why_not
 from tests.fake_databricks import FakeDatabricks
-from tests.helpers import FakeClock, run_command, write_users
+from tests.helpers import FakeClock, run_command, set_constants, shorter_waits, write_users
 from tests.kernel import Kernel
 
 PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
@@ -76,9 +75,7 @@ def command():
 @pytest.fixture
 def hasty(monkeypatch):
     """Waits of a tenth, on the workers too: what the functions refer to goes with them."""
-    waits = {kind: (attempts, first / 10) for kind, (attempts, first) in scanner.RETRIES.items()}
-    monkeypatch.setattr(scanner, "RETRIES", waits)
-    monkeypatch.setattr(scanner, "FIRST_PROBE", 0.3)
+    set_constants(monkeypatch, RETRIES=shorter_waits(10), FIRST_PROBE=0.3)
 
 
 @pytest.fixture

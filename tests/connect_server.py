@@ -22,6 +22,16 @@ NOT_ON_WORKERS = (
 )
 
 
+SIGNED = """
+import http.client, os
+end_of_head = http.client.HTTPConnection.endheaders
+def endheaders(self, *more, **named):
+    self.putheader("X-Worker", str(os.getpid()))
+    end_of_head(self, *more, **named)
+http.client.HTTPConnection.endheaders = endheaders
+"""
+
+
 class ConnectServer:
     """A Spark Connect server of its own process group; its workers start through a script that tests can change."""
 
@@ -30,6 +40,8 @@ class ConnectServer:
         self.folder, self.port, self.python = folder, free_port(), folder / "worker-python"
         self.remote = f"sc://127.0.0.1:{self.port}"
         self.blocked = block_imports(folder / "blocked", *NOT_ON_WORKERS)
+        with open(self.blocked / "sitecustomize.py", "a", encoding="utf-8") as site:
+            site.write(SIGNED)  # for the fake workspace, which counts what comes from workers
         self.set_workers()
         (folder / "events").mkdir()
         settings = {

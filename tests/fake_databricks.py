@@ -736,6 +736,7 @@ class Fault:
     kind is one of FAULT_KINDS. seconds: how long `hang` keeps silent, the pause after each byte of `drip`.
     status, error_code, message, headers, body, content_type: used in the answer in place of the kind's own.
     path: as in the counts, so for scim the startIndex (a number), "ServicePrincipals <startIndex>" or "Me".
+    of_workers: only requests that say in X-Worker which worker of a cluster they come from (tests/connect_server.py).
     """
 
     kind: str
@@ -751,6 +752,7 @@ class Fault:
     body: str | bytes = b""
     content_type: str = "application/json"
     location: str = "/login.html"
+    of_workers: bool = False
     hits: int = 0
 
     def __post_init__(self):
@@ -895,12 +897,14 @@ class Counts:
 
     requests is keyed (api, path), path_statuses (api, path, status), api_statuses (api, status). The status of a
     request that got none is how it ended: reset, hang, close, or gone (the client went away first).
+    workers: process number of each worker of a cluster -> how many requests it made.
     """
 
     requests: Counter = field(default_factory=Counter)
     path_statuses: Counter = field(default_factory=Counter)
     api_statuses: Counter = field(default_factory=Counter)
     faults: Counter = field(default_factory=Counter)
+    workers: Counter = field(default_factory=Counter)
     api_times: dict = field(default_factory=dict)
     total_requests: int = 0
     max_in_flight: int = 0
@@ -938,7 +942,7 @@ class Counts:
     def as_json(self):
         """The counts as a dictionary with text keys: requests by api and path, statuses also by api."""
         simple = ("total_requests", "max_in_flight", "connections", "first_request_at", "last_request_at",
-                  "last_answer_at", "api_times", "faults")  # fmt: skip
+                  "last_answer_at", "api_times", "faults", "workers")  # fmt: skip
         result = {name: getattr(self, name) for name in simple}
         result["statuses"] = {str(status): number for status, number in self.statuses.items()}
         result["requests"] = {}
@@ -972,6 +976,7 @@ class Request(NamedTuple):
     query: dict
     authorization: str
     workspace_id: str
+    worker: str
     body: bytes
     keep_alive: bool
 
@@ -1006,8 +1011,8 @@ def take_request(buffer):
     pairs = dict(parse_qsl(query, keep_blank_values=True, errors="strict"))
     connection = headers.get("connection", "").lower()
     keep_alive = connection != "close" if version == "HTTP/1.1" else connection == "keep-alive"
-    login = headers.get("authorization", ""), headers.get("x-databricks-workspace-id", "")
-    return Request(method, unquote(path), pairs, *login, body, keep_alive)
+    signs = (headers.get(name, "") for name in ("authorization", "x-databricks-workspace-id", "x-worker"))
+    return Request(method, unquote(path), pairs, *signs, body, keep_alive)
 
 
 def head_bytes(answer, keep_alive):
@@ -1283,6 +1288,11 @@ class FakeDatabricks:
         return self.counts.statuses
 
     @property
+    def workers(self):
+        """Process number of each worker of a cluster that made requests -> how many."""
+        return self.counts.workers
+
+    @property
     def total_requests(self):
         """Number of requests."""
         return self.counts.total_requests
@@ -1334,6 +1344,8 @@ class FakeDatabricks:
         now = self.loop.time()
         connection.key = api, path if settings.count_paths else None
         self.counts.arrived(*connection.key, now, self.in_flight)
+        if request.worker:
+            self.counts.workers[request.worker] += 1
         answer = self.refusal(api, request, now)
         if answer is None:
             connection.working = True
@@ -1414,7 +1426,7 @@ class FakeDatabricks:
     def fault(self, api, path, request):
         """The answer of the first fault that applies, or None."""
         for fault in self.settings.faults:
-            if fault.applies(api, path, self.generator):
+            if (request.worker or not fault.of_workers) and fault.applies(api, path, self.generator):
                 fault.hits += 1
                 self.counts.faults[fault.kind] += 1
                 return fault_answer(fault, api, partial(self.content, api, path, request), self.retry_headers())

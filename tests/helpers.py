@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+import databricks_user_files_simple as scanner
+import databricks_user_list
 from databricks_user_files_simple import FileSystemTotals, UserResult, open_checkpoint
 from tests.fake_databricks import Fault
 
@@ -77,6 +79,44 @@ def block_imports(folder, *names):
         "            raise ModuleNotFoundError(f'No module named {name!r}')\n"
         "sys.meta_path.insert(0, Blocked())\n", encoding="utf-8")  # fmt: skip
     return folder
+
+
+# Constants of the scripts, which tests make smaller
+
+PROGRAM = """
+import sys
+sys.path.insert(0, {root!r})
+import databricks_user_files_simple, databricks_user_list, {module} as script
+for name, value in {constants!r}.items():
+    for place in (databricks_user_files_simple, databricks_user_list):
+        if hasattr(place, name):
+            setattr(place, name, value)
+raise SystemExit(script.main(sys.argv[1:]))
+"""
+
+
+def places_of(name):
+    """The scripts that have this constant; each of them may have it from the other."""
+    places = [script for script in (scanner, databricks_user_list) if hasattr(script, name)]
+    assert places, f"neither script has {name}"
+    return places
+
+
+def set_constants(monkeypatch, **constants):
+    for name, value in constants.items():
+        for place in places_of(name):
+            monkeypatch.setattr(place, name, value)
+
+
+def program_with(script, **constants):
+    """The text of a program that runs the script with these constants."""
+    assert all(map(places_of, constants))
+    return PROGRAM.format(root=str(ROOT), module=script.removesuffix(".py"), constants=constants)
+
+
+def shorter_waits(divisor):
+    """RETRIES with waits divided by so much."""
+    return {kind: (attempts, first / divisor) for kind, (attempts, first) in scanner.RETRIES.items()}
 
 
 # The commands as processes

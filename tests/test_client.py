@@ -27,7 +27,7 @@ from databricks_user_files_simple import (
     retry_wait,
 )
 from tests.fake_databricks import FORMS, FakeDatabricks, Fault, dbfs_file
-from tests.helpers import ROOT, free_port
+from tests.helpers import ROOT, free_port, set_constants
 
 HOST = "https://adb-1.azuredatabricks.net"
 SECRET = "dapi-secret-0123456789"
@@ -343,7 +343,7 @@ def test_the_body_decides_and_not_its_headers(clock, form, encoding):
 
 
 def test_a_silent_server_times_out(clock, monkeypatch):
-    monkeypatch.setattr(inventory, "READ_SECONDS", 0.1)
+    set_constants(monkeypatch, READ_SECONDS=0.1)
     with FakeDatabricks(users=0, faults=[Fault("hang", seconds=2, times=1)]) as server:
         server.add_tree("dbfs", {"/Users/a": []})
         client, get = at_server(server, clock)
@@ -353,7 +353,7 @@ def test_a_silent_server_times_out(clock, monkeypatch):
 
 
 def test_a_dripping_server_times_out(clock, monkeypatch):
-    monkeypatch.setattr(inventory, "BODY_SECONDS", 0.2)
+    set_constants(monkeypatch, BODY_SECONDS=0.2)
     with FakeDatabricks(users=0, faults=[Fault("drip", seconds=0.05, times=1)]) as server:
         server.add_tree("dbfs", {"/Users/a": [dbfs_file("/Users/a/f", 1)]})  # about 5 s long
         client = DatabricksClient(DatabricksConfig(server.url, server.settings.token))
@@ -411,7 +411,7 @@ def test_a_gzipped_body_that_is_cut_anywhere_is_refused():
 @pytest.mark.parametrize(("length", "fits"), [(1000, True), (1001, False)])
 @pytest.mark.parametrize("pack", [bytes, packed])
 def test_a_body_over_the_limit_is_refused(service, client, monkeypatch, length, fits, pack):
-    monkeypatch.setattr(inventory, "LONGEST_BODY", 1000)
+    set_constants(monkeypatch, LONGEST_BODY=1000)
     add(service, *[{"status": 200, "body": pack(b'{"a": "' + b"x" * (length - 9) + b'"}')}] * 5)
     if fits:
         assert len(ask(client)["a"]) == 991

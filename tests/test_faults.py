@@ -24,7 +24,6 @@ from zlib import crc32
 
 import pytest
 
-import databricks_user_files_simple as scanner
 from databricks_user_files_simple import (
     DatabricksClient,
     DatabricksConfig,
@@ -44,8 +43,11 @@ from tests.helpers import (
     leave_unfinished,
     make_result,
     needs_posix,
+    program_with,
     running,
     saved_users,
+    set_constants,
+    shorter_waits,
     true_csv,
     until,
     write_checkpoint,
@@ -116,6 +118,8 @@ def tally_without(server, name, file_system, failed):
         for entry in children(relative):
             if entry.type in ("DIRECTORY", "REPO"):
                 waiting.append(f"{relative}/{entry.name}")
+            elif f"/Users/{home}{relative}/{entry.name}" in failed:  # without a type it is listed, too
+                found.add(f"/Users/{home}{relative}/{entry.name}")
             else:
                 sums[0] += 1
                 sums[1] += entry.size if file_system == "dbfs" else 10_000
@@ -150,32 +154,20 @@ def drop_connections(server):
 @pytest.fixture
 def impatient(monkeypatch):
     """Requests are given up after 0.1 s."""
-    monkeypatch.setattr(scanner, "READ_SECONDS", 0.1)
+    set_constants(monkeypatch, READ_SECONDS=0.1)
 
 
 @pytest.fixture
 def hasty(monkeypatch):
     """After 0.3 s, and waits are a fortieth, on workers too: what the functions refer to goes with them."""
-    monkeypatch.setattr(scanner, "READ_SECONDS", 0.3)
-    waits = {kind: (attempts, first / 40) for kind, (attempts, first) in scanner.RETRIES.items()}
-    monkeypatch.setattr(scanner, "RETRIES", waits)
-    monkeypatch.setattr(scanner, "FIRST_PROBE", 0.3)
-
-
-HASTY = """
-import sys
-sys.path.insert(0, {root!r})
-import databricks_user_files_simple as scanner
-scanner.READ_SECONDS, scanner.FIRST_PROBE, scanner.LONGEST_OUTAGE = 0.3, 0.2, {outage}
-scanner.RETRIES = {{kind: (attempts, first / 20) for kind, (attempts, first) in scanner.RETRIES.items()}}
-raise SystemExit(scanner.main())
-"""
+    set_constants(monkeypatch, READ_SECONDS=0.3, RETRIES=shorter_waits(40), FIRST_PROBE=0.3)
 
 
 def run_hasty(server, login, *words, outage=900.0):
     """The command as a process, with waits a twentieth and time-outs of 0.3 s."""
     environment = {**os.environ, **login(server), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-c", HASTY.format(root=str(ROOT), outage=outage), *WORDS, *words]
+    constants = {"READ_SECONDS": 0.3, "FIRST_PROBE": 0.2, "LONGEST_OUTAGE": outage, "RETRIES": shorter_waits(20)}
+    command = [sys.executable, "-c", program_with(SCANNER, **constants), *WORDS, *words]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60,
                           stdin=subprocess.DEVNULL)  # fmt: skip
 
@@ -234,9 +226,10 @@ def test_faults_on_the_wire_with_other_trees_and_seeds(impatient, shape, seed):
 @soak
 def test_faults_on_the_wire_of_workers_cost_no_file(spark, hasty):
     """Of all kinds but 429, which is a matter of pace."""
-    with FakeDatabricks(users=7, shape="small", shapes={3: "awkward", 5: "none"}) as server:
+    with FakeDatabricks(users=12, shape="small", shapes={3: "awkward", 5: "none"}, latency=0.07) as server:
         server.change(faults=[fault for fault in mixed("all", 0.2) if fault.kind != "empty_429"])
         assert assert_honest(server, scan_there(spark, server)) == set()
+        assert server.workers
         assert len(server.counts.faults) == len(KINDS) - 1
 
 
@@ -246,16 +239,18 @@ def test_faults_on_the_wire_of_workers_cost_no_file(spark, hasty):
 def test_faults_on_the_wire_of_workers_one_by_one(spark, hasty, kind, rate):
     users = 3 if kind in ("empty_429", "all") else 24  # the pace slows down with 429s, as it should
     for seed in (1, 2):
-        with FakeDatabricks(users=users, seed=seed, shapes={17: "deep", 1: "case"}, faults=mixed(kind, rate)) as server:
+        shapes = {17: "deep", 1: "case"}
+        with FakeDatabricks(users=users, seed=seed, shapes=shapes, latency=0.05, faults=mixed(kind, rate)) as server:
             assert assert_honest(server, scan_there(spark, server)) == set()
 
 
 @soak
 def test_of_directories_that_never_answer_workers_miss_exactly_those(spark, hasty):
     sticky = Sticky("500", rate=0.05)
-    with FakeDatabricks(users=12, seed=5, shape="small", faults=[sticky]) as server:
+    with FakeDatabricks(users=12, seed=5, shape="small", faults=[sticky], latency=0.07) as server:
         lost = assert_honest(server, scan_there(spark, server))
         assert lost == {key for key in server.requests if sticky.applies(*key, None)}
+        assert server.workers
         assert len(lost) > 5
 
 
@@ -331,19 +326,21 @@ def test_a_service_that_stays_away_ends_the_command_and_resume_goes_on(server, l
 
 
 def test_a_service_that_stays_away_ends_a_parallel_scan(spark, hasty, monkeypatch):
-    monkeypatch.setattr(scanner, "LONGEST_OUTAGE", 1.5)
-    with FakeDatabricks(users=20, shape="small", latency=0.02) as server:
+    set_constants(monkeypatch, LONGEST_OUTAGE=1.5)
+    with FakeDatabricks(users=20, shape="small", latency=0.07) as server:
         results, config = [], DatabricksConfig(server.url, server.settings.token, "test")
-        gone = threading.Thread(target=lambda: (until(lambda: len(results) >= 2, 90), server.change(outage="close")))
+        at_it = partial(until, lambda: results and server.workers.total() > 20, 90)
+        gone = threading.Thread(target=lambda: (at_it(), server.change(outage="close")))
         gone.start()
         with pytest.raises(InventoryError, match="no success for"):
             for result in process_user_batch_parallel(spark, server.user_names, config, 4):
                 results.append(result)
         gone.join()
-        assert 2 <= len(results) < 20
+        assert len(results) < 20
         server.change(outage=None)
         for result in results:
-            assert (result.file_count, result.status) == (server.truth(result.username).file_count, "success")
+            assert result.file_count == server.truth(result.username).file_count
+            assert result.status in ("success", "empty")
 
 
 @soak
@@ -351,7 +348,7 @@ def test_a_service_that_stays_away_ends_a_parallel_scan(spark, hasty, monkeypatc
 @pytest.mark.parametrize("minutes", [1, 5, 12])
 def test_a_service_that_is_away_for_minutes_of_a_parallel_scan(spark, hasty, kind, minutes):
     """On a clock that runs thirty times as fast."""
-    with FakeDatabricks(users=20, shape="small", latency=0.02) as server:
+    with FakeDatabricks(users=20, shape="small", latency=0.07) as server:
         config = DatabricksConfig(server.url, server.settings.token, "test")
 
         def clock():
@@ -394,10 +391,10 @@ def haunted(connect_server, tmp_path):
 
 
 @soak
-def test_workers_that_resolve_no_name_for_a_while_and_a_directory_that_kills_them(haunted, hasty, caplog):
+def test_workers_that_resolve_no_name_for_a_while_and_a_directory_that_kills_them(haunted, hasty):
     """First the one, which this process does not notice; then the other, which it lists itself in the end."""
     session, names, deadly = haunted
-    with FakeDatabricks(users=12, shape="small", latency=0.01) as server:
+    with FakeDatabricks(users=12, shape="small", latency=0.07) as server:
         watch = Between(server, time.monotonic, names.touch, names.unlink, seconds=3.0)
         server_at_localhost = DatabricksConfig(f"http://localhost:{server.port}", server.settings.token, "test")
         results = list(process_user_batch_parallel(session, server.user_names, server_at_localhost, 4, on_tick=watch))
@@ -413,7 +410,6 @@ def test_workers_that_resolve_no_name_for_a_while_and_a_directory_that_kills_the
         assert assert_honest(server, results) == set()
         assert server.requests["dbfs", path] == 1  # nobody but this process got as far as asking
         assert time.monotonic() - began < 60
-    assert any("sequential" in record.getMessage() for record in caplog.records)
 
 
 # Killed
@@ -427,6 +423,8 @@ def kill_at_random_moments(server, login, kills, longest, generator, *words):
     saved, late, ended, killed = [], 0, 0, 0
     while killed < kills:
         with running(server, login, *WORDS, *words, "--resume") as process:
+            if generator.random() < 0.8:
+                process.stderr.readline()  # the interpreter has started
             try:
                 _, err = process.communicate(timeout=generator.uniform(0.0, longest))
             except subprocess.TimeoutExpired:

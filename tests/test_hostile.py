@@ -31,9 +31,7 @@ import requests
 import databricks_user_files_simple as scanner
 import databricks_user_list
 from tests.fake_databricks import FakeDatabricks, Fault, dbfs_directory, dbfs_file, workspace_object
-from tests.helpers import ROOT, SCANNER, USER_LIST, free_port, needs_posix
-
-pytestmark = pytest.mark.usefixtures("processes")
+from tests.helpers import ROOT, SCANNER, USER_LIST, free_port, needs_posix, program_with
 
 TOKENS = ("dapi0123456789abcdef-2", "a+b(c)[d]*\\e$^|f?.{2}/=%20~", "dapi\"quoted'<b>&amp;")
 
@@ -113,11 +111,6 @@ class RawServer:
             thread.join()
 
 
-def homes_only(script):
-    """A server whose caller is an admin; script(api, path) gives the pieces of listings."""
-    return RawServer(lambda api, path: [ADMIN] if api == "Me" else script(api, path))
-
-
 # The commands as processes
 
 HURRIED = {"READ_SECONDS": 0.4, "BODY_SECONDS": 0.8, "RETRIES": dict.fromkeys(scanner.RETRIES, (1, 0.0)),
@@ -141,9 +134,7 @@ class Ended:
 
 def start(script, words, environment, changes, **more):
     """The command with some of its constants changed, as a process."""
-    changed = "".join(f"scanner.{name} = {value!r}\n" for name, value in changes.items())
-    code = f"import sys\nimport databricks_user_files_simple as scanner\nimport {script[:-3]} as script\n{changed}" \
-           "raise SystemExit(script.main(sys.argv[1:]))"  # fmt: skip
+    code = program_with(script, **changes)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", **environment}
     return subprocess.Popen([sys.executable, "-c", code, *words], env=environment, stdin=subprocess.DEVNULL,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)  # fmt: skip
@@ -232,6 +223,7 @@ def script_of(kinds):
     return lambda api, path: [ADMIN] if api == "Me" else homes[path](api) if path in homes else [answer()]
 
 
+@pytest.mark.usefixtures("processes")
 @needs_posix
 @pytest.mark.parametrize("kinds", [
     pytest.param([kind for kind in ENDLESS if kind not in SLOW_TO_MAKE], id="all at once"),
@@ -249,6 +241,7 @@ def test_an_answer_that_does_not_end_is_an_error_in_bounded_time_and_memory(kind
     assert ended.megabytes < 350 * (1 + len(kinds) // 10), ended
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize(("script", "kind"), [
     (SCANNER, "body"), (USER_LIST, "chunks"), (SCANNER, "drip of a body"), (USER_LIST, "drip of a body"),
 ])  # fmt: skip
@@ -262,6 +255,7 @@ def test_a_server_whose_first_answer_does_not_end_ends_the_run(script, kind):
     assert ended.seconds < 10, ended
 
 
+@pytest.mark.usefixtures("processes")
 @needs_posix
 @pytest.mark.soak
 def test_large_listings_for_all_threads_at_once_take_bounded_memory():
@@ -346,6 +340,7 @@ BAD_STATUSES = {**dict.fromkeys(BAD_LISTINGS, "error"), **dict.fromkeys(ODD_NAME
                 "content length of no digits": "empty"}  # fmt: skip
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_listing_that_leads_astray_is_an_error_and_nothing_outside_the_home_is_asked_for():
     names = [f"u{number}" for number in range(len(BAD_LISTINGS))]
     scripts = dict(zip((f"/Users/{name}" for name in names), BAD_LISTINGS.values(), strict=True))
@@ -361,9 +356,10 @@ def test_a_listing_that_leads_astray_is_an_error_and_nothing_outside_the_home_is
     assert "Traceback" not in ended.err
     found = {kind: rows_of(ended.out)[name]["status"] for kind, name in zip(BAD_LISTINGS, names, strict=True)}
     assert {kind: status for kind, status in found.items() if BAD_STATUSES[kind] != status} == {}
-    assert {path for _, path in server.seen} - {"", "/"} <= set(scripts)  # / is what probes of an outage list
+    assert {path for _, path in server.seen} - {"", "/", "/Users"} <= set(scripts)  # these show homes and outages
 
 
+@pytest.mark.usefixtures("processes")
 def test_of_a_key_given_twice_the_last_one_counts():
     body = b'{"files": [{"path": "/Shared", "path": "/Users/a/x", "is_dir": true, "is_dir": false, "file_size": 7}]}'
     with RawServer(lambda api, _: [ADMIN if api == "Me" else answer(body)]) as server:
@@ -387,6 +383,7 @@ def test_sums_beyond_64_bits_are_saved_and_written(command, login):
     assert f",{4 * (2**63 - 1)}," in ended.out
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_tree_without_an_end_ends_the_run_and_names_the_user():
     def script(api, path):
         return [ADMIN if api == "Me" else folders(*[f"{path}/{number}" for number in range(500 * (path[-1] != "b"))])]
@@ -401,6 +398,7 @@ def test_a_tree_without_an_end_ends_the_run_and_names_the_user():
     assert ended.code == 0, ended
 
 
+@pytest.mark.usefixtures("processes")
 @needs_posix
 @pytest.mark.soak
 def test_a_million_waiting_directories_take_bounded_memory():
@@ -419,54 +417,6 @@ def test_a_million_waiting_directories_take_bounded_memory():
     assert ended.code == 2, ended
     assert "1,000,000 directories" in ended.err
     assert ended.megabytes < 700, ended
-
-
-# The same, against the workers of a cluster
-
-
-@pytest.fixture
-def hurried(monkeypatch):
-    """HURRIED, on workers too: what the functions refer to goes with them."""
-    for name, value in (HURRIED | {"LONGEST_OUTAGE": 60.0}).items():
-        monkeypatch.setattr(scanner, name, value)
-
-
-def scan_there(spark, server, names, token="dapi-fake-token"):
-    config = scanner.DatabricksConfig(server.url, token)
-    return list(scanner.process_user_batch_parallel(spark, names, config, 4, file_systems=("dbfs",)))
-
-
-def test_workers_that_are_led_astray_tell_of_an_error_and_ask_for_nothing_outside_the_home(spark, hurried):
-    scripts = {f"/Users/u{number}": script for number, script in enumerate(BAD_LISTINGS.values())}
-    names = [path.removeprefix("/Users/") for path in scripts]
-    with homes_only(lambda _, path: [scripts[path](path) if path in scripts else answer(b"{}", "403 No")]) as server:
-        found = {result.username: result.status for result in scan_there(spark, server, names)}
-    there = {kind: found[name] for kind, name in zip(BAD_LISTINGS, names, strict=True)}
-    assert there == BAD_STATUSES
-    assert {path for _, path in server.seen} - {"", "/"} <= set(scripts)
-
-
-@pytest.mark.parametrize("token", TOKENS)
-def test_a_token_that_answers_repeat_to_workers_is_shown_nowhere(spark, hurried, token, caplog):
-    caplog.set_level("DEBUG", "databricks_user_files")
-    answers = {f"/Users/u{number}": data for number, data in enumerate(echoes(token))}
-    names = [path.removeprefix("/Users/") for path in answers]
-    with homes_only(lambda _, path: [answers.get(path, answer())]) as server:
-        results = scan_there(spark, server, names, token)
-    assert {result.status for result in results} == {"error"}
-    assert_kept(token, json.dumps([result.as_dict() for result in results]), caplog.text)
-
-
-def test_a_tree_without_an_end_does_not_exhaust_the_driver(spark, monkeypatch, caplog):
-    caplog.set_level("DEBUG", "databricks_user_files")
-    monkeypatch.setattr(scanner, "MOST_WAITING", 60_000)
-    monkeypatch.setattr(scanner, "LARGEST_REPORT", 5_000)
-    with homes_only(lambda _, path: [folders(*[f"{path}/{number}" for number in range(500)])]) as server, \
-            pytest.raises(scanner.InventoryError, match="/Users/a"):  # fmt: skip
-        scan_there(spark, server, ["a"])
-    handed_back = [int(left) for left in re.findall(r"batch .* (\d+) left", caplog.text)]
-    assert 0 < max(handed_back) < 5_000 + 5 * 500
-    assert len(server.seen) < 1000
 
 
 # Where the token goes, and where it does not
@@ -517,6 +467,7 @@ def echoes(token):
     ]  # fmt: skip
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("token", TOKENS)
 @pytest.mark.parametrize("words", [(), ("--debug",)], ids=["", "debug"])
 def test_a_token_that_answers_repeat_is_shown_and_saved_nowhere(token, words):
@@ -546,6 +497,7 @@ def login_refused(token):
     return [answer(f'{{"error_code": "X", "message": "{escaped(token)}"}}'.encode(), "401 Unauthorized")]
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("script", [SCANNER, USER_LIST])
 @pytest.mark.parametrize("kind", ["bad status line", "refused", "redirected", "no JSON"])
 def test_a_token_that_ends_the_run_is_not_in_its_tracebacks(kind, script):
@@ -564,6 +516,7 @@ def test_a_token_that_ends_the_run_is_not_in_its_tracebacks(kind, script):
     assert_kept(token, ended.out, ended.err, ended.shown)
 
 
+@pytest.mark.usefixtures("processes")
 @needs_posix
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_token_is_in_nothing_that_an_interrupted_run_leaves_or_shows(ending):
@@ -622,6 +575,7 @@ def test_a_token_in_a_mistyped_option_is_not_shown(words, capsys):
         assert_kept(token, *capsys.readouterr())
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("kind", [301, 302, 303, 307, 308])
 def test_a_redirect_to_another_host_is_an_error_and_takes_no_token_along(kind):
     with RawServer(lambda *_: [ADMIN]) as other:
@@ -633,6 +587,7 @@ def test_a_redirect_to_another_host_is_an_error_and_takes_no_token_along(kind):
     assert "redirected to" in ended.err
 
 
+@pytest.mark.usefixtures("processes")
 def test_cookies_are_not_sent_back():
     with RawServer(lambda *_: [answer({"groups": []}, "200 OK", "Set-Cookie: session=1; Path=/")]) as server:
         run(server, "a", "b", changes=HURRIED)
@@ -653,7 +608,7 @@ def test_a_profile_file_that_others_can_read_is_warned_about_once(mode, warned, 
             assert command() == 0
             lines = capsys.readouterr().err.splitlines()
             assert lines[0].startswith("Workspace ")
-            assert [f"chmod 600 {path}" in line for line in lines if line.startswith("warning: ")] == [True] * warned
+            assert sum(f"chmod 600 {path}" in line for line in lines if line.startswith("warning: ")) == warned
 
 
 @needs_posix
@@ -666,6 +621,7 @@ def test_a_login_of_the_environment_is_not_warned_about(capsys, login, monkeypat
     assert "chmod" not in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("processes")
 @needs_posix
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600), (0o002, 0o664)])
 def test_files_are_made_with_the_users_umask(umask, mode):
@@ -706,6 +662,7 @@ def empty_workspace(api, path):
     return [ADMIN if api == "Me" else answer()]
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("variables", [
     {}, {"SSL_CERT_FILE": "CERTIFICATE", "SSL_CERT_DIR": "FOLDER"}, {"PYTHONHTTPSVERIFY": "0"},
     {"REQUESTS_CA_BUNDLE": "", "CURL_CA_BUNDLE": ""}, {"DATABRICKS_INSECURE_SKIP_VERIFY": "1", "NODE_TLS_REJECT": "0"},
@@ -722,6 +679,7 @@ def test_a_server_with_an_unknown_certificate_is_refused_and_gets_no_token(certi
     assert ended.seconds < 5, ended
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("variable", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
 def test_a_certificate_of_the_ca_bundle_is_accepted(certificate, variable):
     with RawServer(empty_workspace, certificate) as server:
@@ -729,6 +687,7 @@ def test_a_certificate_of_the_ca_bundle_is_accepted(certificate, variable):
     assert ended.code == 0, ended
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_certificate_for_another_name_is_refused(certificate):
     with RawServer(empty_workspace, certificate) as server:
         server.url = server.url.replace("localhost", "127.0.0.2")
@@ -759,6 +718,7 @@ def pump(source, target):
         target.shutdown(socket.SHUT_RDWR)
 
 
+@pytest.mark.usefixtures("processes")
 def test_an_https_proxy_gets_a_tunnel_and_no_token(certificate):
     with RawServer(empty_workspace, certificate) as server, Proxy(urlsplit(server.url).port) as proxy:
         ended = run(server, "a", token=TOKENS[0], environment={
@@ -781,6 +741,7 @@ PROXIES = {
 }  # fmt: skip
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("kind", PROXIES)
 def test_a_proxy_that_answers_a_page_ends_the_run_in_a_line(kind):
     with RawServer(lambda *_: PROXIES[kind]()) as proxy:
@@ -799,6 +760,7 @@ def test_a_proxy_that_answers_a_page_ends_the_run_in_a_line(kind):
     assert ended.seconds < 10, ended
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_page_in_place_of_every_listing_is_an_error_for_every_user():
     with RawServer(lambda api, _: [ADMIN if api == "Me" else answer(PAGE)]) as server:
         ended = run(server, "a", "b", changes=HURRIED)
@@ -807,6 +769,7 @@ def test_a_page_in_place_of_every_listing_is_an_error_for_every_user():
     assert "an HTML page" in ended.err or "an HTML page" in ended.out.decode()
 
 
+@pytest.mark.usefixtures("processes")
 def test_no_proxy_is_obeyed_and_a_loopback_address_never_goes_through_one(certificate):
     dead = f"http://127.0.0.1:{free_port()}"
     with RawServer(empty_workspace, certificate) as server:
@@ -820,6 +783,7 @@ def test_no_proxy_is_obeyed_and_a_loopback_address_never_goes_through_one(certif
         assert proxy.heads == []  # the token would travel to it unencrypted
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_netrc_that_names_the_host_changes_nothing(tmp_path):
     path = tmp_path / "home" / ".netrc"
     path.write_text("machine 127.0.0.1 login someone password wrong\ndefault login someone password wrong\n")
@@ -870,6 +834,7 @@ STEERING = ("\x1b]0;owned\x07", "\x1b[2J", "\x9b31m", "a\rb", "a\x08\x08b", "\u2
             "a\nerror: forged", "=HYPERLINK(1)", "x;=cmd()")  # fmt: skip
 
 
+@pytest.mark.usefixtures("processes")
 def test_names_and_messages_neither_steer_a_terminal_nor_forge_lines_nor_run_in_a_spreadsheet():
     with FakeDatabricks(users=["a", "b"], shape="none") as server:
         for user in "ab":
@@ -890,6 +855,7 @@ def test_names_and_messages_neither_steer_a_terminal_nor_forge_lines_nor_run_in_
                 assert not re.search("(^|;)[=+@-]", row["error"])
 
 
+@pytest.mark.usefixtures("processes")
 def test_display_names_do_not_steer_the_terminal_that_a_list_is_shown_on():
     users = [{"userName": f"u{number}", "displayName": name} for number, name in enumerate(STEERING)]
     with FakeDatabricks(users=users) as server:

@@ -21,7 +21,17 @@ import databricks_user_files_simple as scanner
 import databricks_user_list
 from databricks_user_files_simple import DatabricksClient, InventoryError, load_databricks_config, scan_users
 from tests.fake_databricks import TOKEN_URL, FakeDatabricks, Fault
-from tests.helpers import ROOT, SCANNER, USER_LIST, Result, block_imports, saved_users, true_csv, write_users
+from tests.helpers import (
+    ROOT,
+    SCANNER,
+    USER_LIST,
+    Result,
+    block_imports,
+    saved_users,
+    set_constants,
+    true_csv,
+    write_users,
+)
 
 SECRET = "dose%(host)s-50%-0123456789"
 LIFETIME, DIES_AFTER = 41.0, 2.0
@@ -59,8 +69,7 @@ def run(capsys):
 @pytest.fixture
 def often(monkeypatch):
     """Asks databricks-sdk as often in an hour's life of two seconds as else in an hour."""
-    monkeypatch.setattr(scanner, "HELD_SECONDS", 0.01)
-    monkeypatch.setattr(scanner, "FAILED_SECONDS", 0.0)
+    set_constants(monkeypatch, HELD_SECONDS=0.01, FAILED_SECONDS=0.0)
 
 
 def tokens_asked_for(server):
@@ -178,7 +187,7 @@ def test_a_token_endpoint_that_stays_away_ends_the_run_after_a_quarter_of_an_hou
 
 
 def test_a_token_endpoint_that_never_answers_is_given_up(work, often, monkeypatch):
-    monkeypatch.setattr(scanner, "LOGIN_SECONDS", 0.5)
+    set_constants(monkeypatch, LOGIN_SECONDS=0.5)
     with FakeDatabricks(users=1, **{**LOGIN, "token_lifetime": 30}) as server:  # the SDK wants a new one each time
         work(server)
         config = load_databricks_config("work")

@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections import Counter
+from contextlib import closing, contextmanager
 from email.utils import formatdate
 from functools import partial
 from itertools import pairwise
@@ -29,7 +30,7 @@ from databricks_user_files_simple import (
     scan_workspace,
 )
 from tests.fake_databricks import FakeDatabricks, Fault, dbfs_directory, dbfs_file, workspace_object
-from tests.helpers import SCANNER
+from tests.helpers import SCANNER, set_constants
 from tests.strategies import flatten, plain_count, trees
 
 FILE_SYSTEMS = ("dbfs", "workspace")
@@ -55,16 +56,23 @@ def tick(clock, on_tick):
     on_tick()
 
 
-def scan(server, clock, names=None, threads=16, jitter=1.0, on_tick=lambda: None, **more):
-    """User name -> result of a scan on the fake clock."""
-    client = make_client(server, clock, threads, jitter)
+@contextmanager
+def ended_threads():
+    """Waits for the threads that were started: they use the server."""
     before = threading.enumerate()
     try:
-        results = list(scan_users(names or server.user_names, client.config, threads, client=client,
-                                  on_tick=partial(tick, clock, on_tick), **more))  # fmt: skip
+        yield
     finally:
         for thread in set(threading.enumerate()).difference(before):
             thread.join(10)
+
+
+def scan(server, clock, names=None, threads=16, jitter=1.0, on_tick=lambda: None, **more):
+    """User name -> result of a scan on the fake clock."""
+    client = make_client(server, clock, threads, jitter)
+    with ended_threads():
+        results = list(scan_users(names or server.user_names, client.config, threads, client=client,
+                                  on_tick=partial(tick, clock, on_tick), **more))  # fmt: skip
     assert len(results) == len({result.username for result in results})
     return {result.username: result for result in results}
 
@@ -136,7 +144,9 @@ def wide_server(directories, **more):
 
 
 class Recorder:
-    """A fault that never applies: it notes when and what was asked for, by the fake clock."""
+    """In place of a fault: it never applies, and notes when and what was asked for, by the fake clock."""
+
+    of_workers = False
 
     def __init__(self, clock):
         self.clock = clock
@@ -233,6 +243,14 @@ def test_a_name_given_twice_is_scanned_once(clock):
         results = list(scan_users([ANN, ANN], config, client=make_client(server, clock)))
         assert [result.username for result in results] == [ANN]
         assert set(listings(server).values()) == {1}
+
+
+def test_a_result_comes_before_the_last_user_is_scanned(clock):
+    with FakeDatabricks(users=30, shape="small", shapes={29: "giant"}) as server:
+        client = make_client(server, clock)
+        with ended_threads(), closing(scan_users(server.user_names, client.config, client=client)) as results:
+            assert next(results).username in server.user_names[:29]
+        assert server.total_requests < 3000
 
 
 def test_where_no_more_threads_are_to_be_had_it_goes_on_with_those_there_are(monkeypatch, caplog):
@@ -380,7 +398,7 @@ def test_what_no_retry_can_mend_is_asked_for_once(clock, kind):
 
 
 def test_a_request_that_is_not_answered_is_tried_again(clock, monkeypatch):
-    monkeypatch.setattr(inventory, "READ_SECONDS", 0.1)
+    set_constants(monkeypatch, READ_SECONDS=0.1)
     with small_server() as server:
         server.change(faults=[Fault("hang", seconds=5, api="dbfs", path=f"{HOME}/b", times=2)])
         assert_all_true(server, scan(server, clock))
@@ -566,7 +584,7 @@ def test_no_request_is_delayed_where_there_is_no_429(clock):
 
 
 def test_a_workspace_with_limits_is_scanned_whole(monkeypatch):
-    monkeypatch.setattr(inventory, "RETRIES", dict.fromkeys(inventory.RETRIES, (5, 0.1)))
+    set_constants(monkeypatch, RETRIES=dict.fromkeys(inventory.RETRIES, (5, 0.1)))
     with wide_server(130, limit=100) as server:
         result = scan_user_directory(ANN, config_of(server))
         assert server.statuses[429] > 0

@@ -22,11 +22,13 @@ REFUSED = "403 PERMISSION_DENIED: The caller may not list this path."
 class Folder:
     """A directory: names to folders and files, which are sizes in DBFS, object_types in the Workspace.
 
+    There an object_type may be None: such an entry has to be listed to be known for what it is.
+
     `denied` folders answer 403. `deleted` ones are gone when they are asked for, and then from their parent's listing.
     """
 
     entries: dict = field(default_factory=dict)
-    object_type: str = "DIRECTORY"
+    object_type: str | None = "DIRECTORY"
     git: bool = False
     denied: bool = False
     deleted: bool = False
@@ -93,10 +95,11 @@ class World:
             entries.append(self.entry(file_system, below, value))
             if isinstance(value, Folder):
                 self.add_folder(username, file_system, below, value, found)
-                self.types[username, file_system][value.object_type] += found and not value.deleted
+                if value.object_type:
+                    self.types[username, file_system][value.object_type] += found and not value.deleted
             elif found:
                 self.files.append(self.file(username, file_system, entries[-1]))
-                self.types[username, file_system][value if file_system == "workspace" else "FILE"] += 1
+                self.types[username, file_system][self.files[-1].object_type] += 1
 
     def entry(self, file_system, path, value):
         """A file or folder as the listing of its parent shows it."""
@@ -106,9 +109,11 @@ class World:
         return dbfs_directory(path) if isinstance(value, Folder) else dbfs_file(path, value, 1_600_000_000_000 + value)
 
     def file(self, username, file_system, entry):
+        path = entry["path"]
         if file_system == "dbfs":
-            return File(username, "dbfs", entry["path"], "FILE", entry["file_size"], entry["modification_time"])
-        return File(username, "workspace", entry["path"], entry["object_type"], None, entry.get("modified_at"))
+            return File(username, file_system, path, "FILE", entry["file_size"], entry["modification_time"])
+        object_type = entry.get("object_type", "UNKNOWN")
+        return File(username, file_system, path, object_type, None, entry.get("modified_at"))
 
     def server(self, *faults, **settings):
         """The workspace; `faults` beside those of denied and deleted folders."""
@@ -172,9 +177,10 @@ def deep_folder(file, depth):
 def make_world(bulk=4, directories=10):
     """Users with one oddity each, and `bulk` users with so many directories in each file system."""
     world = World()
-    types = ("FILE", "LIBRARY", "DASHBOARD", "SOMETHING_NEW")
+    types = ("FILE", "LIBRARY", "DASHBOARD", "SOMETHING_NEW", None)
+    objects = Folder({f"a {object_type}": object_type for object_type in types})
     world.add_user("plain@example.com", Folder({"a": Folder({"one": 2**40, "two": 1}), "top": 5, "none": Folder()}),
-                   Folder({"n": "NOTEBOOK", "w": Folder({name: name for name in types})}))  # fmt: skip
+                   Folder({"n": "NOTEBOOK", "w": objects, "untyped": Folder({"n": "NOTEBOOK"}, None)}))  # fmt: skip
     world.add_user("awk ward+o'neil@example.com", awkward_folder(3), awkward_folder("FILE"))
     world.add_user("git@example.com", None, Folder({
         "repo": Folder({"src": Folder({"a.py": "FILE", "n": "NOTEBOOK"})}, "REPO"),
