@@ -51,63 +51,45 @@ def message_of(*arguments, **keywords):
 
 # Precedence
 
+ENVIRONMENT = {"HOST": C, "TOKEN": "of-c"}
+IN_B = f"[DEFAULT]\nhost={B}\ntoken=of-b\n"
+MANY = IN_B + "".join(f"[{name}]\nhost={A}\ntoken=of-{name}\n" for name in "xyz")
+FROM_Z = MANY + "[__settings__]\ndefault_profile = z\n"
 
-def test_command_line_goes_before_profile_and_environment(profiles, environment):
-    profiles(f"[DEFAULT]\nhost={B}\ntoken=of-b\n")
-    environment(HOST=C, TOKEN="of-c")
-    assert login(workspace_url=A, token="of-a") == (A, "of-a")
+
+@pytest.mark.parametrize(("arguments", "variables", "text", "expected"), [
+    ((None, A, "of-a"), ENVIRONMENT, IN_B, (A, "of-a", "command line")),
+    ((), ENVIRONMENT, IN_B, (B, "of-b", "profile DEFAULT in ")),
+    ((), ENVIRONMENT, None, (C, "of-c", "environment")),
+    (("x",), {"CONFIG_PROFILE": "y"}, FROM_Z, (A, "of-x", "profile x in ")),
+    ((), {"CONFIG_PROFILE": "y"}, FROM_Z, (A, "of-y", "profile y in ")),
+    ((), {}, FROM_Z, (A, "of-z", "profile z in ")),
+    ((), {"CONFIG_PROFILE": "", "HOST": "", "TOKEN": ""}, MANY, (B, "of-b", "profile DEFAULT in ")),
+    ((), {"HOST": B, "WORKSPACE_URL": A, "TOKEN": "t"}, None, (A, "t", "environment")),
+    ((), ENVIRONMENT, "", (C, "of-c", "environment")),
+    ((), ENVIRONMENT, "[DEFAULT]\n", (C, "of-c", "environment")),  # as the CLI begins a new file
+    ((), ENVIRONMENT, f"# none\n[x]\nhost={A}\ntoken=t\n", (C, "of-c", "environment")),
+    ((None, B), ENVIRONMENT | {"HOST": B}, f"[DEFAULT]\nhost={A}\ntoken=t\n", (B, "of-c", "environment")),
+    ((None, B), {"TOKEN": "of-c"}, f"[DEFAULT]\nhost={A}\ntoken=t\n", (B, "of-c", "environment")),
+    ((None, "b.cloud.databricks.com/browse?o=7"), {}, IN_B, (B, "of-b", "profile DEFAULT in ")),
+    (("DEFAULT", "B.cloud.databricks.com"), {}, IN_B, (B, "of-b", "profile DEFAULT in ")),
+])  # fmt: skip
+def test_which_login_is_taken(profiles, environment, arguments, variables, text, expected):
+    if text is not None:
+        profiles(text)
+    environment(**variables)
+    config = load_databricks_config(*arguments)
+    assert (config.host, config.token) == expected[:2]
+    assert config.source.startswith(expected[2])
+
+
+def test_the_profile_file_is_at_home_or_where_a_variable_says(tmp_path, monkeypatch):
+    (tmp_path / "home" / "mine.cfg").write_text(IN_B)
+    monkeypatch.setenv("DATABRICKS_CONFIG_FILE", "~/mine.cfg")
     assert login() == (B, "of-b")
-    os.unlink(os.environ["DATABRICKS_CONFIG_FILE"])
-    assert login() == (C, "of-c")
-
-
-def test_profile_goes_option_variable_default_profile_default(profiles, environment, monkeypatch):
-    names = ("DEFAULT", "x", "y", "z")
-    sections = "".join(f"[{name}]\nhost=https://{name.lower()}.net\ntoken=of-{name}\n" for name in names)
-    profiles(sections + "[__settings__]\ndefault_profile = z\n")
-    environment(CONFIG_PROFILE="y")
-    assert login("x") == ("https://x.net", "of-x")
-    assert login() == ("https://y.net", "of-y")
-    monkeypatch.delenv("DATABRICKS_CONFIG_PROFILE")
-    assert login() == ("https://z.net", "of-z")
-    profiles(sections)
-    assert login() == ("https://default.net", "of-DEFAULT")
-
-
-def test_workspace_url_variable_goes_before_host(environment):
-    environment(HOST=B, WORKSPACE_URL=A, TOKEN="t")
-    assert login() == (A, "t")
-
-
-def test_empty_variables_are_no_variables(profiles, environment):
-    profiles(f"[DEFAULT]\nhost={B}\ntoken=of-b\n")
-    environment(CONFIG_PROFILE="", WORKSPACE_URL="", HOST="", TOKEN="")
-    assert login() == (B, "of-b")
-
-
-def test_home_has_the_profile_file_when_none_is_named(tmp_path, monkeypatch):
     monkeypatch.delenv("DATABRICKS_CONFIG_FILE")
     (tmp_path / "home" / ".databrickscfg").write_text(f"[DEFAULT]\nhost={A}\ntoken=at-home\n")
     assert login() == (A, "at-home")
-
-
-def test_config_file_variable_may_begin_with_tilde(tmp_path, environment):
-    (tmp_path / "home" / "mine.cfg").write_text(f"[DEFAULT]\nhost={A}\ntoken=mine\n")
-    environment(CONFIG_FILE="~/mine.cfg")
-    assert login() == (A, "mine")
-
-
-@pytest.mark.parametrize("source", ["command line", "profile x in", "environment"])
-def test_source_says_where_the_login_comes_from(source, profiles, environment):
-    if source == "command line":
-        config = load_databricks_config(None, A, "t")
-    elif source == "environment":
-        environment(HOST=A, TOKEN="t")
-        config = load_databricks_config()
-    else:
-        profiles(f"[x]\nhost={A}\ntoken=t\n")
-        config = load_databricks_config("x")
-    assert config.source.startswith(source)
 
 
 # What a profile file holds
@@ -215,20 +197,6 @@ def test_without_a_profile_file_the_environment_serves_a_named_profile_with_a_wa
     assert "--profile is not used" in caplog.text
 
 
-def test_without_a_profile_file_and_a_named_profile_there_is_no_warning(environment, caplog):
-    environment(HOST=A, TOKEN="t")
-    assert login() == (A, "t")
-    assert not caplog.records
-
-
-@pytest.mark.parametrize("text", ["", "[DEFAULT]\n", "[x]\nhost=https://x.net\ntoken=t\n", "# only a comment\n"])
-def test_without_a_default_profile_the_environment_serves(profiles, environment, text, caplog):
-    profiles(text)  # the CLI writes an empty [DEFAULT] into a new file
-    environment(HOST=A, TOKEN="t")
-    assert login() == (A, "t")
-    assert not caplog.records
-
-
 # A token goes only where it belongs
 
 
@@ -250,6 +218,7 @@ def test_the_profile_token_goes_to_its_own_host_only(profiles, environment, opti
     else:
         text = message_of(*arguments)
         assert not [word for word in ("of-a", "of-b", "of-c") if word in text]
+        assert "--workspace-url" in text if token else A in text and C in text or not named
 
 
 @pytest.mark.parametrize(("configured", "option", "expected"), [
@@ -270,38 +239,6 @@ def test_the_environment_token_goes_to_its_own_host_only(environment, configured
         assert login(workspace_url=option) == expected
     else:
         message_of(workspace_url=option)
-
-
-@pytest.mark.parametrize("where", ["profile", "environment", "nowhere"])
-def test_a_token_option_alone_is_refused_and_not_shown(profiles, environment, where):
-    if where == "profile":
-        profiles(f"[DEFAULT]\nhost={A}\ntoken=of-a\n")
-    if where == "environment":
-        environment(HOST=A)
-    text = message_of(token=SECRET)
-    assert SECRET not in text
-    assert "--workspace-url" in text
-
-
-def test_an_option_url_that_is_the_profiles_takes_its_token(profiles):
-    profiles(f"[DEFAULT]\nhost={A}/\ntoken=of-a\n")
-    assert login(workspace_url="a.cloud.databricks.com/browse?o=7") == (A, "of-a")
-    assert login("DEFAULT", "A.cloud.databricks.com") == (A, "of-a")
-
-
-def test_a_named_profile_of_another_host_is_an_error_even_with_an_environment_login(profiles, environment):
-    profiles(f"[p]\nhost={A}\ntoken=of-a\n")
-    environment(HOST=B, TOKEN="of-b")
-    text = message_of("p", B)
-    assert A in text
-    assert B in text
-
-
-@pytest.mark.parametrize("variables", [{"TOKEN": "of-env"}, {"HOST": B, "TOKEN": "of-env"}])
-def test_a_default_profile_of_another_host_leaves_the_url_to_the_environment(profiles, environment, variables):
-    profiles(f"[DEFAULT]\nhost={A}\ntoken=of-a\n")
-    environment(**variables)
-    assert login(workspace_url=B) == (B, "of-env")
 
 
 def test_the_same_host_with_another_port_is_another_host(environment):
