@@ -840,7 +840,11 @@ class DatabricksClient:
         """The answer, for its status and headers, and its body as read_body() has it."""
         url = self.config.host + api_path
         request = requests.Request("GET", url, self.headers, params=params, auth=partial(authorize, token)).prepare()
-        with self.adapter.send(request, timeout=(CONNECT_SECONDS, READ_SECONDS), **self.settings) as response:
+        try:
+            sent = self.adapter.send(request, timeout=(CONNECT_SECONDS, READ_SECONDS), **self.settings)
+        except TypeError:  # from within requests, where the URL of a proxy has no host
+            raise requests.exceptions.InvalidProxyURL from None
+        with sent as response:
             self.reached = True
             return response, read_body(response)
 
@@ -884,7 +888,9 @@ class DatabricksClient:
         chain = causes(error)
         log.debug("%s: %s", path, ", from ".join(type(link).__name__ for link in chain))
         message = "the connection broke off"
-        if isinstance(error, requests.ConnectTimeout):
+        if isinstance(error, (requests.exceptions.InvalidSchema, requests.exceptions.InvalidURL)):
+            message = "no connection through the proxy"
+        elif isinstance(error, requests.ConnectTimeout):
             message = f"no connection within {CONNECT_SECONDS} s"
         elif isinstance(error, (requests.ReadTimeout, urllib3.exceptions.TimeoutError)):
             message = f"no answer within {READ_SECONDS} s"
@@ -896,7 +902,22 @@ class DatabricksClient:
                     message = one_line(self.mask(str(link.strerror or link)), 300)
         no_bundle = type(error) is OSError and not error.errno  # requests, where REQUESTS_CA_BUNDLE names no file
         unreachable = no_bundle or any(isinstance(link, NO_CONNECTION) for link in chain)
+        if unreachable:
+            message = f"{message}; {self.remedy(chain)}"
         return DatabricksError("connection", message, path, unreachable=unreachable)
+
+    def remedy(self, chain: list[BaseException]) -> str:
+        """What to look at where no connection came about; no proxy's URL, which may have a password."""
+        for link in chain:
+            if isinstance(link, requests.exceptions.SSLError) or type(link) is OSError:
+                bundle = self.settings["verify"]
+                named = bundle if isinstance(bundle, str) else "none"
+                return f"REQUESTS_CA_BUNDLE (now: {named}) has to name a PEM file with the certificate's authority"
+            if isinstance(link, requests.exceptions.InvalidSchema):
+                return "HTTPS_PROXY or ALL_PROXY names a SOCKS proxy: pip install 'requests[socks]'"
+            if isinstance(link, requests.exceptions.InvalidURL):
+                return "HTTPS_PROXY or ALL_PROXY is no URL of a proxy, which looks like http://proxy.example.com:3128"
+        return "check the URL, the network and the proxy"
 
     def mask(self, text: str) -> str:
         """The text without the tokens in it, as they are or percent-encoded."""
@@ -1064,7 +1085,7 @@ def run_error(error: DatabricksError, config: DatabricksConfig) -> InventoryErro
     if error.kind == "login":
         return InventoryError(f"{place} does not accept the token of {config.source} ({error}): renew it")
     if error.unreachable:
-        return InventoryError(f"{place} cannot be reached ({error}): check the URL, the network and the proxy")
+        return InventoryError(f"{place} cannot be reached: {error}")
     return InventoryError(f"{place} gave no proper answer: {error}")
 
 

@@ -532,4 +532,4 @@ def test_connections_are_used_again(clock):
 @pytest.mark.skipif(os.name == "nt", reason="the message is the system's")
 def test_a_refused_connection_is_named_in_few_words(clock):
     client = client_of(f"http://127.0.0.1:{free_port()}", clock)
-    assert str(fail(client)) == "Connection refused"
+    assert str(fail(client)) == "Connection refused; check the URL, the network and the proxy"

@@ -21,6 +21,7 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import chain, repeat
 from pathlib import Path
 from urllib.parse import parse_qs, quote, urlsplit
@@ -666,16 +667,23 @@ def empty_workspace(api, path):
 @pytest.mark.parametrize("variables", [
     {}, {"SSL_CERT_FILE": "CERTIFICATE", "SSL_CERT_DIR": "FOLDER"}, {"PYTHONHTTPSVERIFY": "0"},
     {"REQUESTS_CA_BUNDLE": "", "CURL_CA_BUNDLE": ""}, {"DATABRICKS_INSECURE_SKIP_VERIFY": "1", "NODE_TLS_REJECT": "0"},
-    {"REQUESTS_CA_BUNDLE": "OTHER"}, {"REQUESTS_CA_BUNDLE": "/missing.pem"},
+    {"REQUESTS_CA_BUNDLE": "OTHER"}, {"REQUESTS_CA_BUNDLE": "/missing.pem"}, {"REQUESTS_CA_BUNDLE": "EMPTY"},
+    {"REQUESTS_CA_BUNDLE": "HTML"}, {"CURL_CA_BUNDLE": "DER"},
 ], ids=" ".join)  # fmt: skip
-def test_a_server_with_an_unknown_certificate_is_refused_and_gets_no_token(certificate, variables):
+def test_a_server_with_an_unknown_certificate_is_refused_and_gets_no_token(certificate, variables, tmp_path):
     words = {"CERTIFICATE": str(certificate), "FOLDER": str(certificate.parent), "OTHER": requests.certs.where()}
+    der = ssl.PEM_cert_to_DER_cert(certificate.read_text())
+    for name, data in (("EMPTY", b""), ("HTML", b"<html></html>"), ("DER", der)):
+        words[name] = str(tmp_path / name)
+        Path(words[name]).write_bytes(data)
     with RawServer(empty_workspace, certificate) as server:
         ended = run(server, "a", environment={name: words.get(text, text) for name, text in variables.items()})
         assert server.heads == []
     assert ended.code == 2, ended
     assert "certificate" in ended.err.lower()
     assert "cannot be reached" in ended.err
+    bundle = variables.get("REQUESTS_CA_BUNDLE") or variables.get("CURL_CA_BUNDLE") or "none"
+    assert f"REQUESTS_CA_BUNDLE (now: {words.get(bundle, bundle)}) has to name" in ended.err
     assert ended.seconds < 5, ended
 
 
@@ -758,6 +766,23 @@ def test_a_proxy_that_answers_a_page_ends_the_run_in_a_line(kind):
     assert "pass-word" not in ended.err
     assert "Traceback" not in ended.err
     assert ended.seconds < 10, ended
+
+
+@pytest.mark.parametrize("name", ["HTTPS_PROXY", "ALL_PROXY"])
+@pytest.mark.parametrize(("url", "says"), [
+    ("socks5://me:pass-word@127.0.0.1:9", "pip install 'requests[socks]'"),
+    ("http://me:pass-word@", "is no URL of a proxy"), ("ftp://pass-word:1", "is no URL of a proxy"),
+    ("127.0.0.1:pass-word", "is no URL of a proxy"), ("http://[pass-word", "is no URL of a proxy"),
+])  # fmt: skip
+def test_a_proxy_that_is_none_is_told_from_the_network_and_not_shown(command, name, url, says):
+    if says.startswith("pip") and find_spec("socks"):
+        pytest.skip("the package for SOCKS is there")
+    words = ("--workspace-url", "https://127.0.0.1:9", "--token", "t")
+    done = command(USER_LIST, *words, env={name: url})
+    assert done.code == 2, done
+    assert says in done.err
+    assert "pass-word" not in done.err
+    assert len(done.err.splitlines()) == 2
 
 
 @pytest.mark.usefixtures("processes")
