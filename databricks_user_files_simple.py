@@ -2641,10 +2641,9 @@ class Output:
 
 def open_place(path: str) -> Any:
     """A context manager with the file to write to."""
-    stream = own_stream(path)
-    if stream == 1 and sys.stdout is not sys.__stdout__:  # a notebook's, whose descriptor is not the cell's output
+    if path == "-" and sys.stdout is not sys.__stdout__:  # a notebook's, whose descriptor is not the cell's output
         return nullcontext(sys.stdout)
-    if stream:
+    if stream := own_stream(path):
         return open_text(os.dup(stream), "w")
     if is_written_in_place(path):
         return open_text(path, "w")

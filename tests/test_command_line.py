@@ -524,6 +524,16 @@ def test_a_file_that_is_mounted_read_only_is_found_out_before_the_scan(command, 
     assert quiet_server.total_requests == asked
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="/dev/full is Linux's")
+def test_of_two_outputs_the_one_that_cannot_be_written_is_named(command, login, tmp_path, quiet_server):
+    """Rows more than a buffer holds, so that it comes to light while the other one is written, too."""
+    words = (*map(str, range(900)), "-o", "/dev/full", "--details", "details.json")
+    result = command(SCANNER, *words, env=login(quiet_server))
+    assert result.code == 2, result
+    assert result.err.splitlines()[-1] == "error: /dev/full cannot be written: No space left on device"
+    assert files_below(tmp_path) == ["home"]
+
+
 CLOSED = {"a full disk": "{} >/dev/full", "closed": "{} >&-", "no reader": "{} | true; exit ${{PIPESTATUS[0]}}"}
 
 
