@@ -566,7 +566,7 @@ class Login:
         self.lock = threading.Lock()
         self.sdk: Any = None
         self.token = ""
-        self.failure: tuple[str, str] | None = None  # kind and message
+        self.failure: tuple[ErrorKind, str] | None = None  # kind and message
         self.fresh_until = -math.inf
 
     def config(self) -> DatabricksConfig:
@@ -612,13 +612,13 @@ class Login:
             raise InventoryError(f"{self.source} has a login ({sdk.auth_type}) that gives no token")
         return sdk, check_token(token, f"the token of {self.source}")
 
-    def explain(self, error: Exception) -> tuple[str, str]:
+    def explain(self, error: Exception) -> tuple[ErrorKind, str]:
         """Kind and message of a failure: the SDK's words, without the secrets that it, or who answered it, repeats."""
         text = str(error).partition(". Config: ")[0]
         for name, value in (*os.environ.items(), *(self.values or {}).items()):
             if re.search("secret|token|password|credentials", name, re.I) and len(value) > 7:
                 text = text.replace(value, "***")
-        kind = "login" if re.search(REFUSED_LOGIN, text) else "connection"
+        kind: ErrorKind = "login" if re.search(REFUSED_LOGIN, text) else "connection"
         remedy = (
             f"can {self.host or 'the workspace'} be reached, and is this login still good "
             "(client_id and client_secret, `databricks auth login`, `az login`)?"
