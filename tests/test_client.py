@@ -15,6 +15,7 @@ from functools import partial
 import pytest
 import requests
 import responses
+import urllib3
 
 import databricks_user_files_simple as inventory
 from databricks_user_files_simple import (
@@ -97,13 +98,10 @@ def test_waits_double_and_end(kind, waits):
 
 @pytest.mark.parametrize(("attempts", "asked", "jitter", "wait"), [
     (1, 30.0, 0.0, 30.0), (1, 30.0, 1.0, 30.0), (4, 30.0, 1.0, 32.0), (4, 30.0, 0.0, 30.0), (1, 1.0, 0.0, 2.0),
+    (0, 0.0, 0.0, 2.0), (0, 0.0, 1.0, 4.0),  # a 429 that used up no attempt
 ])  # fmt: skip
 def test_retry_after_is_a_lower_bound(attempts, asked, jitter, wait):
     assert retry_wait(error("rate limit", asked), attempts, jitter) == wait
-
-
-def test_a_429_that_used_up_no_attempt_still_waits():
-    assert 2.0 <= retry_wait(error("rate limit"), 0, 0.0) <= 4.0
 
 
 @pytest.mark.parametrize(("rate", "limited", "achieved", "quiet", "low", "high"), [
@@ -189,16 +187,6 @@ def test_what_came_back_decides_how_often_it_is_tried(service, client, clock, an
     assert client.statistics["retries"] == len(waits)
 
 
-@pytest.mark.parametrize("first", [
-    {"status": 429, "json": LIMITED}, {"status": 503, "body": b""}, {"status": 200, "body": b"no"},
-    requests.ReadTimeout("timed out"), {"status": 503, "json": SLOW},
-])  # fmt: skip
-def test_a_success_after_a_retry_is_the_answer(service, client, first):
-    add(service, first, DONE)
-    assert ask(client) == {"done": True}
-    assert len(service.calls) == 2
-
-
 @pytest.mark.parametrize(("status", "header", "wait"), [
     (429, "30", 30), (503, "30", 30), (429, "3", 4), (429, "0", 4), (429, "-5", 4), (429, "500", 120),
     (503, "99999999999999999999", 120), (429, "9" * 5000, 4), (429, "soon", 4), (429, "", 4), (429, "1e9", 4),
@@ -257,30 +245,6 @@ def test_an_error_carries_status_code_message_and_path(service, client):
     assert (caught.message, caught.path) == ("broken disk", "/Users/a/b")
 
 
-@pytest.mark.parametrize("answer", [
-    {"status": 400, "json": {"error_code": SECRET, "message": "x"}},
-    {"status": 400, "json": {"error_code": "X", "message": f"token {SECRET} is odd"}},
-    {"status": 400, "json": {"detail": f"Bearer {SECRET}"}},
-    {"status": 400, "json": {"error": SECRET}},
-    {"status": 400, "json": {"scimType": SECRET, "detail": "x"}},
-    {"status": 400, "body": f"Bearer {SECRET}".encode()},
-    {"status": 400, "body": f"<html><title>{SECRET}</title></html>".encode()},
-    {"status": 400, "body": b"x" * 280 + SECRET.encode()},
-    {"status": 302, "headers": {"Location": f"https://x.net/?token={SECRET}"}},
-    {"status": 503, "json": {"message": f"{SECRET} {SLOW['message']}"}},
-    OSError(5, f"Bearer {SECRET} broke"),
-])  # fmt: skip
-def test_an_echoed_token_is_not_shown(service, client, answer):
-    add(service, *[answer] * 5)
-    text = str(fail(client))
-    assert SECRET[:8] not in text
-
-
-def test_an_echoed_token_is_not_in_the_traceback_of_a_malformed_answer(service, client):
-    add(service, *[{"status": 200, "body": f"your token is {SECRET}".encode()}] * 5)
-    assert SECRET not in str(fail(client))
-
-
 @pytest.mark.parametrize("text", [
     "a\nb", "a\r\n\r\nb", "a\x1b[31mb", "a\x00b", "a\u2028b\u2029c", "a\x85b", "x" * 100_000,
 ])  # fmt: skip
@@ -291,25 +255,7 @@ def test_messages_are_one_short_line_without_control_characters(service, client,
     assert shown.isprintable()
 
 
-@pytest.mark.parametrize("body", [
-    b"null", b"[]", b"1", b'{"message": null}', b'{"message": {"a": 1}}', b'{"error_code": ["x"], "message": 3}',
-    b"\xff\xfe", b"",
-])  # fmt: skip
-def test_any_error_body_makes_an_error(service, client, body):
-    add(service, {"status": 400, "body": body})
-    assert fail(client).status == 400
-
-
 # Real connections
-
-
-def test_a_redirect_is_not_followed(clock):
-    with FakeDatabricks(users=0, faults=[Fault("redirect", location="/elsewhere")]) as server:
-        _, get = at_server(server, clock)
-        with pytest.raises(DatabricksError) as caught:
-            get()
-        assert caught.value.status == 302
-        assert server.requests == {("dbfs", "/Users/a"): 1}
 
 
 GATEWAY_FORMS = (*FORMS, "utf-16 bom gzip", "bom", "utf-16")
@@ -354,6 +300,8 @@ def test_a_silent_server_times_out(clock, monkeypatch):
 
 def test_a_dripping_server_times_out(clock, monkeypatch):
     set_constants(monkeypatch, BODY_SECONDS=0.2)
+    if not hasattr(urllib3.HTTPResponse, "read1"):
+        pytest.skip("urllib3 1.26 looks at the clock only after each piece of 16 KB")
     with FakeDatabricks(users=0, faults=[Fault("drip", seconds=0.05, times=1)]) as server:
         server.add_tree("dbfs", {"/Users/a": [dbfs_file("/Users/a/f", 1)]})  # about 5 s long
         client = DatabricksClient(DatabricksConfig(server.url, server.settings.token))
@@ -460,45 +408,6 @@ def test_a_refused_connection_later_is_tried_five_times(clock):
     assert caught.value.kind == "connection"
     assert clock.waits == SERVER_WAITS
     assert client.statistics["requests"] == 6
-
-
-@pytest.mark.parametrize("variable", [None, "NETRC"])
-def test_netrc_does_not_replace_the_token(clock, tmp_path, monkeypatch, variable):
-    path = tmp_path / ("netrc" if variable else "home/.netrc")
-    path.write_text("machine 127.0.0.1 login someone password wrong\ndefault login someone password wrong\n")
-    path.chmod(0o600)
-    if variable:
-        monkeypatch.setenv(variable, str(path))
-    with FakeDatabricks(users=0) as server:
-        server.add_tree("dbfs", {"/Users/a": []})
-        assert requests.get(server.url + LIST, headers=server.headers, timeout=5).status_code == 403  # it would
-        _, get = at_server(server, clock)
-        assert get() == {}
-
-
-def test_proxies_are_those_of_the_environment(clock, monkeypatch):
-    """A fake server as the proxy: asked for a tunnel, which it does not know."""
-    with FakeDatabricks(users=0) as server:
-        monkeypatch.setenv("https_proxy", server.url)
-        caught = fail(client_of("https://localhost:9", clock, "dapi-fake-token"))
-        assert caught.unreachable
-        assert "403" in str(caught)
-        assert server.requests == {("other", "localhost:9"): 1}
-
-
-def test_no_proxy_is_obeyed(clock, monkeypatch):
-    with FakeDatabricks(users=0) as server:
-        server.add_tree("dbfs", {"/Users/a": []})
-        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
-        monkeypatch.setenv("no_proxy", "127.0.0.1")
-        _, get = at_server(server, clock)
-        assert get() == {}
-
-
-def test_a_ca_bundle_is_that_of_the_environment(monkeypatch, tmp_path):
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "ca.pem"))
-    client = DatabricksClient(DatabricksConfig("https://localhost:9", SECRET))
-    assert client.settings["verify"] == str(tmp_path / "ca.pem")
 
 
 def test_a_name_that_is_no_unicode_is_refused_without_a_request(clock):

@@ -260,7 +260,7 @@ def test_a_server_whose_first_answer_does_not_end_ends_the_run(script, kind):
 @needs_posix
 @pytest.mark.soak
 def test_large_listings_for_all_threads_at_once_take_bounded_memory():
-    """Sixteen listings of 60 MB, of half a million files each."""
+    """Sixteen listings of 30 MB, of a quarter of a million files each."""
     piece = b'{"path": "%s/%010d", "is_dir": false, "file_size": 1234, "modification_time": 1700000000000},'
 
     def script(api, path):
@@ -268,14 +268,14 @@ def test_large_listings_for_all_threads_at_once_take_bounded_memory():
             yield ADMIN
             return
         yield head() + b'{"files": ['
-        for start in range(0, 500_000, 1000):
+        for start in range(0, 250_000, 1000):
             yield b"".join(piece % (path.encode(), number) for number in range(start, start + 1000))
-        yield (piece % (path.encode(), 500_000)).rstrip(b",") + b"]}"
+        yield (piece % (path.encode(), 250_000)).rstrip(b",") + b"]}"
 
     with RawServer(script) as server:
         ended = run(server, *[f"u{number}" for number in range(16)], "--dbfs-only", limit=300)
     assert ended.code == 0, ended
-    assert {row["file_count"] for row in rows_of(ended.out).values()} == {"500001"}
+    assert {row["file_count"] for row in rows_of(ended.out).values()} == {"250001"}
     assert ended.megabytes < 1000, ended
 
 
@@ -783,15 +783,6 @@ def test_a_proxy_that_is_none_is_told_from_the_network_and_not_shown(command, na
     assert says in done.err
     assert "pass-word" not in done.err
     assert len(done.err.splitlines()) == 2
-
-
-@pytest.mark.usefixtures("processes")
-def test_a_page_in_place_of_every_listing_is_an_error_for_every_user():
-    with RawServer(lambda api, _: [ADMIN if api == "Me" else answer(PAGE)]) as server:
-        ended = run(server, "a", "b", changes=HURRIED)
-    assert ended.code == 1, ended
-    assert {row["status"] for row in rows_of(ended.out).values()} == {"error"}
-    assert "an HTML page" in ended.err or "an HTML page" in ended.out.decode()
 
 
 @pytest.mark.usefixtures("processes")
