@@ -112,6 +112,12 @@ class RawServer:
             thread.join()
 
 
+def homes_of(names, script):
+    """A server whose caller is an admin, with the homes of these; script(api, path) gives the pieces of listings."""
+    fixed = {"Me": [ADMIN], "/Users": [folders(*[f"/Users/{name}" for name in names])]}
+    return RawServer(lambda api, path: fixed.get(api) or fixed.get(path) or script(api, path))
+
+
 # The commands as processes
 
 HURRIED = {"READ_SECONDS": 0.4, "BODY_SECONDS": 0.8, "RETRIES": dict.fromkeys(scanner.RETRIES, (1, 0.0)),
@@ -263,17 +269,15 @@ def test_large_listings_for_all_threads_at_once_take_bounded_memory():
     """Sixteen listings of 30 MB, of a quarter of a million files each."""
     piece = b'{"path": "%s/%010d", "is_dir": false, "file_size": 1234, "modification_time": 1700000000000},'
 
-    def script(api, path):
-        if api == "Me":
-            yield ADMIN
-            return
+    def script(_, path):
         yield head() + b'{"files": ['
         for start in range(0, 250_000, 1000):
             yield b"".join(piece % (path.encode(), number) for number in range(start, start + 1000))
         yield (piece % (path.encode(), 250_000)).rstrip(b",") + b"]}"
 
-    with RawServer(script) as server:
-        ended = run(server, *[f"u{number}" for number in range(16)], "--dbfs-only", limit=300)
+    names = [f"u{number}" for number in range(16)]
+    with homes_of(names, script) as server:
+        ended = run(server, *names, "--dbfs-only", limit=300)
     assert ended.code == 0, ended
     assert {row["file_count"] for row in rows_of(ended.out).values()} == {"250001"}
     assert ended.megabytes < 1000, ended
@@ -346,12 +350,10 @@ def test_a_listing_that_leads_astray_is_an_error_and_nothing_outside_the_home_is
     names = [f"u{number}" for number in range(len(BAD_LISTINGS))]
     scripts = dict(zip((f"/Users/{name}" for name in names), BAD_LISTINGS.values(), strict=True))
 
-    def script(api, path):
-        if api == "Me":
-            return [ADMIN]
+    def script(_, path):
         return [scripts[path](path) if path in scripts else answer(b"{}", "403 Forbidden")]
 
-    with RawServer(script) as server:
+    with homes_of(names, script) as server:
         ended = run(server, *names, "--dbfs-only", changes=HURRIED | {"LONGEST_OUTAGE": 60.0})
     assert ended.code == 1, ended
     assert "Traceback" not in ended.err
@@ -363,7 +365,7 @@ def test_a_listing_that_leads_astray_is_an_error_and_nothing_outside_the_home_is
 @pytest.mark.usefixtures("processes")
 def test_of_a_key_given_twice_the_last_one_counts():
     body = b'{"files": [{"path": "/Shared", "path": "/Users/a/x", "is_dir": true, "is_dir": false, "file_size": 7}]}'
-    with RawServer(lambda api, _: [ADMIN if api == "Me" else answer(body)]) as server:
+    with homes_of("a", lambda *_: [answer(body)]) as server:
         ended = run(server, "a", "--dbfs-only")
     assert ended.code == 0, ended
     assert rows_of(ended.out)["a"]["total_size"] == "7"
@@ -386,10 +388,10 @@ def test_sums_beyond_64_bits_are_saved_and_written(command, login):
 
 @pytest.mark.usefixtures("processes")
 def test_a_tree_without_an_end_ends_the_run_and_names_the_user():
-    def script(api, path):
-        return [ADMIN if api == "Me" else folders(*[f"{path}/{number}" for number in range(500 * (path[-1] != "b"))])]
+    def script(_, path):
+        return [folders(*[f"{path}/{number}" for number in range(500 * (path[-1] != "b"))])]
 
-    with RawServer(script) as server:
+    with homes_of("ab", script) as server:
         ended = run(server, "b", "a", "--dbfs-only", "-o", "out.csv", changes={"MOST_WAITING": 20_000})
         assert ended.code == 2, ended
         assert "/Users/a" in ended.err
@@ -403,17 +405,12 @@ def test_a_tree_without_an_end_ends_the_run_and_names_the_user():
 @needs_posix
 @pytest.mark.soak
 def test_a_million_waiting_directories_take_bounded_memory():
-    def script(api, path):
-        if api == "Me":
-            return [ADMIN]
-        return entries_of(path, 400_000)
-
-    def entries_of(path, number):
+    def script(_, path, number=400_000):
         yield head() + b'{"files": ['
         yield b",".join(b'{"path": "%s/%010d", "is_dir": true, "file_size": 0}' % (path.encode(), at)
                         for at in range(number)) + b"]}"  # fmt: skip
 
-    with RawServer(script) as server:
+    with homes_of("a", script) as server:
         ended = run(server, "a", "--dbfs-only", "--threads", "1", limit=120)
     assert ended.code == 2, ended
     assert "1,000,000 directories" in ended.err
@@ -475,10 +472,7 @@ def test_a_token_that_answers_repeat_is_shown_and_saved_nowhere(token, words):
     answers = {f"/Users/u{number}": data for number, data in enumerate(echoes(token))}
     names = [path.rpartition("/")[2] for path in answers]
 
-    def script(api, path):
-        return [ADMIN if api == "Me" else answers.get(path, answer())]
-
-    with RawServer(script) as server:
+    with homes_of(names, lambda _, path: [answers.get(path, answer())]) as server:
         outputs = ("-o", "out.csv", "--details", "details", "--checkpoint", scanner.CHECKPOINT_FILE)
         ended = run(server, *names, "--dbfs-only", *outputs, *words, token=token,
                     changes=HURRIED | {"LONGEST_OUTAGE": 60.0})  # fmt: skip
