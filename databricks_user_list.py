@@ -74,18 +74,24 @@ def list_pages(client: DatabricksClient, most: int | None, active_only: bool) ->
     services that ignore startIndex, sort each page anew or repeat users: two pages that bring nobody new are the end.
     """
     users: dict[str, dict[str, str]] = {}
-    start, total, wanted, idle, told_at = 1, 0, 0, 0, client.clock()
+    start = 1
+    total = 0
+    wanted = 0
+    idle = 0  # pages in a row that brought nobody new
+    told_at = client.clock()
     while most is None or wanted < most:
         count = PAGE_SIZE if most is None else min(PAGE_SIZE, most - wanted)
         page = client.get(USERS_PATH, {"attributes": ATTRIBUTES, "startIndex": start, "count": count}, parse_page)
         total = max(total, page["totalResults"])
-        rows = [user_row(user) for user in page["Resources"]]
-        new = {key: row for row in rows if (key := row["user_id"] or row["username"]) not in users}
-        users |= new
-        wanted += sum(is_wanted(row, active_only) for row in new.values())
-        start += len(rows)
-        idle = 0 if new else idle + 1
-        if not rows or idle == 2:
+        found = page["Resources"]
+        known = len(users)
+        for user in found:
+            row = user_row(user)
+            users.setdefault(row["user_id"] or row["username"], row)
+        wanted = sum(is_wanted(row, active_only) for row in users.values())
+        start += len(found)
+        idle = idle + 1 if len(users) == known else 0
+        if not found or idle == 2:
             return users, total
         if client.clock() - told_at >= TOLD_SECONDS:
             told_at = client.clock()
