@@ -9,7 +9,6 @@ scan_users(usernames, load_databricks_config()) yields a UserResult for each use
 from __future__ import annotations
 
 import argparse
-import atexit
 import configparser
 import csv
 import heapq
@@ -95,7 +94,8 @@ RETRIES = {  # kind of error: attempts in all, seconds before the second (double
     "rate limit": (5, 4.0),
     "server": (5, 2.0),
     "connection": (5, 2.0),
-    "malformed": (5, 2.0),
+    "malformed": (5, 2.0),  # no JSON
+    "unexpected": (5, 2.0),  # JSON, but not what was asked for
     "too slow": (2, 2.0),
 }
 FIRST_RATE = 20.0  # requests/s after the first 429 (50 ms apart), unless more was just being achieved
@@ -107,13 +107,21 @@ DEFAULT_THREADS, MOST_THREADS = 16, 64
 OPEN_USERS = 500  # scanned at the same time at most: bounds the memory, and what a crash can lose
 CHECKPOINT_FILE = ".checkpoint_progress.json"
 SYNC_SECONDS = 1.0
-FIRST_BATCH_SECONDS, LONGEST_BATCH_SECONDS = 1.0, 20.0  # of listing, in one Spark query
-LARGEST_BATCH, LARGEST_REPORT = 500, 50_000  # directories that a batch takes along, and hands back
-LOWEST_BATCH_RATE = 2.0  # requests/s that a batch must be left, or fewer run at once
-SILENT_SECONDS = 2 * READ_SECONDS + 60.0  # after its end, until a batch counts as lost
+# Batches for a cluster. A Spark query costs about 0.1 s beyond its requests.
+CLUSTER_DELAY = 2.0  # seconds from the start; most runs on a few users end before, and pyspark takes a second to import
+SMALLEST_BATCH, LARGEST_BATCH = 8, 128  # directories; narrow trees have no more ready than the former
+FIRST_BATCH_SECONDS, BATCH_SECONDS = 0.5, 2.0  # of asking, the former until every slot has been tried
+GRACE_SECONDS = 5.0  # after which a worker waits no longer for what is under way
+OVERDUE_SECONDS = 10.0  # after its time, until what a batch has is listed here
+LOWEST_BATCH_RATE = 5.0  # requests/s of an API: less is better kept here
+MOST_IN_FLIGHT = 256  # requests, over all hands
+LARGEST_BODIES, LARGEST_REPORT = 8 * 1024**2, 64 * 1024**2  # bytes in a report, as they came and unzipped
+WORKER_FAILURES = 3  # in a row, after which a worker asks an API nothing more
 LOST_BATCHES = 3  # in a row, until the session counts as lost
+PROBES, PROBE_SECONDS = 3, 2.0
+MOST_SLOTS = 1000  # rows of the probe's table, which has a partition for each slot
 CANCEL_SECONDS = 1.2  # for ending what is under way, of the 2 s in which an interrupted run ends
-SPARK_START_SECONDS = 180.0  # for each of: session, first query, first Python worker
+SPARK_START_SECONDS = 180.0  # for the session, and for the first Python workers
 CLUSTER_START_SECONDS, CLUSTER_POLL_SECONDS = 600.0, 10.0
 LABELS = {"dbfs": "DBFS", "workspace": "Workspace"}
 BIGGEST_USERS, SHOWN_FAILURES = 10, 5  # in the closing summary
@@ -162,7 +170,7 @@ def check_username(username: str) -> None:
 
 
 ErrorKind = Literal[
-    "rate limit", "server", "connection", "malformed", "too slow",  # those of RETRIES
+    "rate limit", "server", "connection", "malformed", "unexpected", "too slow",  # those of RETRIES
     "login", "not found", "dbfs disabled", "refused",
 ]  # fmt: skip
 Parsed = TypeVar("Parsed")
@@ -704,78 +712,6 @@ def retry_wait(error: DatabricksError, attempts: int, jitter: float) -> float | 
     return max(jittered, error.retry_after)
 
 
-def next_rate(rate: float | None, limited: bool, achieved: float, quiet: float) -> float | None:
-    """The pacer's rule, in requests/s (None: no delay): 15% less after a 429, a little more after a success.
-
-    The more so the longer it is `quiet`, the seconds since the last 429: the limit is far away then, or gone.
-    """
-    if rate is None:
-        return max(FIRST_RATE, achieved) if limited else None
-    if limited:
-        return max(LOWEST_RATE, rate * 0.85)
-    rate += 0.05 + 0.2 * min(max(quiet - 5, 0), 10)
-    return rate if rate < UNPACED_RATE else None
-
-
-class Pacer:
-    """When requests to one API may go: spaced while it limits them, one probe at a time while it is away.
-
-    Asked by one thread only. Times are the clock's, in seconds.
-    """
-
-    def __init__(self) -> None:
-        self.rate: float | None = None
-        self.alone = True  # else other processes of this run, too, are told of the limit, and this one does not know
-        self.next_at = 0.0
-        self.changed_at = self.answered_at = self.succeeded_at = -math.inf
-        self.recent: deque[float] = deque()  # successes of the last second
-        self.failures = 0  # in a row
-        self.failing_since = self.probe_wait = 0.0
-        self.away = False
-
-    def sent(self, now: float) -> None:
-        if self.away:
-            self.next_at = math.inf  # until the probe is answered
-        elif self.rate is not None:
-            self.next_at = max(self.next_at, now - 0.05) + 1 / self.rate  # makes up for a wake-up 50 ms late at most
-
-    def answered(self, now: float, success: bool = False) -> None:
-        """Takes note of an answer that is none of RETRIES."""
-        if self.away:
-            self.away, self.next_at = False, now
-        self.failures, self.answered_at = 0, now
-        if success:
-            self.succeeded_at = now
-            self.recent.append(now)
-            while self.recent[0] < now - 1:
-                self.recent.popleft()
-            self.rate = next_rate(self.rate, False, len(self.recent), now - self.changed_at if self.alone else 0.0)
-
-    def leave(self, now: float, retry_after: float = 0.0) -> None:
-        """The API is away: only probes go from now on."""
-        self.failing_since = self.failing_since if self.failures else now
-        self.failures, self.away, self.probe_wait = max(self.failures, 1), True, FIRST_PROBE
-        self.next_at = now + max(FIRST_PROBE, retry_after)
-
-    def failed(self, error: DatabricksError, sent_at: float, now: float, probe: bool = False) -> None:
-        """Takes note of a failure. Raises InventoryError when the API has been away for LONGEST_OUTAGE."""
-        if error.kind == "rate limit" and not self.away:
-            if sent_at <= self.changed_at:  # it left before the last change, which was the answer to it
-                return
-            self.rate = next_rate(self.rate, True, len(self.recent), 0.0)
-            self.changed_at, self.next_at = now, now + 1 / (self.rate or UNPACED_RATE)
-        self.failing_since = self.failing_since if self.failures else now
-        self.failures += 1
-        if self.away and now - self.failing_since > LONGEST_OUTAGE:
-            raise InventoryError(f"no success for {LONGEST_OUTAGE / 60:.0f} minutes; the last failure: {error}")
-        if self.away and probe:
-            self.probe_wait = min(self.probe_wait * 2, LAST_PROBE)
-            self.next_at = now + max(self.probe_wait, error.retry_after)
-        elif not self.away and self.failures >= OUTAGE_FAILURES:
-            log.warning("%d failures in a row, the last: %s. Waiting until the service is back", self.failures, error)
-            self.leave(now, error.retry_after)
-
-
 class DatabricksClient:
     """The one place that makes requests. attempt() tries once, get() tries again and waits in between."""
 
@@ -790,7 +726,6 @@ class DatabricksClient:
         self.config, self.clock, self.sleep, self.jitter = config, clock, sleep, jitter
         self.tokens: set[str] = set()  # which no message may show
         self.statistics: Counter[str] = Counter()  # requests, retries, rate_limited (429), files
-        self.pacers: dict[str, Pacer] = {}  # of the scan, by API
         self.reached = False
         self.decoding = threading.Lock()  # one at a time: a small gzipped body may be a large one
         self.adapter = requests.adapters.HTTPAdapter(pool_connections=1, pool_maxsize=threads)
@@ -822,14 +757,17 @@ class DatabricksClient:
     def request(self, token: str, api_path: str, params: dict[str, Any], parse: Callable[[Any], Parsed]) -> Parsed:
         path = str(params.get("path", api_path))
         self.tokens.add(token)
+        kind: ErrorKind = "malformed"
         try:
             response, body = self.send(token, api_path, params)
             with self.decoding:
                 if response.status_code == 200:
-                    return parse(decode_body(body))
+                    answer = decode_body(body)
+                    kind = "unexpected"
+                    return parse(answer)
                 error = self.answer_error(response, body, path)
         except MalformedAnswer as malformed:
-            error = DatabricksError("malformed", self.mask(str(malformed)), path)
+            error = DatabricksError(kind, self.mask(str(malformed)), path)
         except UnicodeError:  # half a surrogate pair: there is no way to ask for this name
             error = DatabricksError("refused", "the name is not valid Unicode", path)
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as broken:
@@ -881,7 +819,8 @@ class DatabricksClient:
         if 300 <= status < 400:
             where = one_line(self.mask(response.headers.get("Location", "?")), 100)
             message = f"redirected to {where}: is this the workspace's URL?"
-        return DatabricksError(kind, message, path, status, error_code, retry_after_seconds(response))
+        asked = response.headers.get("Retry-After", "") if status in (429, 503) else ""
+        return DatabricksError(kind, message, path, status, error_code, retry_after_seconds(asked))
 
     def connection_error(self, error: BaseException, path: str) -> DatabricksError:
         """For an exception of requests, whose own text is a page long: its first cause in a few words."""
@@ -1003,12 +942,10 @@ def error_text(raw: bytes) -> tuple[str, bool]:
     return text, text.lstrip()[:1] == "{" and text.rstrip()[-1:] != "}"
 
 
-def retry_after_seconds(response: requests.Response) -> float:
-    """What the Retry-After of a 429 or 503 asks for, in seconds or as a date; LONGEST_RETRY_AFTER at most."""
-    if response.status_code not in (429, 503):
-        return 0.0
+def retry_after_seconds(text: str) -> float:
+    """What a Retry-After asks for, in seconds or as a date; LONGEST_RETRY_AFTER at most, 0 if it says nothing."""
     try:
-        asked = urllib3.Retry().parse_retry_after(response.headers.get("Retry-After", ""))
+        asked = urllib3.Retry().parse_retry_after(text)
     except (urllib3.exceptions.InvalidHeader, TypeError, ValueError, OverflowError):
         return 0.0
     return min(asked, LONGEST_RETRY_AFTER)
@@ -1315,6 +1252,17 @@ def home_names(listing: Listing) -> frozenset[str]:
     return frozenset(path.removeprefix(f"{USERS_FOLDER}/") for path in paths)
 
 
+def look_around(client: DatabricksClient, file_systems: tuple[str, ...]) -> tuple[dict[str, UsersFolder], bool]:
+    """What is asked before the first user: /Users of each file system, and whether the caller is an admin.
+
+    Raises InventoryError where the run cannot go on.
+    """
+    admin = caller_is_admin(client, file_systems)
+    if not admin:
+        log.warning("this login is not in the group admins: the inventory may miss other users' homes")
+    return find_homes(client, file_systems), admin
+
+
 def assign_homes(
     usernames: Iterable[str], folders: dict[str, UsersFolder], admin: bool
 ) -> tuple[dict[str, dict[str, Home]], dict[str, list[str]]]:
@@ -1405,14 +1353,103 @@ def conflict(names: list[str], homes: list[str]) -> str:
     return f"{users} and the homes {', '.join(homes)} differ in letter case alone"
 
 
-# --- Engine ---------------------------------------------------------------------------------------------------------
+# --- Pace -----------------------------------------------------------------------------------------------------------
 
-PROBE = -2  # the `user` of the listings of /, which show whether an API is back
+
+def next_rate(rate: float | None, limited: bool, achieved: float, quiet: float) -> float | None:
+    """The pacer's rule, in requests/s (None: no delay): 15% less after a 429, a little more after a success.
+
+    The more so the longer it is `quiet`, the seconds since the last 429: the limit is far away then, or gone. It grows
+    only while it is what limits: beyond twice of what is achieved it would run away.
+    """
+    if rate is None:
+        return max(FIRST_RATE, achieved) if limited else None
+    if limited:
+        return max(LOWEST_RATE, rate * 0.85)
+    if rate < 2 * max(achieved, FIRST_RATE):
+        rate += 0.05 + 0.2 * min(max(quiet - 5, 0), 10)
+    return rate if rate < UNPACED_RATE else None
+
+
+class Pacer:
+    """When requests to one API may go: spaced while it limits them; while it is away, only its root is asked for.
+
+    Asked by one thread only. Times are the clock's, in seconds. What workers were answered comes late and in lumps, so
+    it counts for the pace alone, and as of the time at which their batch left.
+    """
+
+    def __init__(self) -> None:
+        self.rate: float | None = None
+        self.lent = 0.0  # of the rate, to batches
+        self.next_at = 0.0
+        self.changed_at = self.succeeded_at = -math.inf
+        self.recent: deque[float] = deque()  # successes of the last three seconds
+        self.failures = 0  # in a row
+        self.failing_since = self.probe_wait = 0.0
+        self.away = False
+
+    def sent(self, now: float) -> None:
+        if self.rate is not None:
+            rate = max(self.rate - self.lent, LOWEST_RATE)
+            self.next_at = max(self.next_at, now - 0.05) + 1 / rate  # makes up for a wake-up 50 ms late at most
+
+    def succeeded(self, sent_at: float, now: float) -> None:
+        self.succeeded_at = now
+        self.recent.append(now)
+        while self.recent[0] < now - 3:
+            self.recent.popleft()
+        if sent_at > self.changed_at:  # else it says nothing about the rate of now
+            self.rate = next_rate(self.rate, False, len(self.recent) / 3, now - self.changed_at)
+
+    def limited(self, sent_at: float, now: float) -> bool:
+        """Less, after a 429; not for what left before the last change, which was the answer to it."""
+        if sent_at <= self.changed_at:
+            return False
+        self.rate = next_rate(self.rate, True, self.achieved(), 0.0)
+        self.changed_at, self.next_at = now, now + 1 / (self.rate or UNPACED_RATE)
+        return True
+
+    def achieved(self) -> float:
+        """Successes/s of late; of two measures the larger, since a pace that starts too low takes long to find."""
+        last_second = sum(at > self.recent[-1] - 1 for at in self.recent)
+        return max(len(self.recent) / 3, last_second)
+
+    def answered(self, now: float) -> None:
+        """Any answer of the API itself, be it a refusal: it is not away."""
+        self.failures = 0
+        if self.away:
+            self.away, self.next_at = False, now
+
+    def failed(self, error: DatabricksError, sent_at: float, now: float) -> None:
+        """Takes note of a failure that may be the API's. Ten in a row mean that it is away."""
+        if self.away:
+            return
+        if error.kind == "rate limit" and not self.limited(sent_at, now):
+            return
+        self.failing_since = self.failing_since if self.failures else now
+        self.failures += 1
+        if self.failures >= OUTAGE_FAILURES:
+            log.warning("%d failures in a row, the last: %s. Waiting until the service is back", self.failures, error)
+            self.away, self.probe_wait = True, FIRST_PROBE
+            self.next_at = now + max(FIRST_PROBE, error.retry_after)
+
+    def still_away(self, error: DatabricksError, now: float) -> None:
+        """The API's root failed, too. Raises InventoryError after LONGEST_OUTAGE."""
+        if now - self.failing_since > LONGEST_OUTAGE:
+            raise InventoryError(f"no success for {LONGEST_OUTAGE / 60:.0f} minutes; the last failure: {error}")
+        self.probe_wait = min(self.probe_wait * 2, LAST_PROBE)
+        self.next_at = now + max(self.probe_wait, error.retry_after)
+
+
+# --- Frontier and tally ---------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
 class Directory:
-    """A frontier entry: a directory still to be listed for the user of that number. Times are the clock's."""
+    """A frontier entry: a directory still to be listed for the user of that number. Times are the clock's.
+
+    With `missing` it was listed before: those paths in it answered 404, and this second listing decides about them.
+    """
 
     user: int
     file_system: str
@@ -1421,8 +1458,9 @@ class Directory:
     attempts: int = 0
     not_before: float = 0.0
     failed_at: float | None = None
-    error: str = ""
     last_round: bool = False
+    here: bool = False  # only this process lists it
+    missing: tuple[str, ...] = ()
 
 
 class Frontier:
@@ -1430,203 +1468,62 @@ class Frontier:
 
     def __init__(self) -> None:
         self.ready: dict[str, list[tuple[int, int, Directory]]] = {name: [] for name in FILE_SYSTEMS}
+        self.here: dict[str, list[tuple[int, int, Directory]]] = {name: [] for name in FILE_SYSTEMS}  # not for workers
         self.waiting: list[tuple[float, int, Directory]] = []
         self.pushed = 0
 
     def push(self, directory: Directory) -> None:
+        """Raises InventoryError where too many wait to be kept in memory."""
         self.pushed += 1
         if directory.not_before:
             heapq.heappush(self.waiting, (directory.not_before, self.pushed, directory))
-        else:
-            heapq.heappush(self.ready[directory.file_system], (directory.user, -self.pushed, directory))
-        if len(self.ready[directory.file_system]) > MOST_WAITING:
+            return
+        heap = (self.here if directory.here else self.ready)[directory.file_system]
+        heapq.heappush(heap, (directory.user, -self.pushed, directory))
+        if len(heap) > MOST_WAITING:
             raise InventoryError(
                 f"more than {MOST_WAITING:,} directories wait to be listed, lately those in "
                 f"{one_line(os.path.dirname(directory.path), 200)}: scan without that user"
             )
 
     def wake(self, now: float) -> None:
+        """Makes ready what has waited long enough."""
         while self.waiting and self.waiting[0][0] <= now:
             directory = heapq.heappop(self.waiting)[2]
             directory.not_before = 0.0
             self.push(directory)
 
-    def count(self, file_systems: list[str]) -> int:
-        return sum(len(self.ready[name]) for name in file_systems)
+    def has(self, file_system: str) -> bool:
+        return bool(self.ready[file_system] or self.here[file_system])
 
-    def pop(self, file_systems: list[str], now: float) -> Directory | None:
-        self.wake(now)
-        heaps = [self.ready[name] for name in file_systems if self.ready[name]]
+    def is_empty(self) -> bool:
+        return not (self.waiting or any(map(self.has, FILE_SYSTEMS)))
+
+    def pop(self, file_systems: list[str]) -> Directory | None:
+        heaps = [heap for name in file_systems for heap in (self.here[name], self.ready[name]) if heap]
         return heapq.heappop(min(heaps, key=lambda heap: heap[0][:2]))[2] if heaps else None
 
-    def take_all(self) -> list[Directory]:
-        entries = [entry[2] for heap in (*self.ready.values(), self.waiting) for entry in heap]
-        for heap in (*self.ready.values(), self.waiting):
-            heap.clear()
-        return entries
-
-
-class Engine:
-    """Lists the frontier with up to `threads` requests in flight; one thread gathers the answers and has all state.
-
-    `accounts` is told of every listing (listed) and of every directory given up (failed), and puts new users into the
-    frontier (open_user). After the deadline nothing is started: what is not reached stays in the frontier.
-    """
-
-    def __init__(
-        self, client: DatabricksClient, frontier: Frontier, accounts: Accounts, threads: int, deadline: float = math.inf
-    ):
-        self.client, self.frontier, self.accounts = client, frontier, accounts
-        self.threads, self.deadline = threads, deadline
-        self.pacers = {name: client.pacers.setdefault(name, Pacer()) for name in FILE_SYSTEMS}
-        self.work: queue.SimpleQueue[tuple[Directory, float] | None] = queue.SimpleQueue()
-        self.answers: queue.SimpleQueue[tuple[Directory, float, Any]] = queue.SimpleQueue()
-        self.in_flight = self.started = 0
-
-    def run(self) -> Iterator[None]:
-        """Until nothing is left, or the deadline; yields after every answer, and once a second without one."""
-        try:
-            while True:
-                now = self.hand_out()
-                wait = max(min(self.wake_at() - now, 1.0), 0.0)
-                if self.in_flight:
-                    with suppress(queue.Empty):
-                        self.take(*self.answers.get(timeout=wait))
-                elif not self.accounts.finished:  # when these are taken, further users may be opened
-                    if max(now, self.wake_at()) >= self.deadline:
-                        return
-                    self.client.sleep(wait)
-                yield
-        finally:
-            for _ in range(self.started):
-                self.work.put(None)
-
-    def hand_out(self) -> float:
-        """Starts all that may start; returns the time."""
-        now = self.client.clock()
-        while self.in_flight < self.threads and now < self.deadline and (directory := self.next_directory(now)):
-            self.pacers[directory.file_system].sent(now)
-            self.client.statistics["requests"] += 1
-            self.work.put((directory, now))
-            self.in_flight += 1
-            if self.in_flight > self.started:
-                self.start_thread()
-            now = self.client.clock()
-        return now
-
-    def start_thread(self) -> None:
-        try:  # daemons: an interrupted run waits for none of them
-            threading.Thread(target=self.list_directories, daemon=True).start()
-            self.started += 1
-        except RuntimeError as error:  # a limit of this machine
-            if not self.started:
-                raise
-            self.threads = self.started
-            log.warning("%s: going on with %s", error, counted(self.threads, "thread"))
-
-    def next_directory(self, now: float) -> Directory | None:
-        free = [name for name, pacer in self.pacers.items() if pacer.next_at <= now]
-        for name in free:
-            if self.pacers[name].away and self.anything_left():
-                return Directory(PROBE, name, "/")
-        while free:
-            directory = self.frontier.pop(free, now)
-            if directory is not None or not self.accounts.open_user():
-                return directory
-        return None
-
-    def wake_at(self) -> float:
-        """When something may start that may not now, if no answer comes before."""
-        if self.in_flight >= self.threads or not self.anything_left():
-            return math.inf
-        free_at = min(pacer.next_at for pacer in self.pacers.values())
-        times = [max(self.frontier.waiting[0][0], free_at)] if self.frontier.waiting else []
-        times += [
-            pacer.next_at
-            for name, pacer in self.pacers.items()
-            if pacer.away or self.frontier.ready[name] or self.accounts.can_open()
-        ]
-        return min(times, default=math.inf)
-
-    def anything_left(self) -> bool:
-        return bool(self.frontier.waiting or any(self.frontier.ready.values()) or self.accounts.can_open())
-
-    def can_list(self) -> bool:
-        return any(self.frontier.ready[name] and not pacer.away for name, pacer in self.pacers.items())
-
-    def list_directories(self) -> None:
-        """What each thread does."""
-        while task := self.work.get():
-            directory, sent_at = task
-            parse = partial(parse_listing, directory.file_system, directory.path)
-            try:
-                answer = self.client.attempt(f"/api/2.0/{directory.file_system}/list", {"path": directory.path}, parse)
-            except Exception as error:  # raised again by the gathering thread, if it is a bug
-                answer = error
-            self.answers.put((directory, sent_at, answer))
-            del answer  # the traceback of an error has the body, while this thread waits
-
-    def take(self, directory: Directory, sent_at: float, answer: Any) -> None:
-        """Takes note of what parse_listing() returned, or of an exception."""
-        self.in_flight -= 1
-        now, pacer = self.client.clock(), self.pacers[directory.file_system]
-        if not isinstance(answer, Exception):
-            pacer.answered(now, success=directory.user != PROBE)  # a 429 that recurs must not outlast every probe
-            log.debug("%s:%s: %s", directory.file_system, directory.path, dict(answer.types))
-            if directory.user >= 0:
-                self.client.statistics["files"] += len(answer.files)
-                for child in answer.directories:
-                    self.frontier.push(Directory(directory.user, directory.file_system, child))
-                self.accounts.listed(directory, answer)
-        elif not isinstance(answer, DatabricksError):
-            raise answer
-        elif answer.kind == "login":
-            raise run_error(answer, self.client.config) from answer
-        elif answer.kind in RETRIES:
-            self.retry(directory, answer, sent_at, now)
-        else:
-            pacer.answered(now)
-            self.accounts.failed(directory, answer)
-
-    def retry(self, directory: Directory, error: DatabricksError, sent_at: float, now: float) -> None:
-        """Puts the listing back to wait, or gives it up."""
-        pacer, statistics = self.pacers[directory.file_system], self.client.statistics
-        was_away, since = pacer.away, directory.failed_at or sent_at
-        if error.kind == "too slow":  # the directory's fault, not the service's
-            pacer.answered(now)
-        else:
-            pacer.failed(error, sent_at, now, probe=directory.user == PROBE)
-        statistics["rate_limited"] += error.kind == "rate limit"
-        if directory.user == PROBE:
-            return
-        directory.failed_at, directory.error = now, str(error)
-        if not was_away and not (error.kind == "rate limit" and pacer.succeeded_at > since):
-            directory.attempts += 1
-        wait = retry_wait(error, directory.attempts, self.client.jitter())
-        if wait is None:
-            self.accounts.failed(directory, error)
-        else:
-            statistics.update(retries=1, seconds_of_waits=math.ceil(wait))
-            log.debug("%s:%s: %s; again in %.1f s", directory.file_system, directory.path, error, wait)
-            directory.not_before = now + wait
-            self.frontier.push(directory)
+    def pop_for_workers(self, file_system: str, most: int) -> list[Directory]:
+        ready = self.ready[file_system]
+        return [heapq.heappop(ready)[2] for _ in range(min(most, len(ready)))]
 
 
 @dataclass
 class OpenUser:
     username: str
-    totals: dict[str, FileSystemTotals]
     homes: dict[str, Home]
-    pending: int = 0  # directories in the frontier or in flight
+    totals: dict[str, FileSystemTotals]
+    pending: int = 0  # directories in the frontier, in flight or in a batch
     failed_once: list[Directory] = field(default_factory=list)
+    not_found: dict[tuple[str, str], list[str]] = field(default_factory=dict)  # by file system and parent
     without: set[str] = field(default_factory=set)  # file systems in which the home was not found
 
 
-class Accounts:
-    """Opens users, adds up what is listed for each, and closes those of whom nothing is left to list."""
+class Tally:
+    """Opens users, adds up what is listed for each, and finishes those of whom nothing is left to list."""
 
-    def __init__(self, users: list[tuple[str, dict[str, Home]]], frontier: Frontier):
-        self.users, self.frontier = users, frontier
+    def __init__(self, homes: dict[str, dict[str, Home]]):
+        self.users, self.frontier = list(homes.items()), Frontier()
         self.opened = 0
         self.open: dict[int, OpenUser] = {}
         self.finished: deque[UserResult] = deque()
@@ -1638,48 +1535,73 @@ class Accounts:
         if not self.can_open():
             return False
         number, (username, homes) = self.opened, self.users[self.opened]
-        user = OpenUser(username, {name: FileSystemTotals() for name in homes}, homes)
+        user = OpenUser(username, homes, {name: FileSystemTotals() for name in homes})
         self.opened, self.open[number] = number + 1, user
         for file_system, home in homes.items():
             if home.path is not None:
                 user.pending += 1
                 self.frontier.push(Directory(number, file_system, home.path, home=True))
             elif home.error:
-                path = f"{USERS_FOLDER}/{username}"
-                user.totals[file_system].failures.append({"path": path, "error": home.error})
+                self.give_up(Directory(number, file_system, f"{USERS_FOLDER}/{username}"), home.error)
         self.finish_if_done(number)
         return True
 
     def listed(self, directory: Directory, listing: Listing) -> None:
-        self.open[directory.user].totals[directory.file_system].add_listing(listing)
-        self.settle(directory, len(listing.directories) - 1)
+        user = self.open[directory.user]
+        if directory.missing:
+            there = {*listing.directories, *(entry.path for entry in listing.files)}
+            self.decide(directory, [path for path in directory.missing if path in there], "404, though listed")
+        else:
+            user.totals[directory.file_system].add_listing(listing)
+            user.pending += len(listing.directories)
+            for path in listing.directories:
+                self.frontier.push(Directory(directory.user, directory.file_system, path))
+        self.settle(directory)
 
     def failed(self, directory: Directory, error: DatabricksError) -> None:
-        if directory.user == PROBE:
-            return
+        """What a failure means that is not to be tried again at once."""
         user, home = self.open[directory.user], self.open[directory.user].homes[directory.file_system]
         if error.kind in RETRIES and not directory.last_round:
             directory.last_round, directory.attempts, directory.failed_at = True, 0, None
             user.failed_once.append(directory)
-        elif error.kind == "not found" and directory.home and not home.error:
-            user.without.add(directory.file_system)
-        elif error.kind == "not found" and not directory.home:
-            log.debug("%s:%s vanished during the scan", directory.file_system, directory.path)
+        elif directory.missing:
+            gone = error.kind == "not found"
+            self.decide(directory, [] if gone else list(directory.missing), f"404, and of its directory: {error}")
+        elif error.kind != "not found":
+            self.give_up(directory, str(error))
+        elif not directory.home:
+            parent = directory.file_system, directory.path.rpartition("/")[0]
+            user.not_found.setdefault(parent, []).append(directory.path)
+        elif home.error:
+            self.give_up(directory, home.error)
         else:
-            text = home.error if error.kind == "not found" else str(error)
-            log.debug("%s:%s given up: %s", directory.file_system, directory.path, text)
-            user.totals[directory.file_system].failures.append({"path": directory.path, "error": text})
+            user.without.add(directory.file_system)
         self.settle(directory)
 
-    def settle(self, directory: Directory, change: int = -1) -> None:
-        """One directory less for its user, or some more. After the last one those that failed go again, once."""
+    def decide(self, directory: Directory, failed: list[str], error: str) -> None:
+        """About what answered 404: what its directory still has is a failure, the rest was deleted meanwhile."""
+        for path in directory.missing:
+            if path in failed:
+                self.give_up(Directory(directory.user, directory.file_system, path), error)
+            else:
+                log.debug("%s:%s was deleted during the scan", directory.file_system, path)
+
+    def give_up(self, directory: Directory, error: str) -> None:
+        log.debug("%s:%s given up: %s", directory.file_system, directory.path, error)
+        failure = {"path": directory.path, "error": error}
+        self.open[directory.user].totals[directory.file_system].failures.append(failure)
+
+    def settle(self, directory: Directory) -> None:
+        """One directory less for its user. After the last one, those that failed get one more round."""
         user = self.open[directory.user]
-        user.pending += change
-        if user.pending == 0 and user.failed_once:
-            user.pending = len(user.failed_once)
-            for again in user.failed_once:
-                self.frontier.push(again)
-            user.failed_once = []
+        user.pending -= 1
+        if user.pending == 0:
+            again = user.failed_once
+            for (file_system, parent), paths in user.not_found.items():
+                again.append(Directory(directory.user, file_system, parent, here=True, missing=tuple(paths)))
+            user.pending, user.failed_once, user.not_found = len(again), [], {}
+            for failed in again:
+                self.frontier.push(failed)
         self.finish_if_done(directory.user)
 
     def finish_if_done(self, number: int) -> None:
@@ -1691,6 +1613,785 @@ class Accounts:
             del self.open[number]
 
 
+# --- Crawler --------------------------------------------------------------------------------------------------------
+
+
+class Crawler:
+    """Lists the frontier with up to `threads` requests in flight, and decides what each answer means.
+
+    One thread gathers the answers and has all state; it alone asks the pacers. Other threads, and a cluster's reports,
+    tell it what they have by a call in `answers`.
+    """
+
+    def __init__(self, client: DatabricksClient, tally: Tally, threads: int, cluster: Cluster | None = None):
+        self.client, self.tally, self.frontier, self.threads = client, tally, tally.frontier, threads
+        self.pacers = {name: Pacer() for name in FILE_SYSTEMS}
+        self.work: queue.SimpleQueue[tuple[str, str, Callable[[Any], None]] | None] = queue.SimpleQueue()
+        self.answers: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self.in_flight = self.started = 0
+        self.cluster = cluster
+
+    def run(self) -> Iterator[None]:
+        """Until nothing is left; yields after every answer, and once a second without one."""
+        try:
+            while self.anything_left() or self.is_busy() or self.tally.finished:
+                now = self.hand_out()
+                self.take_next(0.0 if self.tally.finished else max(min(self.wake_at() - now, 1.0), 0.0))
+                yield
+        finally:
+            for _ in range(self.started):
+                self.work.put(None)
+            if self.cluster:
+                self.cluster.stop()
+
+    def anything_left(self) -> bool:
+        return not self.frontier.is_empty() or self.tally.can_open()
+
+    def is_busy(self) -> bool:
+        return self.in_flight > 0 or self.cluster is not None and self.cluster.busy()
+
+    def take_next(self, seconds: float) -> None:
+        """Does what the next answer asks for, if one comes within so many seconds."""
+        if not self.is_busy():
+            self.client.sleep(seconds)
+            seconds = 0.0
+        with suppress(queue.Empty):
+            self.answers.get(timeout=seconds)()
+
+    def hand_out(self) -> float:
+        """Starts all that may start; returns the time."""
+        now = self.client.clock()
+        self.frontier.wake(now)
+        while self.in_flight < self.threads and self.start_next(now):
+            now = self.client.clock()
+            self.frontier.wake(now)
+        if self.cluster:
+            self.cluster.offer(self, now)
+        return now
+
+    def start_next(self, now: float) -> bool:
+        """Starts the listing that is next by its pacer, if any is."""
+        free = [name for name, pacer in self.pacers.items() if pacer.next_at <= now]
+        for name in free:
+            if self.pacers[name].away and self.anything_left():
+                self.pacers[name].next_at = math.inf  # until it is answered
+                self.start(name, "/", partial(self.take_root, name))
+                return True
+        while free:
+            directory = self.frontier.pop(free)
+            if directory is not None:
+                self.pacers[directory.file_system].sent(now)
+                self.start(directory.file_system, directory.path, partial(self.take_own, directory, now))
+                return True
+            if not self.tally.open_user():
+                break
+        return False
+
+    def start(self, file_system: str, path: str, take: Callable[[Any], None]) -> None:
+        """Lets a thread list it; `take` gets the Listing, or the exception."""
+        self.client.statistics["requests"] += 1
+        self.work.put((file_system, path, take))
+        self.in_flight += 1
+        if self.in_flight > self.started:
+            self.start_thread()
+
+    def start_thread(self) -> None:
+        try:  # daemons: an interrupted run waits for none of them
+            threading.Thread(target=self.list_directories, daemon=True).start()
+            self.started += 1
+        except RuntimeError as error:  # a limit of this machine
+            if not self.started:
+                raise
+            self.threads = self.started
+            log.warning("%s: going on with %s", error, counted(self.threads, "thread"))
+
+    def list_directories(self) -> None:
+        """What each thread does."""
+        while task := self.work.get():
+            file_system, path, take = task
+            parse = partial(parse_listing, file_system, path)
+            try:
+                answer = self.client.attempt(f"/api/2.0/{file_system}/list", {"path": path}, parse)
+            except Exception as error:  # raised again by the gathering thread, if it is a bug
+                answer = error
+            self.answers.put(partial(self.landed, take, answer))
+            del answer, task, take  # an error's traceback has the body, while this thread waits
+
+    def landed(self, take: Callable[[Any], None], answer: Listing | Exception) -> None:
+        self.in_flight -= 1
+        take(answer)
+
+    def wake_at(self) -> float:
+        """When something may start that may not now, if no answer comes before."""
+        if self.in_flight >= self.threads or not self.anything_left():
+            return math.inf
+        free_at = min(pacer.next_at for pacer in self.pacers.values())
+        times = [max(self.frontier.waiting[0][0], free_at)] if self.frontier.waiting else []
+        for name, pacer in self.pacers.items():
+            if pacer.away or self.frontier.has(name) or self.tally.can_open():
+                times.append(pacer.next_at)
+        return min(times, default=math.inf)
+
+    def take_own(self, directory: Directory, sent_at: float, answer: Listing | Exception) -> None:
+        """An answer that this process's own threads got: it tells whether the API is there, too."""
+        now, pacer = self.client.clock(), self.pacers[directory.file_system]
+        if isinstance(answer, Listing):
+            pacer.answered(now)
+            self.take(directory, sent_at, answer)
+        elif not isinstance(answer, DatabricksError):
+            raise answer
+        elif answer.kind == "login":
+            raise run_error(answer, self.client.config) from answer
+        elif answer.kind in RETRIES:
+            self.retry(directory, answer, sent_at, now)
+        else:
+            pacer.answered(now)
+            self.tally.failed(directory, answer)
+
+    def take(self, directory: Directory, sent_at: float, listing: Listing) -> None:
+        """A listing, whoever asked for it."""
+        self.pacers[directory.file_system].succeeded(sent_at, self.client.clock())
+        log.debug("%s:%s: %s", directory.file_system, directory.path, dict(listing.types))
+        if not directory.missing:
+            self.client.statistics["files"] += len(listing.files)
+        self.tally.listed(directory, listing)
+
+    def retry(self, directory: Directory, error: DatabricksError, sent_at: float, now: float) -> None:
+        """Puts the listing back to wait, or gives it up."""
+        pacer, statistics = self.pacers[directory.file_system], self.client.statistics
+        was_away, since = pacer.away, directory.failed_at or sent_at
+        if error.kind == "too slow":  # the directory's fault, not the service's
+            pacer.answered(now)
+        elif error.kind != "unexpected":
+            pacer.failed(error, sent_at, now)
+        statistics["rate_limited"] += error.kind == "rate limit"
+        directory.failed_at = now
+        others_succeed = error.kind == "rate limit" and pacer.succeeded_at > since
+        if not was_away and not others_succeed:
+            directory.attempts += 1
+        wait = retry_wait(error, directory.attempts, self.client.jitter())
+        if wait is None:
+            self.tally.failed(directory, error)
+        else:
+            statistics["retries"] += 1
+            log.debug("%s:%s: %s; again in %.1f s", directory.file_system, directory.path, error, wait)
+            directory.not_before = now + wait
+            self.frontier.push(directory)
+
+    def take_root(self, file_system: str, answer: Listing | Exception) -> None:
+        """What an API that is away has answered for its root; the request belongs to nobody."""
+        now, pacer = self.client.clock(), self.pacers[file_system]
+        if isinstance(answer, DatabricksError):
+            if answer.kind == "login":
+                raise run_error(answer, self.client.config) from answer
+            if answer.kind in RETRIES and answer.kind not in ("too slow", "unexpected"):
+                pacer.still_away(answer, now)
+                return
+        elif isinstance(answer, Exception):
+            raise answer
+        pacer.answered(now)
+
+
+# --- Cluster --------------------------------------------------------------------------------------------------------
+
+
+def fetch(  # noqa: PLR0915 - one function, so that nothing else travels
+    host: str, headers: dict[str, str], places: list[tuple[float, str, str]], threads: int, limits: dict[str, float]
+) -> bytes:
+    """On a worker: asks once for each place, and judges nothing. It uses nothing of this module but what it imports.
+
+    A place has its time (seconds from now), file system and path. Of an API that answers 429, or fails several times in
+    a row, nothing more is asked. Returns, zipped, a line of JSON and the bodies of the 200s as they came; the line has
+    their places and lengths, and what was not asked, answered 429, or failed. Changes nothing: Spark may run it twice.
+    """
+    began = time.monotonic()
+    until = began + limits["seconds"]
+    answers: list[tuple[str, str, bytes]] = []
+    not_asked: list[tuple[str, str]] = []
+    limited: list[tuple[str, str, str]] = []  # with Retry-After
+    failed: list[tuple[str, str, str]] = []  # with a status, or what went wrong
+    failures = {name: 0 for _, name, _ in places}  # in a row
+    stopped: set[str] = set()
+    todo: queue.SimpleQueue[tuple[float, str, str]] = queue.SimpleQueue()
+    for place in places:
+        todo.put(place)
+
+    def authorize(request: Any) -> Any:  # a header set on the session would be replaced from ~/.netrc
+        request.headers.update(headers)
+        return request
+
+    session = requests.Session()
+    session.auth = authorize
+    session.trust_env = not host.startswith("http:")  # a loopback address goes through no proxy
+    session.mount(host, requests.adapters.HTTPAdapter(pool_maxsize=threads))
+
+    def read(response: Any) -> bytes:
+        response.raw.enforce_content_length = True
+        space = limits["bytes"] - sum(len(body) for _, _, body in answers)
+        pieces = []
+        while piece := response.raw.read(65536, decode_content=False):
+            pieces.append(piece)
+            space -= len(piece)
+            if space < 0:
+                raise ValueError("the answer is too large for a report")
+        return b"".join(pieces)
+
+    def ask(name: str, path: str) -> None:
+        options = {"timeout": (limits["connect"], limits["read"]), "stream": True, "allow_redirects": False}
+        with session.get(f"{host}/api/2.0/{name}/list", params={"path": path}, **options) as response:
+            if response.status_code == 200:
+                answers.append((name, path, read(response)))
+            elif response.status_code == 429:
+                limited.append((name, path, response.headers.get("Retry-After", "")))
+                stopped.add(name)
+            else:
+                failed.append((name, path, str(response.status_code)))
+            failures[name] = 0 if response.status_code in (200, 404, 429) else failures[name] + 1
+
+    def work() -> None:
+        while not todo.empty():
+            try:
+                offset, name, path = todo.get_nowait()
+            except queue.Empty:
+                return
+            if began + offset < until and name not in stopped:
+                time.sleep(max(began + offset - time.monotonic(), 0.0))
+            if time.monotonic() >= until or name in stopped:
+                not_asked.append((name, path))
+                continue
+            try:
+                ask(name, path)
+            except Exception as error:
+                failed.append((name, path, f"{type(error).__name__}: ...{str(error)[-150:]}"))
+                failures[name] += 1
+            if failures[name] >= limits["failures"]:
+                stopped.add(name)
+
+    hands = [threading.Thread(target=work, daemon=True) for _ in range(min(threads, len(places)))]
+    for hand in hands:
+        hand.start()
+    for hand in hands:  # one that hangs is not waited for: what it has is not in the report
+        hand.join(max(until + limits["grace"] - time.monotonic(), 0.0))
+    told = list(answers)
+    head = {
+        "worker": f"{socket.gethostname()}:{os.getpid()}",
+        "python": sys.version.split()[0],
+        "seconds": time.monotonic() - began,
+        "answers": [(name, path, len(body)) for name, path, body in told],
+        "not_asked": list(not_asked),
+        "limited": list(limited),
+        "failed": list(failed),
+    }
+    bodies = b"".join(body for _, _, body in told)
+    return zlib.compress(json.dumps(head).encode() + b"\n" + bodies, 1)
+
+
+class Report(NamedTuple):
+    """What a batch brought back, by place (file system and path)."""
+
+    worker: str
+    python: str
+    seconds: float
+    bodies: dict[tuple[str, str], bytes]
+    not_asked: set[tuple[str, str]]
+    limited: dict[tuple[str, str], float]  # seconds of its Retry-After
+    failed: dict[tuple[str, str], str]
+
+
+def read_report(packed: Any) -> Report:
+    """What fetch() returns. Raises one of UNREADABLE for anything else; what is there twice is left out."""
+    unpacker = zlib.decompressobj()
+    try:
+        text = unpacker.decompress(packed, LARGEST_REPORT)
+    except zlib.error as error:
+        raise ValueError(str(error)) from error
+    if not unpacker.eof:
+        raise ValueError("cut short, or too large")
+    line, _, bodies = text.partition(b"\n")
+    head = json.loads(line)
+    if not isinstance(head, dict):
+        raise ValueError("not a report")
+    lists = [head.get(key) for key in ("answers", "not_asked", "limited", "failed")]
+    answers, not_asked, limited, failed = (entries if isinstance(entries, list) else [] for entries in lists)
+    found: dict[tuple[str, str], bytes] = {}
+    twice = set()
+    for name, path, length in answers:
+        place = (str(name), str(path))
+        if place in found:
+            twice.add(place)
+        found[place], bodies = bodies[:length], bodies[length:]
+        if type(length) is not int or length < 0 or len(found[place]) < length:
+            raise ValueError("shorter than it says")
+    return Report(
+        worker=str(head.get("worker")),
+        python=str(head.get("python")),
+        seconds=float(head.get("seconds", 0.0)),
+        bodies={place: body for place, body in found.items() if place not in twice},
+        not_asked={(str(name), str(path)) for name, path in not_asked},
+        limited={(str(name), str(path)): retry_after_seconds(str(text)) for name, path, text in limited},
+        failed={(str(name), str(path)): one_line(str(text), 200) for name, path, text in failed},
+    )
+
+
+UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
+
+
+def share_of_pace(rate: float | None, lent: float, idle: int) -> float | None:
+    """Requests/s that a batch takes along, where so many slots are idle (None: no limit is known; 0: it has none).
+
+    This process counts as one slot more. Below LOWEST_BATCH_RATE the pace is better kept here.
+    """
+    if rate is None:
+        return None
+    share = (rate - lent) / (idle + 1)
+    return share if share >= LOWEST_BATCH_RATE else 0.0
+
+
+def size_of_batch(ready: int, threads: int, idle: int) -> int:
+    """How many of the directories that are ready a batch takes along; 0 where there are too few.
+
+    This process's threads keep what they take next; the rest is for the idle slots, in batches that are neither so
+    small that the query costs more than it brings, nor larger than what a slot lists in its time.
+    """
+    spare = ready - threads
+    if spare < SMALLEST_BATCH:
+        return 0
+    return min(max(spare // idle, SMALLEST_BATCH), LARGEST_BATCH)
+
+
+def schedule(
+    places: list[tuple[str, str]], rates: dict[str, float | None], jitter: float
+) -> list[tuple[float, str, str]]:
+    """The places with the times at which they are asked, in seconds from the start, in that order."""
+    counts = dict.fromkeys(rates, 0)
+    timed = []
+    for name, path in places:
+        rate = rates[name]
+        offset = (jitter + counts[name]) / rate if rate else 0.0
+        timed.append((offset, counts[name], name, path))
+        counts[name] += 1
+    return [(offset, name, path) for offset, _, name, path in sorted(timed)]
+
+
+@dataclass
+class Batch:
+    directories: list[Directory]
+    rates: dict[str, float | None]  # its share of each API's pace, in requests/s
+    seconds: float
+    sent_at: float
+
+
+class Cluster:
+    """The workers of a Spark session as further hands of a crawler; whatever they bring, the crawler decides about.
+
+    A batch is one query on one task slot. A directory is in the frontier, in flight here, or in one batch: what a batch
+    does not bring goes back into the frontier. So the crawler's own threads go on, whatever becomes of the session.
+    """
+
+    def __init__(self, connect: Callable[[], Any], own: bool = False):
+        """`connect` gives the session, or raises; `own` ones are stopped in the end."""
+        self.connect, self.own = connect, own
+        self.spark: Any = None
+        self.start_at: float | None = None
+        self.starting = self.ending = False
+        self.slots = self.threads = 0
+        self.allowed = 1  # batches at the same time: doubled with each that comes back, so that a pace is found gently
+        self.batches = self.failures = 0  # the latter in a row
+        self.out: dict[int, Batch] = {}
+        self.reading = threading.Lock()  # one report at a time
+        self.tag = f"inventory-{os.urandom(8).hex()}"
+        self.listed = 0
+        self.idle_because = "the run ended before it was needed"
+
+    def busy(self) -> bool:
+        return bool(self.out)
+
+    def summary(self) -> str:
+        """A line that says how much of the work it did."""
+        if self.listed:
+            return f"{self.listed:,} directories were listed by the cluster, on {counted(self.slots, 'task slot')}"
+        return f"no directory was listed by the cluster: {self.idle_because}"
+
+    # --- Start and end
+
+    def offer(self, crawler: Crawler, now: float) -> None:
+        """Takes what the crawler's own threads have no hands for; starts the session when the run lasts."""
+        if self.start_at is None:
+            self.start_at = now + CLUSTER_DELAY
+        if not self.starting and now >= self.start_at and crawler.anything_left():
+            self.starting = True
+            self.idle_because = "the run ended before it was ready"
+            threading.Thread(target=self.start, args=(crawler,), daemon=True).start()
+        for number, batch in list(self.out.items()):
+            if now > batch.sent_at + batch.seconds + OVERDUE_SECONDS:
+                self.fail(crawler, number, "no report came in time")
+        self.lend(crawler, now)
+        while crawler.in_flight >= crawler.threads and self.send_batch(crawler, now):
+            self.lend(crawler, now)
+
+    def start(self, crawler: Crawler) -> None:
+        """Connects and probes, in a thread of its own, and tells the crawler."""
+        try:
+            self.spark = in_thread(self.connect, CLUSTER_START_SECONDS + SPARK_START_SECONDS)
+            slots = self.probe(crawler)
+            crawler.answers.put(partial(self.join, crawler, slots))
+        except Exception as error:
+            text = spark_problem(error)
+            crawler.answers.put(partial(self.leave, text))
+        if self.ending:
+            self.release()
+
+    def probe(self, crawler: Crawler) -> int:
+        """The number of task slots whose worker reaches the workspace's API. Raises SparkUnavailable if none does."""
+        name = next(iter(crawler.tally.users[0][1]))  # a file system of this run
+        work = self.closure(crawler.client, [(0.0, name, "/")], 1, PROBE_SECONDS)
+        for attempt in range(PROBES):
+            packed = in_thread(partial(self.query, work, MOST_SLOTS), SPARK_START_SECONDS)
+            reports = [read_report(text) for text in packed if text is not None]
+            refusals = [text for report in reports for text in report.failed.values() if text != "404"]
+            slots = len(reports) - len(refusals)
+            if slots:
+                log.info("parallel: %s, workers with Python %s", counted(slots, "task slot"), reports[0].python)
+                return slots
+            log.debug("probe %d of the workers failed: %s", attempt + 1, refusals)
+        raise SparkUnavailable(
+            f"Parallel processing not available: workers cannot reach {crawler.client.config.host} "
+            f"({refusals[0] if refusals else 'no report'}). Let them through its network and proxy."
+        )
+
+    def join(self, crawler: Crawler, slots: int) -> None:
+        own = crawler.threads
+        self.slots = min(slots, MOST_IN_FLIGHT - own)
+        self.threads = min(own, (MOST_IN_FLIGHT - own) // self.slots)
+        self.idle_because = "this machine alone reaches what the service allows, or has no more to ask than it can"
+
+    def leave(self, reason: str) -> None:
+        """No further batches: this process goes on alone."""
+        self.slots = 0
+        self.idle_because = reason
+        if not self.ending:
+            log.warning("%s This run goes on from this machine alone", reason)
+
+    def stop(self) -> None:
+        """Cancels what is on the cluster, and stops an own session, within CANCEL_SECONDS."""
+        self.ending = True
+        with suppress(TimeoutError):
+            in_thread(self.end, CANCEL_SECONDS)
+
+    def end(self) -> None:
+        for _ in range(2 if self.out else 0):  # the second for a query that was on its way to the server
+            with suppress(Exception):
+                cancel_queries(self.spark, self.tag)
+            time.sleep(0.1)
+        self.release()
+
+    def release(self) -> None:
+        spark, self.spark = self.spark, None
+        if self.own and spark is not None and not getattr(spark, "is_of_others", False):
+            with suppress(Exception):
+                spark.stop()
+
+    # --- Batches
+
+    def lend(self, crawler: Crawler, now: float) -> None:
+        """Tells the pacers what the batches under way use. Those that are only on their way home use nothing."""
+        asking = [batch.rates for batch in self.out.values() if now < batch.sent_at + batch.seconds]
+        for name, pacer in crawler.pacers.items():
+            pacer.lent = sum(rates.get(name) or 0.0 for rates in asking)
+
+    def send_batch(self, crawler: Crawler, now: float) -> bool:
+        """Sends one, if there are a free slot, enough to do, and pace to share."""
+        idle = min(self.slots, self.allowed) - len(self.out)
+        if idle < 1:
+            return False
+        frontier = crawler.frontier
+        while sum(map(len, frontier.ready.values())) < (idle + 1) * LARGEST_BATCH and crawler.tally.open_user():
+            pass
+        shares = {
+            name: share_of_pace(pacer.rate, pacer.lent, idle)
+            for name, pacer in crawler.pacers.items()
+            if not pacer.away and frontier.ready[name]
+        }
+        ready = {name: len(frontier.ready[name]) for name, share in shares.items() if share != 0.0}
+        size = size_of_batch(sum(ready.values()), crawler.threads, idle)
+        if not size:
+            return False
+        seconds = BATCH_SECONDS if self.allowed >= self.slots else FIRST_BATCH_SECONDS
+        directories = []
+        for name, length in ready.items():
+            most = math.ceil(size * length / sum(ready.values()))
+            share = shares[name]
+            directories += frontier.pop_for_workers(name, min(most, math.ceil(share * seconds)) if share else most)
+        self.send(crawler, Batch(directories, {name: shares[name] for name in ready}, seconds, now))
+        return True
+
+    def send(self, crawler: Crawler, batch: Batch) -> None:
+        self.batches += 1
+        number = self.batches
+        self.out[number] = batch
+
+        def run_query() -> None:
+            try:
+                outcome: Any = self.bring(crawler.client, batch)
+            except Exception as error:
+                outcome = error
+            crawler.answers.put(partial(self.take_report, crawler, number, outcome))
+
+        threading.Thread(target=run_query, daemon=True).start()
+
+    def bring(self, client: DatabricksClient, batch: Batch) -> tuple[Report, dict[tuple[str, str], Listing]]:
+        """The report of a batch, and the listings among it: decoded and parsed like an answer to a thread of ours."""
+        places = [(directory.file_system, directory.path) for directory in batch.directories]
+        timed = schedule(places, batch.rates, random.random())
+        work = self.closure(client, timed, self.threads, batch.seconds)
+        packed = self.query(work, 1)[0]
+        listings = {}
+        with self.reading:
+            report = read_report(packed)
+            for name, path in places:
+                body = report.bodies.get((name, path))
+                if body is not None:
+                    with suppress(MalformedAnswer):
+                        listings[name, path] = parse_listing(name, path, decode_body(body))
+        if not listings and not report.limited and not report.not_asked:
+            raise RuntimeError(f"nothing was listed: {next(iter(report.failed.values()), 'no answers')}")
+        return report, listings
+
+    def closure(
+        self, client: DatabricksClient, places: list[tuple[float, str, str]], threads: int, seconds: float
+    ) -> Callable[[], bytes]:
+        """What travels to a worker: plain values, with the token of this moment."""
+        headers = client.headers | {"Authorization": f"Bearer {client.config.current_token()}"}
+        limits = {
+            "seconds": seconds,
+            "grace": GRACE_SECONDS,
+            "connect": CONNECT_SECONDS,
+            "read": seconds + GRACE_SECONDS,
+            "bytes": LARGEST_BODIES,
+            "failures": WORKER_FAILURES,
+        }
+        return partial(fetch, client.config.host, headers, places, threads, limits)
+
+    def query(self, work: Callable[[], bytes], most_slots: int) -> list[bytes | None]:
+        """What `work` returns in every partition of a table with so many rows, one row each; None for further rows."""
+        if __name__ != "__main__":  # functions of __main__ go by value anyway; the workers do not have this file
+            import_module("pyspark.cloudpickle").register_pickle_by_value(sys.modules[__name__])
+        tag_queries(self.spark, self.tag)
+        done: list[int] = []
+
+        def once(row: int) -> bytes | None:
+            if done:
+                return None
+            done.append(row)
+            return work()
+
+        # A type by name, or Arrow left open, would be looked up in whatever session is active.
+        binary = import_module("pyspark.sql.types").BinaryType()
+        column = spark_functions(self.spark).udf(once, binary, useArrow=False)
+        rows = self.spark.range(0, most_slots) if most_slots > 1 else self.spark.range(0, 1, 1, 1)
+        return [row[0] for row in rows.select(column("id")).collect()]
+
+    def take_report(self, crawler: Crawler, number: int, outcome: Any) -> None:
+        """What a batch brought goes to the crawler, what it did not bring back into the frontier."""
+        if number not in self.out:  # given up: too late
+            return
+        if isinstance(outcome, Exception):
+            if isinstance(outcome, UNREADABLE):
+                log.warning("the report of batch %d cannot be read: %s", number, last_cause(outcome))
+            self.fail(crawler, number, last_cause(outcome))
+            return
+        batch, now = self.out.pop(number), crawler.client.clock()
+        report, listings = outcome
+        self.failures = 0
+        self.allowed = self.allowed * 2
+        self.take_limits(crawler, batch, report, now)
+        here = 0
+        for directory in batch.directories:
+            place = directory.file_system, directory.path
+            if place in listings:
+                crawler.take(directory, batch.sent_at, listings[place])
+                continue
+            if place in report.limited:
+                directory.not_before = now + report.limited[place]
+            elif place not in report.not_asked:
+                directory.here = True
+                here += 1
+            crawler.frontier.push(directory)
+        self.listed += len(listings)
+        crawler.client.statistics["requests"] += len(report.bodies) + len(report.limited) + len(report.failed)
+        log.debug(
+            "batch %d on %s: %d directories, %d listed, %d not asked, %d answered 429, %d listed here, after %.1f s",
+            number,
+            report.worker,
+            len(batch.directories),
+            len(listings),
+            len(report.not_asked),
+            len(report.limited),
+            here,
+            now - batch.sent_at,
+        )
+
+    def take_limits(self, crawler: Crawler, batch: Batch, report: Report, now: float) -> None:
+        """429s that workers were answered, as of the time at which their batch left."""
+        crawler.client.statistics["rate_limited"] += len(report.limited)
+        for name in {name for name, _ in report.limited}:
+            first = crawler.pacers[name].rate is None
+            if crawler.pacers[name].limited(batch.sent_at, now) and first:
+                self.allowed = 1
+
+    def fail(self, crawler: Crawler, number: int, reason: str) -> None:
+        """All of the batch is listed here; three that fail in a row mean that the session is lost."""
+        batch = self.out.pop(number)
+        self.failures += 1
+        log.debug("batch %d with %d directories failed: %s", number, len(batch.directories), reason)
+        for directory in batch.directories:
+            directory.here = True
+            crawler.frontier.push(directory)
+        if self.failures >= LOST_BATCHES and self.slots:
+            self.leave(f"The cluster is left alone, {LOST_BATCHES} batches in a row failed: {reason}.")
+
+
+class SparkUnavailable(Exception):
+    """There are no workers to be had: what to tell people, as a sentence."""
+
+
+def in_thread(function: Callable[[], Any], seconds: float) -> Any:
+    """function(), given up after so many seconds with TimeoutError: Spark's client itself tries for ten minutes."""
+    answers: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+
+    def call() -> None:
+        try:
+            answers.put((function(), None))
+        except BaseException as error:
+            answers.put((None, error))
+
+    threading.Thread(target=call, daemon=True).start()
+    try:
+        answer, error = answers.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError(f"no answer within {seconds:.0f} s") from None
+    if error:
+        raise error
+    return answer
+
+
+def spark_functions(spark: Any) -> Any:
+    """The functions that go with the session, which is a Connect one or a notebook's classic one."""
+    connect = ".connect." in type(spark).__module__
+    return import_module("pyspark.sql.connect.functions" if connect else "pyspark.sql.functions")
+
+
+def tag_queries(spark: Any, tag: str) -> None:
+    """Marks the queries of this thread, so that they alone can be cancelled."""
+    try:
+        spark.addTag(tag)
+    except (RuntimeError, AttributeError):  # a classic session before Spark 4.0
+        spark.sparkContext.addJobTag(tag)
+
+
+def cancel_queries(spark: Any, tag: str) -> None:
+    try:
+        spark.interruptTag(tag)
+    except (RuntimeError, AttributeError):
+        spark.sparkContext.cancelJobsWithTag(tag)
+
+
+def last_cause(error: Exception) -> str:
+    """What Spark says, on a line, without the token that a connection URL may have: its text ends with the cause."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    causes = [line for line in lines if re.match(r"(Caused by: )?[\w.]+(Error|Exception|Timeout)\b: ", line)]
+    text = causes[-1] if causes else " ".join(lines)
+    return one_line(without_secrets(text or type(error).__name__), 300)
+
+
+def spark_problem(error: Exception) -> str:
+    """Why there is no cluster, and what to do, as a sentence."""
+    if isinstance(error, SparkUnavailable):
+        return str(error)
+    if isinstance(error, ImportError):
+        return f"Parallel processing not available: {error}; pip install 'pyspark[connect]' 'pandas<3'."
+    # Spark 4 writes "different version: 3.12 than that in driver: 3.11", 3.5 "different version (3, 12) than ..."
+    if versions := re.search(r"different version:? (.+?) than that in driver:? (\d+\.\d+)", str(error)):
+        cluster = ".".join(re.findall(r"\d+", versions[1])[:2])
+        mismatch = f"Python version mismatch: client {versions[2]}, cluster {cluster}."
+        return f"{mismatch} Run this with the cluster's Python version."
+    client = getattr(sys.modules.get("pyspark"), "__version__", "unknown")
+    return f"Parallel processing not available: {last_cause(error)} (Spark client {client})."
+
+
+def connect_remote(remote: str) -> Any:
+    """A session of a Spark Connect server; local[N] starts one, which ends with this process.
+
+    A notebook may have a local one already: that is used, and not ours to stop.
+    """
+    builder = import_module("pyspark.sql").SparkSession.builder.remote(remote)
+    if not remote.startswith("local"):
+        return builder.create()
+    others = "SPARK_LOCAL_REMOTE" in os.environ  # set by pyspark for as long as it runs a local server
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # else the workers run the first python3 on PATH
+    session = builder.config("spark.ui.showConsoleProgress", "false").getOrCreate()
+    session.is_of_others = others
+    return session
+
+
+def connect_cluster(config: DatabricksConfig, cluster_id: str) -> Any:
+    """A session on that Databricks cluster; every call has the login of the moment."""
+    core = import_module("pyspark.sql.connect.client.core")
+    base = getattr(core, "DefaultChannelBuilder", None) or core.ChannelBuilder  # 4.x, 3.5
+
+    class CurrentLogin(base):  # type: ignore[misc, valid-type]
+        """Gives the login of the moment to every call, so that a session outlives an OAuth token."""
+
+        def metadata(self) -> list[tuple[str, str]]:
+            metadata = [
+                *super().metadata(),
+                ("authorization", f"Bearer {config.current_token()}"),
+                ("x-databricks-cluster-id", cluster_id),
+            ]
+            if config.workspace_id:
+                metadata.append(("x-databricks-workspace-id", config.workspace_id))
+            return metadata
+
+    session = import_module("pyspark.sql.connect.session").SparkSession
+    return session.builder.channelBuilder(CurrentLogin(connect_url(config.host))).create()
+
+
+def wait_for_cluster(client: DatabricksClient, cluster_id: str) -> None:
+    """Until the cluster runs. Raises SparkUnavailable for one that does not and will not."""
+    until = client.clock() + CLUSTER_START_SECONDS
+    while True:
+        try:
+            cluster = client.get("/api/2.1/clusters/get", {"cluster_id": cluster_id}, parse_record)
+        except DatabricksError as error:
+            raise SparkUnavailable(f"Parallel processing not available: cluster {cluster_id}: {error}.") from error
+        state, message = (one_line(client.mask(str(cluster.get(key) or "")), 200) for key in ("state", "state_message"))
+        if state in ("RUNNING", "RESIZING"):
+            return
+        if state not in ("PENDING", "RESTARTING") or client.clock() >= until:
+            raise SparkUnavailable(
+                f"Parallel processing not available: cluster {cluster_id} is {state} {message}. Start it and run again."
+            )
+        log.info("cluster %s is %s %s", cluster_id, state, message)
+        client.sleep(CLUSTER_POLL_SECONDS)
+
+
+def connect_running_cluster(config: DatabricksConfig, cluster_id: str) -> Any:
+    """connect_cluster(), when the cluster runs. Raises SparkUnavailable if it does not."""
+    import_module("pyspark")  # before anybody waits
+    wait_for_cluster(DatabricksClient(config), cluster_id)
+    return connect_cluster(config, cluster_id)
+
+
+def connect_url(host: str) -> str:
+    """The Spark Connect URL of a workspace: TLS, and port 443 unless its URL has another."""
+    parts = urlsplit(host)
+    name = f"[{parts.hostname}]" if ":" in str(parts.hostname) else parts.hostname
+    return f"sc://{name}:{parts.port or 443}/;use_ssl=true"
+
+
+# --- From Python ----------------------------------------------------------------------------------------------------
+
+
 def scan_users(
     usernames: Iterable[str],
     config: DatabricksConfig,
@@ -1699,7 +2400,7 @@ def scan_users(
     client: DatabricksClient | None = None,
     on_tick: Callable[[], None] = lambda: None,
     everyone: Iterable[str] = (),
-    make_engine: Callable[..., Any] = Engine,
+    cluster: Cluster | None = None,
 ) -> Iterator[UserResult]:
     """Scans users from this process; yields each result when it is complete, nearly in order.
 
@@ -1708,41 +2409,29 @@ def scan_users(
     ValueError for a name that is none, InventoryError if the login is refused or the workspace stays away.
     """
     names = list(dict.fromkeys(usernames))
-    for username in names:
-        check_username(username)
+    for name in names:
+        check_username(name)
     if not names:
         return
     client = client or DatabricksClient(config, threads)
     homes, _ = assign_homes([*names, *everyone], *look_around(client, file_systems))
-    yield from scan_homes({name: homes[name] for name in names}, client, threads, on_tick, make_engine)
+    yield from crawl({name: homes[name] for name in names}, client, threads, on_tick, cluster)
 
 
-def look_around(client: DatabricksClient, file_systems: tuple[str, ...]) -> tuple[dict[str, UsersFolder], bool]:
-    """What is asked before the first user: /Users of each file system, and whether the caller is an admin.
-
-    Raises InventoryError where the run cannot go on.
-    """
-    admin = caller_is_admin(client, file_systems)
-    if not admin:
-        log.warning("this login is not in the group admins: the inventory may miss other users' homes")
-    return find_homes(client, file_systems), admin
-
-
-def scan_homes(
+def crawl(
     homes: dict[str, dict[str, Home]],
     client: DatabricksClient,
     threads: int,
-    on_tick: Callable[[], None] = lambda: None,
-    make_engine: Callable[..., Any] = Engine,
+    on_tick: Callable[[], None],
+    cluster: Cluster | None = None,
 ) -> Iterator[UserResult]:
     """scan_users() where everybody's homes are known."""
-    frontier = Frontier()
-    accounts = Accounts(list(homes.items()), frontier)
-    for _ in make_engine(client, frontier, accounts, threads).run():
-        while accounts.finished:
-            yield accounts.finished.popleft()
+    tally = Tally(homes)
+    for _ in Crawler(client, tally, threads, cluster).run():
+        while tally.finished:
+            yield tally.finished.popleft()
         on_tick()
-    if accounts.open or accounts.opened < len(homes):
+    if tally.open or tally.opened < len(homes):
         raise RuntimeError("the scan ended before its last user")
 
 
@@ -1759,6 +2448,17 @@ def scan_dbfs(username: str, config: DatabricksConfig, threads: int = DEFAULT_TH
 def scan_workspace(username: str, config: DatabricksConfig, threads: int = DEFAULT_THREADS) -> FileSystemTotals:
     """One user's Workspace, sizes estimated at WORKSPACE_OBJECT_SIZE bytes an object. Raises as scan_users() does."""
     return next(scan_users([username], config, threads, ("workspace",))).scanned["workspace"]
+
+
+def process_user_batch_parallel(
+    spark: Any, usernames: Iterable[str], config: DatabricksConfig, threads: int = DEFAULT_THREADS, **options: Any
+) -> Iterator[UserResult]:
+    """scan_users() with the workers of a Spark session (Connect, or the classic one of a notebook) as further hands.
+
+    The same results, arguments and exceptions. The session is not stopped. Where the workers cannot do it, a warning
+    says why, and this process goes on alone.
+    """
+    return scan_users(usernames, config, threads, cluster=Cluster(lambda: spark), **options)
 
 
 # --- Checkpoint -----------------------------------------------------------------------------------------------------
@@ -1991,618 +2691,6 @@ def move_aside(file: Any, path: Path) -> None:
     target.rename(aside)
     file.close()
     log.warning("the checkpoint that was there is now %s: --resume goes on with it where --checkpoint names it", aside)
-
-
-# --- Spark Connect --------------------------------------------------------------------------------------------------
-
-
-class BatchAccounts:
-    """On a worker, in place of Accounts: notes what the driver has to be told."""
-
-    def __init__(self) -> None:
-        self.totals: dict[tuple[int, str], FileSystemTotals] = {}
-        self.failures: list[tuple[Directory, DatabricksError]] = []
-
-    def can_open(self) -> bool:
-        return False
-
-    def open_user(self) -> bool:
-        return False
-
-    def listed(self, directory: Directory, listing: Listing) -> None:
-        if directory.user != PROBE:
-            self.totals.setdefault((directory.user, directory.file_system), FileSystemTotals()).add_listing(listing)
-
-    def failed(self, directory: Directory, error: DatabricksError) -> None:
-        if directory.user != PROBE:
-            self.failures.append((directory, error))
-
-
-def run_batch(
-    host: str,
-    workspace_id: str,
-    token: str,
-    directories: list[list[Any]],
-    threads: int,
-    seconds: float,
-    pace: dict[str, tuple[float | None, float]],
-) -> str:
-    """On a worker: lists these directories and what is below, for about so many seconds. JSON for read_report().
-
-    `pace` has, for each API, this batch's share of its rate, and the seconds since its last success. Changes nothing,
-    so that Spark may run it twice. Without directories it only finds out whether the API can be reached.
-    """
-    config = DatabricksConfig(host, token, workspace_id=workspace_id)
-    client, frontier, accounts = DatabricksClient(config, threads), Frontier(), BatchAccounts()
-    started = client.clock()
-    report: dict[str, Any] = {"worker": f"{socket.gethostname()}:{os.getpid()}", "python": sys.version.split()[0]}
-    try:
-        if not directories:
-            client.get(ME_PATH, {}, parse_record)
-        for values in directories:
-            frontier.push(read_directory(values, started))
-        engine = Engine(client, frontier, accounts, threads, started + seconds)
-        for name, (rate, since_success) in pace.items():
-            pacer = engine.pacers[name]
-            pacer.rate, pacer.succeeded_at, pacer.alone = rate, started - since_success, False
-            pacer.next_at = started + random.random() / rate if rate else 0.0  # not all batches in the same moment
-        for _ in engine.run():
-            if frontier.count(list(FILE_SYSTEMS)) > LARGEST_REPORT:
-                engine.deadline = -math.inf
-            if not engine.in_flight and not engine.can_list():  # the driver waits, the task slot does not
-                break
-    except (InventoryError, DatabricksError) as error:  # nothing of it counts
-        return json.dumps(report | {"error": str(error)})
-    now = client.clock()
-    return json.dumps(
-        report
-        | {
-            "seconds": now - started,
-            "statistics": client.statistics,
-            "totals": [(user, name, totals.as_dict()) for (user, name), totals in accounts.totals.items()],
-            "failures": [(plain(directory, now), plain_error(error)) for directory, error in accounts.failures],
-            "left": [plain(directory, now) for directory in frontier.take_all()],
-            "pacers": {
-                name: (pacer.rate, pacer.failures, pacer.answered_at >= started, now - pacer.succeeded_at)
-                for name, pacer in engine.pacers.items()
-            },
-        }
-    )
-
-
-# What travels is plain, and written and read field by field: cloudpickle 2.2 (pyspark 3.5) takes the fields from a
-# dataclass that goes by value, so that asdict(), astuple(), replace() and == know of none on a worker.
-
-
-def plain(directory: Directory, now: float) -> list[Any]:
-    """A directory for another machine; its times become seconds from now."""
-    wait = max(directory.not_before - now, 0.0) if directory.not_before else 0.0
-    failed = None if directory.failed_at is None else directory.failed_at - now
-    head = [directory.user, directory.file_system, directory.path, directory.home, directory.attempts]
-    return [*head, wait, failed, directory.error, directory.last_round]
-
-
-def read_directory(values: list[Any], now: float) -> Directory:
-    """The reverse of plain(). Raises ValueError or TypeError for anything else."""
-    user, file_system, path, home, attempts, wait, failed, error, last_round = values
-    kinds = [(user, int), (file_system, str), (path, str), (home, bool), (attempts, int), (error, str)]
-    if not all(type(value) is kind for value, kind in [*kinds, (last_round, bool)]):
-        raise ValueError("not a directory")
-    not_before = now + wait if wait else 0.0
-    failed_at = None if failed is None else now + failed
-    return Directory(user, file_system, path, home, attempts, not_before, failed_at, error, last_round)
-
-
-def plain_error(error: DatabricksError) -> list[Any]:
-    return [error.kind, error.message, error.path, error.status, error.error_code, error.retry_after]
-
-
-def read_error(values: list[Any]) -> DatabricksError:
-    """The reverse of plain_error(). Raises ValueError for anything else."""
-    kind, message, path, status, error_code, retry_after = values
-    if not all(type(text) is str for text in (kind, message, path, error_code)):
-        raise ValueError("not an error")
-    if type(status) not in (int, type(None)) or type(retry_after) not in (int, float):
-        raise ValueError("not an error")
-    return DatabricksError(kind, message, path, status, error_code, retry_after)
-
-
-def read_report(text: str, sent: list[Directory], now: float) -> dict[str, Any]:
-    """What run_batch() returns for these directories. Raises one of UNREADABLE for anything else."""
-    report = json.loads(text)
-    if type(report) is not dict:
-        raise ValueError("not a report")
-    if "error" in report:
-        return report
-    report["left"] = [read_directory(values, now) for values in report["left"]]
-    report["failures"] = [(read_directory(values, now), read_error(error)) for values, error in report["failures"]]
-    report["totals"] = [(user, name, FileSystemTotals.from_dict(totals)) for user, name, totals in report["totals"]]
-    counts = [report["seconds"], *report["statistics"].values()]
-    for rate, failed, answered, since_success in [report["pacers"][name] for name in FILE_SYSTEMS]:
-        counts += [rate or 0, failed, answered, since_success]
-    if not all(isinstance(count, (int, float)) and count >= 0 for count in counts):
-        raise ValueError("not a count")
-    if not all(isinstance(report[key], str) for key in ("worker", "python")):
-        raise ValueError("not a worker")
-    check_all_there(report, sent)
-    return report
-
-
-def check_all_there(report: dict[str, Any], sent: list[Directory]) -> None:
-    """Raises ValueError unless each directory was listed, given up or left over, and nothing is of other ones."""
-    found = Counter[tuple[int, str]]()
-    for user, name, totals in report["totals"]:
-        if user < 0:
-            raise ValueError("totals of nobody")
-        found[user, name] += totals.directories + totals.files
-    for directory in (*report["left"], *(directory for directory, _ in report["failures"])):
-        found[directory.user, directory.file_system] += 1
-    wanted = Counter((directory.user, directory.file_system) for directory in sent)
-    if found.keys() != wanted.keys() or any(found[key] < wanted[key] for key in wanted):
-        raise ValueError("not of the directories that were sent")
-
-
-UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
-
-
-@dataclass
-class Batch:
-    directories: list[Directory]
-    pace: dict[str, tuple[float | None, float]]
-    seconds: float
-    sent_at: float
-
-
-class ClusterEngine:
-    """In place of Engine, on the driver: hands the frontier out to the workers of a Spark session, in short batches.
-
-    A batch is one query on one task slot. What it does not reach comes back, so that a giant user spreads over all
-    slots, no query lives long enough to be abandoned, and a lost one costs seconds. When the session is lost, a new
-    one is made, once; then, or where there are no workers at all, this process goes on alone.
-    """
-
-    def __init__(
-        self,
-        connect: Callable[[], Any],
-        client: DatabricksClient,
-        frontier: Frontier,
-        accounts: Accounts,
-        threads: int,
-        own: bool = False,
-    ):
-        """`own` sessions are stopped in the end."""
-        self.connect, self.client, self.frontier, self.accounts = connect, client, frontier, accounts
-        self.threads, self.own, self.spark, self.ending = threads, own, None, False
-        self.pacers = {name: client.pacers.setdefault(name, Pacer()) for name in FILE_SYSTEMS}
-        self.rates: dict[str, float | None] = dict.fromkeys(FILE_SYSTEMS)  # requests/s of all batches together
-        self.results: queue.SimpleQueue[tuple[int | str, Any]] = queue.SimpleQueue()  # of batches and probes
-        self.sent: dict[int, Batch] = {}
-        self.tag, self.batches, self.slots, self.seconds = f"inventory-{os.urandom(8).hex()}", 0, 0, 0.0
-        self.failures, self.failed_at, self.allowed = 0, -math.inf, 1
-
-    def run(self) -> Iterator[None]:
-        """As Engine.run()."""
-        try:
-            for _ in range(2):
-                self.start()
-                yield from self.run_batches()
-                if not self.anything_left():
-                    return
-                log.warning("the Spark session is lost")
-                self.release()
-        except SparkUnavailable as error:
-            log.warning("%s", error)
-        finally:
-            self.cancel()
-            self.release()
-        log.warning("this run goes on sequentially, from this machine alone")
-        self.forget_probes()
-        yield from Engine(self.client, self.frontier, self.accounts, self.threads).run()
-
-    def start(self) -> None:
-        """Connects, and finds out whether the workers can work. Raises SparkUnavailable."""
-        self.ending, version = False, "unknown"
-        try:
-            self.spark = in_thread(self.connect, SPARK_START_SECONDS)
-            version = in_thread(lambda: self.spark.version, SPARK_START_SECONDS)
-            self.slots = in_thread(self.count_slots, SPARK_START_SECONDS)
-            text = in_thread(partial(self.query, Batch([], {}, 1.0, 0.0)), SPARK_START_SECONDS)
-            report = read_report(text, [], 0.0)
-        except Exception as error:
-            raise spark_unavailable(error, version) from error
-        if "error" in report:
-            raise SparkUnavailable(
-                f"Parallel processing not available: workers cannot reach {self.client.config.host} "
-                f"({report['error']}). Let them through its network and "
-                "proxy."
-            )
-        log.info("parallel: %d task slots, Spark %s, workers with Python %s", self.slots, version, report["python"])
-        if self.slots < 2 or len(self.accounts.usernames) < 10:
-            log.info("with one task slot, or fewer than 10 users, --no-parallel is as fast")
-        self.failures, self.seconds = 0, FIRST_BATCH_SECONDS
-        self.forget_probes()
-
-    def forget_probes(self) -> None:
-        """The answer to one that is under way may be gone with the last session: the next may go at once."""
-        for pacer in self.pacers.values():
-            pacer.next_at = self.client.clock() if pacer.away else pacer.next_at
-
-    def count_slots(self) -> int:
-        functions = self.spark_functions()
-        return self.spark.range(0, 10**6).select(functions.spark_partition_id()).distinct().count()
-
-    def spark_functions(self) -> Any:
-        """The functions that go with the session, which is a Connect one or a notebook's classic one."""
-        connect = ".connect." in type(self.spark).__module__
-        return import_module("pyspark.sql.connect.functions" if connect else "pyspark.sql.functions")
-
-    def query(self, batch: Batch) -> str:
-        now = self.client.clock()
-        values = [plain(directory, now) for directory in batch.directories]
-        # The token is a plain string: who has it cannot renew it, and needs no databricks-sdk.
-        config = self.client.config
-        login = config.host, config.workspace_id, config.current_token()
-        work = partial(run_batch, *login, values, self.threads, batch.seconds, batch.pace)
-        if __name__ != "__main__":  # functions of __main__ go by value anyway; the workers do not have this file
-            import_module("pyspark.cloudpickle").register_pickle_by_value(sys.modules[__name__])
-        with suppress(RuntimeError, AttributeError):  # a classic session before Spark 4.0 has no tags
-            self.spark.addTag(self.tag)
-        # A type by name, or Arrow left open, would be looked up in whatever session is active.
-        text = import_module("pyspark.sql.types").StringType()
-        column = self.spark_functions().udf(lambda _: work(), text, useArrow=False)("id")
-        return self.spark.range(0, 1, 1, 1).select(column).collect()[0][0]
-
-    def run_batches(self) -> Iterator[None]:
-        """Until nothing is left, or the session is lost."""
-        while self.failures < LOST_BATCHES:
-            self.hand_out()
-            if not self.sent and not self.anything_left():
-                return
-            with suppress(queue.Empty):
-                self.take(*self.results.get(timeout=1.0 if self.sent else 0.05))
-            self.drop_overdue()
-            self.probe()
-            yield
-        self.cancel()
-        for number in list(self.sent):
-            self.give_back(number)
-
-    def anything_left(self) -> bool:
-        return bool(self.frontier.waiting or any(self.frontier.ready.values()) or self.accounts.can_open())
-
-    def hand_out(self) -> None:
-        free = [name for name, pacer in self.pacers.items() if not pacer.away]
-        while free and len(self.sent) < self.slots:
-            now = self.client.clock()
-            self.frontier.wake(now)
-            while self.frontier.count(free) < self.slots * self.threads and self.accounts.open_user():
-                pass
-            ready = self.frontier.count(free)
-            limits = [
-                max(1, int(rate // LOWEST_BATCH_RATE))
-                for name, rate in self.rates.items()
-                if rate and self.frontier.ready[name]
-            ]
-            most = min([self.slots, self.allowed, *limits])
-            if not ready or len(self.sent) >= most:
-                return
-            fair = max(self.threads, math.ceil(ready / most))
-            count = min(math.ceil(ready / (most - len(self.sent))), fair, LARGEST_BATCH)
-            plenty = count >= self.threads and len(self.sent) == most - 1
-            self.seconds = min(self.seconds * 2, LONGEST_BATCH_SECONDS) if plenty else FIRST_BATCH_SECONDS
-            running = min(most, len(self.sent) + ready)
-            pace = {
-                name: (rate and rate / running, now - self.pacers[name].succeeded_at)
-                for name, rate in self.rates.items()
-            }
-            directories = [directory for _ in range(count) if (directory := self.frontier.pop(free, now))]
-            self.send(Batch(directories, pace, self.seconds, now))
-
-    def send(self, batch: Batch) -> None:
-        self.batches += 1
-        number = self.batches
-        self.sent[number] = batch
-
-        def run_query() -> None:
-            try:
-                result: Any = None if self.ending else self.query(batch)
-            except Exception as error:
-                result = error
-            self.results.put((number, result))
-
-        threading.Thread(target=run_query, daemon=True).start()
-
-    def give_back(self, number: int) -> None:
-        for directory in self.sent.pop(number).directories:
-            self.frontier.push(directory)
-
-    def drop_overdue(self) -> None:
-        now = self.client.clock()
-        for number, batch in list(self.sent.items()):
-            if now > batch.sent_at + batch.seconds + SILENT_SECONDS:
-                self.fail(number, "overdue")
-
-    def fail(self, number: int, reason: str) -> None:
-        """The batch goes out again. What fails together, as when a machine is lost, counts once."""
-        log.debug("batch %d goes out again: %s", number, reason)
-        if self.sent[number].sent_at > self.failed_at:
-            self.failures, self.failed_at = self.failures + 1, self.client.clock()
-        self.give_back(number)
-
-    def take(self, key: int | str, result: Any) -> None:
-        """Takes in what a batch tells, or a probe. A batch that was given back already does not count."""
-        if isinstance(key, str):
-            self.take_probe(key, result)
-        elif key not in self.sent:
-            pass
-        elif isinstance(result, DatabricksError):  # it was not sent
-            self.wait_for_token(key, result)
-        elif isinstance(result, Exception):
-            self.fail(key, spark_text(result))
-            if "StatusCode.UNAVAILABLE" in str(result):  # the client has tried for ten seconds
-                self.failures = LOST_BATCHES
-        else:
-            self.take_text(key, result)
-
-    def take_text(self, number: int, text: str) -> None:
-        try:
-            report = read_report(text, self.sent[number].directories, self.client.clock())
-        except UNREADABLE as error:
-            log.warning("a worker's report does not read, its directories go out again: %r", error)
-            self.fail(number, "its report does not read")
-            return
-        if "error" in report:
-            self.take_refusal(number, str(report["error"]))
-        else:
-            self.take_report(number, report)
-
-    def take_report(self, number: int, report: dict[str, Any]) -> None:
-        self.failures, self.allowed, batch = 0, self.allowed * 2, self.sent.pop(number)  # a slow start finds the pace
-        users = sorted({self.accounts.open[user].username for user, *_ in report["totals"]})
-        log.debug(
-            "batch %d on %s: %d directories, %d left after %.1f s, %s; %s",
-            number,
-            report["worker"],
-            len(batch.directories),
-            len(report["left"]),
-            report["seconds"],
-            report["statistics"],
-            ", ".join(users),
-        )
-        self.client.statistics.update(report["statistics"])
-        for name in FILE_SYSTEMS:
-            rate, failures, answered, since_success = report["pacers"][name]
-            self.take_rate(name, rate, batch.pace[name][0])
-            self.take_failures(name, failures, answered, since_success)
-        self.take_directories(batch.directories, report)
-
-    def take_refusal(self, number: int, reason: str) -> None:
-        """A worker's refused login may be an old token; the driver's own ends the run."""
-        try:
-            self.client.attempt(ME_PATH, {}, parse_record)
-        except DatabricksError as error:
-            if error.kind == "login" or error.kind in RETRIES:
-                self.wait_for_token(number, error)
-                return
-        self.fail(number, reason)
-
-    def wait_for_token(self, number: int, error: DatabricksError) -> None:
-        """Until a probe finds the login to be good again. Raises InventoryError if it will not be."""
-        if error.kind == "login":
-            raise run_error(error, self.client.config) from error
-        log.debug("batch %d goes out again: %s", number, error)
-        self.give_back(number)
-        for name in self.pacers:
-            self.take_failures(name, OUTAGE_FAILURES, False, math.inf)
-
-    def take_directories(self, directories: list[Directory], report: dict[str, Any]) -> None:
-        change = Counter[int]()
-        for directory in directories:
-            change[directory.user] -= 1
-        for directory in (*report["left"], *(directory for directory, _ in report["failures"])):
-            change[directory.user] += 1
-        for directory in report["left"]:
-            self.frontier.push(directory)
-        for user, file_system, totals in report["totals"]:
-            self.accounts.open[user].totals[file_system].add(totals)
-        for user, difference in change.items():
-            if user >= 0:
-                self.accounts.settle(Directory(user, "", ""), difference)
-        for directory, error in report["failures"]:
-            self.accounts.failed(directory, error)
-
-    def take_rate(self, name: str, rate: float | None, before: float | None) -> None:
-        """Adds up what the batches found to be let through."""
-        running, total = len(self.sent) + 1, self.rates[name]
-        if rate and before and total:
-            self.rates[name] = max(LOWEST_RATE, total + rate - before)
-        elif rate:
-            self.rates[name] = rate * running if total is None else total + (rate - total / running)
-        elif before:
-            self.rates[name] = None
-
-    def take_failures(self, name: str, failures: int, answered: bool, since_success: float) -> None:
-        """The outage rule, over all batches together."""
-        pacer, now = self.pacers[name], self.client.clock()
-        pacer.succeeded_at = max(pacer.succeeded_at, now - since_success)
-        if pacer.away:
-            return
-        if answered:
-            pacer.failures = 0
-        if failures:
-            pacer.failing_since = pacer.failing_since if pacer.failures else now
-            pacer.failures += failures
-        if pacer.failures >= OUTAGE_FAILURES:
-            log.warning("%s does not answer the workers: waiting until it is back", LABELS[name])
-            pacer.leave(now)
-
-    def probe(self) -> None:
-        """Asks an API that is away whether it is back."""
-        now = self.client.clock()
-        for name, pacer in self.pacers.items():
-            if pacer.away and pacer.next_at <= now and self.anything_left():
-                pacer.sent(now)
-                self.client.statistics["requests"] += 1
-                threading.Thread(target=self.ask, args=(name,), daemon=True).start()
-
-    def ask(self, name: str) -> None:
-        error = None
-        try:
-            self.client.attempt(f"/api/2.0/{name}/list", {"path": "/"}, partial(parse_listing, name, "/"))
-        except DatabricksError as failure:
-            error = failure
-        self.results.put((name, error))
-
-    def take_probe(self, name: str, error: DatabricksError | None) -> None:
-        """Raises InventoryError after LONGEST_OUTAGE."""
-        now, pacer = self.client.clock(), self.pacers[name]
-        if error and error.kind in RETRIES and error.kind != "too slow":
-            pacer.failed(error, now, now, probe=True)
-        else:
-            pacer.answered(now)
-
-    def cancel(self) -> None:
-        """Ends the batches under way on the cluster, by their tag: the user's own queries go on."""
-        self.ending, waiting, until = True, set(self.sent), time.monotonic() + CANCEL_SECONDS
-        while waiting and time.monotonic() < until:  # one that was on its way to the server comes after the first call
-            with suppress(Exception):
-                in_thread(partial(self.spark.interruptTag, self.tag), CANCEL_SECONDS / 2)
-            with suppress(queue.Empty):
-                while True:
-                    waiting.discard(self.results.get(timeout=0.1)[0])
-
-    def release(self) -> None:
-        if self.own and self.spark is not None:
-            with suppress(Exception):
-                atexit.unregister(self.spark.client._on_exit)  # it would try for minutes to reach a server that is gone
-            with suppress(Exception):
-                in_thread(self.spark.stop, CANCEL_SECONDS / 2)
-            self.spark = None
-
-
-class SparkUnavailable(Exception):
-    """There are no workers to be had: what to tell people, as a sentence."""
-
-
-def in_thread(function: Callable[[], Any], seconds: float) -> Any:
-    """function(), given up after so many seconds with TimeoutError: Spark's client itself tries for ten minutes."""
-    answers: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
-
-    def call() -> None:
-        try:
-            answers.put((function(), None))
-        except BaseException as error:
-            answers.put((None, error))
-
-    threading.Thread(target=call, daemon=True).start()
-    try:
-        answer, error = answers.get(timeout=seconds)
-    except queue.Empty:
-        raise TimeoutError(f"no answer within {seconds:.0f} s") from None
-    if error:
-        raise error
-    return answer
-
-
-def spark_text(error: Exception) -> str:
-    """What Spark says, on a line, without the token that a connection URL may have."""
-    return one_line(without_secrets(str(error)), 300)
-
-
-def spark_unavailable(error: Exception, version: str = "unknown") -> SparkUnavailable:
-    """`version` is the server's Spark."""
-    if isinstance(error, ImportError):
-        return SparkUnavailable(
-            f"Parallel processing not available: {error}; pip install 'pyspark[connect]' 'pandas<3'."
-        )
-    # Spark 4 writes "different version: 3.12 than that in driver: 3.11", 3.5 "different version (3, 12) than ..."
-    if versions := re.search(r"different version:? (.+?) than that in driver:? (\d+\.\d+)", str(error)):
-        cluster = ".".join(re.findall(r"\d+", versions[1])[:2])
-        return SparkUnavailable(
-            f"Python version mismatch: client {versions[2]}, cluster {cluster}. Run this with the "
-            "cluster's Python version."
-        )
-    client = getattr(sys.modules.get("pyspark"), "__version__", "unknown")
-    return SparkUnavailable(
-        f"Parallel processing not available: {spark_text(error)} (Spark: client {client}, server {version})."
-    )
-
-
-def connect_remote(remote: str) -> Any:
-    """A session of a Spark Connect server; local[N] starts one, which ends with this process."""
-    builder = import_module("pyspark.sql").SparkSession.builder.remote(remote)
-    if not remote.startswith("local"):
-        return patient(builder.create())
-    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # else the workers run the first python3 on PATH
-    return patient(builder.config("spark.ui.showConsoleProgress", "false").getOrCreate())
-
-
-def connect_cluster(client: DatabricksClient, cluster_id: str) -> Any:
-    core = import_module("pyspark.sql.connect.client.core")
-    base = getattr(core, "DefaultChannelBuilder", None) or core.ChannelBuilder  # 4.x, 3.5
-
-    class CurrentLogin(base):  # type: ignore[misc, valid-type]
-        """Gives the login of the moment to every call, so that a session outlives an OAuth token."""
-
-        def metadata(self) -> list[tuple[str, str]]:
-            metadata = [
-                *super().metadata(),
-                ("authorization", f"Bearer {client.config.current_token()}"),
-                ("x-databricks-cluster-id", cluster_id),
-            ]
-            if client.config.workspace_id:
-                metadata.append(("x-databricks-workspace-id", client.config.workspace_id))
-            return metadata
-
-    session = import_module("pyspark.sql.connect.session").SparkSession
-    return patient(session.builder.channelBuilder(CurrentLogin(connect_url(client.config.host))).create())
-
-
-def connect_url(host: str) -> str:
-    """The Spark Connect URL of a workspace: TLS, and port 443 unless its URL has another."""
-    parts = urlsplit(host)
-    name = f"[{parts.hostname}]" if ":" in str(parts.hostname) else parts.hostname
-    return f"sc://{name}:{parts.port or 443}/;use_ssl=true"
-
-
-def patient(session: Any) -> Any:
-    """The session, with a client that gives up after about ten seconds instead of ten minutes."""
-    try:
-        policy = import_module("pyspark.sql.connect.client.retries").DefaultPolicy
-        session.client.set_retry_policies([policy(max_retries=5, max_backoff=5_000)])
-    except (ImportError, AttributeError):  # 3.5
-        session.client._retry_policy.update(max_retries=5, max_backoff=5_000)
-    return session
-
-
-def wait_for_cluster(client: DatabricksClient, cluster_id: str) -> None:
-    """Until the cluster runs. Raises SparkUnavailable for one that does not and will not."""
-    until = client.clock() + CLUSTER_START_SECONDS
-    while True:
-        try:
-            cluster = client.get("/api/2.1/clusters/get", {"cluster_id": cluster_id}, parse_record)
-        except DatabricksError as error:
-            raise SparkUnavailable(f"Parallel processing not available: cluster {cluster_id}: {error}.") from error
-        state, message = (one_line(client.mask(str(cluster.get(key) or "")), 200) for key in ("state", "state_message"))
-        if state in ("RUNNING", "RESIZING"):
-            return
-        if state not in ("PENDING", "RESTARTING") or client.clock() >= until:
-            raise SparkUnavailable(
-                f"Parallel processing not available: cluster {cluster_id} is {state} {message}. Start it and run again."
-            )
-        log.info("cluster %s is %s %s", cluster_id, state, message)
-        client.sleep(CLUSTER_POLL_SECONDS)
-
-
-def process_user_batch_parallel(
-    spark: Any, usernames: Iterable[str], config: DatabricksConfig, threads: int = DEFAULT_THREADS, **options: Any
-) -> Iterator[UserResult]:
-    """scan_users() spread over the workers of a Spark session (Connect, or the classic one of a notebook).
-
-    The same results, arguments and exceptions; `threads` is per task slot. Where the workers cannot do it, a warning
-    says why, and this process does it alone.
-    """
-    return scan_users(usernames, config, threads, make_engine=partial(ClusterEngine, lambda: spark), **options)
 
 
 # --- Output ---------------------------------------------------------------------------------------------------------
@@ -3229,14 +3317,16 @@ def scan_into(
     checkpoint.asked = list(homes)
     left = {name: homes[name] for name in homes if not is_kept(checkpoint, name, homes[name])}
     tell_kept(checkpoint, [name for name in homes if name not in left], len(left))
+    cluster = choose_cluster(args, config) if left else None
     progress = Progress(len(homes), len(homes) - len(left), client.statistics, args.quiet)
     with closing(progress):
-        engine = choose_engine(args, client) if left else Engine
-        for result in scan_homes(left, client, args.threads, progress.tick, engine):
+        for result in crawl(left, client, args.threads, progress.tick, cluster):
             checkpoint.save(result)
             progress.user_done()
     summary = write_results((checkpoint.load(name) for name in homes), args.output, args.details)
     tell(*summary.lines(client.statistics, time.monotonic() - started, nobodys))
+    if cluster:
+        tell(cluster.summary())
     if summary.homeless == len(homes):
         log.warning("none of these users has a home anywhere: are these the names of this workspace's users?")
     return finish(checkpoint)
@@ -3268,27 +3358,20 @@ def finish(checkpoint: Checkpoint) -> int:
     return 1 if left else 0
 
 
-def choose_engine(args: argparse.Namespace, client: DatabricksClient) -> Callable[..., Any]:
-    """The mode, and a line that says which and why."""
+def choose_cluster(args: argparse.Namespace, config: DatabricksConfig) -> Cluster | None:
+    """The cluster that may add hands, and a line that says which mode this is and why."""
     if args.no_parallel or not (args.spark or args.cluster_id or args.spark_remote):
         log.info("sequential: up to %d requests at a time from this machine", args.threads)
-        return Engine
+        return None
     if args.spark:
-        log.info("parallel, over the Spark session of the caller")
-        return partial(ClusterEngine, lambda: args.spark)
+        log.info("parallel: this machine, and the Spark session of the caller")
+        return Cluster(lambda: args.spark)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"pyspark\.")  # what matters comes as an exception
-    try:
-        if not args.cluster_id:
-            log.info("parallel, over Spark Connect %s", without_secrets(args.spark_remote.partition(";")[0]))
-            return partial(ClusterEngine, partial(connect_remote, args.spark_remote), own=True)
-        log.info("parallel, on cluster %s", args.cluster_id)
-        import_module("pyspark")
-        wait_for_cluster(client, args.cluster_id)
-        return partial(ClusterEngine, partial(connect_cluster, client, args.cluster_id), own=True)
-    except (SparkUnavailable, ImportError) as error:
-        problem = error if isinstance(error, SparkUnavailable) else spark_unavailable(error)
-        log.warning("%s This run goes on sequentially", problem)
-        return Engine
+    if args.cluster_id:
+        log.info("parallel: this machine, and cluster %s", args.cluster_id)
+        return Cluster(partial(connect_running_cluster, config, args.cluster_id), own=True)
+    log.info("parallel: this machine, and Spark Connect %s", without_secrets(args.spark_remote.partition(";")[0]))
+    return Cluster(partial(connect_remote, args.spark_remote), own=True)
 
 
 @contextmanager

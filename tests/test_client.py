@@ -88,7 +88,8 @@ def at_server(server, clock, path="/Users/a", threads=1):
 
 @pytest.mark.parametrize(("kind", "waits"), [
     ("rate limit", LIMIT_WAITS), ("server", SERVER_WAITS), ("connection", SERVER_WAITS), ("malformed", SERVER_WAITS),
-    ("too slow", [2]), ("login", []), ("not found", []), ("refused", []), ("dbfs disabled", []),
+    ("unexpected", SERVER_WAITS), ("too slow", [2]), ("login", []), ("not found", []), ("refused", []),
+    ("dbfs disabled", []),
 ])  # fmt: skip
 def test_waits_double_and_end(kind, waits):
     assert [retry_wait(error(kind), number, 1.0) for number in range(1, len(waits) + 2)] == [*waits, None]
@@ -128,7 +129,7 @@ def test_the_rate_comes_down_to_1_and_up_to_no_delay_in_the_end():
         rate = next_rate(rate, True, 0, 0)
     assert rate == 1
     for _ in range(100_000):
-        rate = next_rate(rate, False, 0, 0)
+        rate = rate and next_rate(rate, False, rate, 0)
     assert rate is None
 
 
@@ -150,8 +151,8 @@ def test_the_rate_comes_down_to_1_and_up_to_no_delay_in_the_end():
     ({"status": 200, "body": b'{"files": ['}, SERVER_WAITS, "malformed"),
     ({"status": 200, "body": b'\xff\xfe{"done": 1}'}, SERVER_WAITS, "malformed"),
     ({"status": 200, "body": b"[" * 200_000}, SERVER_WAITS, "malformed"),
-    ({"status": 200, "json": []}, SERVER_WAITS, "malformed"),
-    ({"status": 200, "json": "text"}, SERVER_WAITS, "malformed"),
+    ({"status": 200, "json": []}, SERVER_WAITS, "unexpected"),
+    ({"status": 200, "json": "text"}, SERVER_WAITS, "unexpected"),
     ({"status": 200, "json": None}, SERVER_WAITS, "malformed"),
     ({"status": 503, "json": {"error_code": "TEMPORARILY_UNAVAILABLE", **SLOW}}, [2], "too slow"),
     ({"status": 401, "json": {"error_code": "UNAUTHENTICATED", "message": "x"}}, [], "login"),

@@ -601,7 +601,7 @@ def test_python_versions_are_read_from_the_error():
             "[PYTHON_VERSION_MISMATCH] Python in worker has different version: {} than that in driver: 3.12, "
             "PySpark cannot run with different minor versions.")  # fmt: skip
     for found in ("3.11", "3.9"):
-        message = str(scanner.spark_unavailable(RuntimeError(text.format(found))))
+        message = scanner.spark_problem(RuntimeError(text.format(found)))
         assert message.startswith(f"Python version mismatch: client 3.12, cluster {found}. ")
 
 
@@ -773,13 +773,13 @@ def test_a_run_on_a_cluster_sends_its_login_over_tls_with_every_call(connect_ser
 
 CHANGING_LOGIN = """
 import sys
-from dataclasses import replace
 sys.path.insert(0, {root!r})
 import databricks_user_files_simple as scanner
-client = scanner.DatabricksClient(scanner.DatabricksConfig({url!r}, "first-token"))
-session = scanner.connect_cluster(client, "0123-456789-abc")
+tokens = ["first-token"]
+config = scanner.DatabricksConfig({url!r}, "", renew=lambda refused: tokens[-1])
+session = scanner.connect_cluster(config, "0123-456789-abc")
 print(session.range(3).count())
-client.config = replace(client.config, renew=lambda refused: "second-token")
+tokens.append("second-token")
 print(session.range(4).count())
 """
 

@@ -876,6 +876,31 @@ def test_sizes_beyond_32_bits_add_up_exactly(clock):
 # 404
 
 
+@pytest.mark.parametrize(("api", "path"), [("dbfs", f"{HOME}/b"), ("workspace", f"{HOME}/w")])
+@pytest.mark.parametrize("then", ["still listed", "deleted", "its directory deleted", "cannot be told"])
+def test_a_directory_that_is_not_found_is_a_failure_unless_it_was_deleted(clock, api, path, then):
+    """Its own directory decides, asked once more."""
+    with small_server() as server:
+        gone = Fault("404", api=api, path=path)
+        parent = Fault({"its directory deleted": "404", "cannot be told": "403"}.get(then, "500"), api=api, path=HOME)
+        parent.applies = lambda a, p, _: (
+            (a, p) == (api, HOME) and gone.hits > 0 and then in ("its directory deleted", "cannot be told")
+        )
+
+        def delete():
+            if then == "deleted" and gone.hits:
+                left = [workspace_object(f"{HOME}/n")] if api == "workspace" else [dbfs_file(f"{HOME}/top", 5)]
+                server.add_tree(api, {HOME: left})
+
+        server.change(faults=[gone, parent])
+        result = scan(server, clock, on_tick=delete, threads=1)[ANN]
+        assert (server.requests[api, path], server.requests[api, HOME]) == (1, 2)
+    failures = [failure["path"] for failure in result.scanned[api].failures]
+    assert failures == ([path] if then in ("still listed", "cannot be told") else [])
+    assert result.status == ("partial" if failures else "success")
+    assert figures(result)[:4] == ((2, 105, 2, 2) if api == "dbfs" else (4, 128, 4, 1))
+
+
 def test_no_home_anywhere_is_empty(clock):
     with FakeDatabricks(users=[ANN], shape="none") as server:
         result = scan(server, clock)[ANN]

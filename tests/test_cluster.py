@@ -1,0 +1,127 @@
+"""The rules of batches for a cluster: their share of the pace, their size, and what a worker's report counts for."""
+
+import json
+import zlib
+
+import pytest
+
+from databricks_user_files_simple import UNREADABLE, fetch, read_report, schedule, share_of_pace, size_of_batch
+from tests.fake_databricks import FakeDatabricks, Fault
+
+DBFS, WORKSPACE = "dbfs", "workspace"
+LIMITS = {"seconds": 2.0, "grace": 5.0, "connect": 5, "read": 5, "bytes": 8 * 1024**2, "failures": 3}
+
+
+@pytest.mark.parametrize(("rate", "lent", "idle", "share"), [
+    (None, 0, 8, None),  # no limit is known
+    (100, 0, 4, 20),  # this process counts as a slot more
+    (100, 60, 3, 10),
+    (30, 0, 8, 0),  # 3.3/s are better kept here
+    (30, 0, 2, 10),
+    (20, 20, 1, 0),
+])  # fmt: skip
+def test_a_batch_takes_its_share_of_the_pace(rate, lent, idle, share):
+    assert share_of_pace(rate, lent, idle) == share
+
+
+@pytest.mark.parametrize(("ready", "threads", "idle", "size"), [
+    (0, 16, 8, 0), (16, 16, 8, 0), (23, 16, 8, 0),  # what this process takes next stays here
+    (24, 16, 8, 8), (40, 16, 8, 8), (16 + 8 * 20, 16, 8, 20), (16 + 20, 16, 1, 20), (10_000, 16, 8, 128),
+])  # fmt: skip
+def test_a_batch_has_its_size(ready, threads, idle, size):
+    assert size_of_batch(ready, threads, idle) == size
+
+
+def test_places_are_spaced_by_the_share_of_their_api():
+    places = [(DBFS, "/a"), (DBFS, "/b"), (WORKSPACE, "/c"), (DBFS, "/d"), (WORKSPACE, "/e")]
+    assert schedule(places, {DBFS: 10.0, WORKSPACE: None}, 0.5) == [
+        (0.0, WORKSPACE, "/c"), (0.0, WORKSPACE, "/e"), (0.05, DBFS, "/a"), (0.15, DBFS, "/b"), (0.25, DBFS, "/d")
+    ]  # fmt: skip
+
+
+# What a worker does, run here
+
+
+def fetched(server, places, **limits):
+    headers = {"Authorization": f"Bearer {server.settings.token}"}
+    return read_report(fetch(server.url, headers, places, 4, LIMITS | limits))
+
+
+def test_a_worker_hands_back_bodies_and_judges_nothing():
+    with FakeDatabricks(users=1, shape="bench", directories=3) as server:
+        home = f"/Users/{server.user_names[0]}"
+        server.change(faults=[Fault("html", path=home, api=DBFS)])
+        report = fetched(server, [(0.0, DBFS, home), (0.0, WORKSPACE, home), (0.0, DBFS, "/not/there")])
+    assert set(report.bodies) == {(DBFS, home), (WORKSPACE, home)}  # a page of a proxy is a body like any other
+    assert report.failed == {(DBFS, "/not/there"): "404"}
+    assert (report.not_asked, report.limited) == (set(), {})
+
+
+def test_a_worker_asks_an_api_nothing_more_that_refuses_or_fails():
+    with FakeDatabricks(users=1, shape="small") as server:
+        limited = Fault("429", api=DBFS, headers={"Retry-After": "7"})
+        server.change(faults=[limited, Fault("500", api=WORKSPACE)])
+        places = [(0.0, DBFS, f"/{number}") for number in range(40)]
+        places += [(0.0, WORKSPACE, f"/{number}") for number in range(40)]
+        report = fetched(server, places)
+        assert server.total_requests <= 4 + 3 + 4  # what the threads had under way
+    assert set(report.limited.values()) == {7.0}
+    assert set(report.failed.values()) == {"500"}
+    assert len(report.not_asked) + len(report.limited) + len(report.failed) == 80
+
+
+def test_a_worker_starts_nothing_after_its_time():
+    with FakeDatabricks(users=1, shape="small", latency=0.2) as server:
+        report = fetched(server, [(0.0, DBFS, f"/{number}") for number in range(40)], seconds=0.3)
+        assert server.total_requests <= 8
+    assert len(report.not_asked) >= 32
+
+
+def test_a_worker_waits_for_nothing_that_hangs():
+    with FakeDatabricks(users=1, shape="small", faults=[Fault("hang", path="/slow")]) as server:
+        report = fetched(server, [(0.0, DBFS, "/slow"), (0.0, DBFS, "/x")], grace=0.3, seconds=0.1, read=3)
+    assert (report.bodies, list(report.failed)) == ({}, [(DBFS, "/x")])
+
+
+def test_a_worker_hands_back_no_more_than_a_report_may_have():
+    with FakeDatabricks(users=1, shape="bench", directories=3) as server:
+        home = f"/Users/{server.user_names[0]}"
+        report = fetched(server, [(0.0, DBFS, home)], bytes=20)
+    assert report.bodies == {}
+    assert "too large" in report.failed[DBFS, home]
+
+
+# Reports
+
+
+def packed(head, bodies=b""):
+    return zlib.compress(json.dumps(head).encode() + b"\n" + bodies)
+
+
+HEAD = {"worker": "w:1", "python": "3.12.1", "seconds": 0.5, "not_asked": [], "limited": [], "failed": []}
+
+
+def test_a_report_is_read_as_it_was_written():
+    head = HEAD | {"answers": [[DBFS, "/a", 2], [DBFS, "/b", 3]], "not_asked": [[DBFS, "/c"]],
+                   "limited": [[DBFS, "/d", ""]], "failed": [[DBFS, "/e", "500"]]}  # fmt: skip
+    report = read_report(packed(head, b"{}abc"))
+    assert report.bodies == {(DBFS, "/a"): b"{}", (DBFS, "/b"): b"abc"}
+    assert (report.not_asked, report.limited, report.failed) == (
+        {(DBFS, "/c")}, {(DBFS, "/d"): 0.0}, {(DBFS, "/e"): "500"}
+    )  # fmt: skip
+
+
+def test_a_place_that_is_there_twice_does_not_count():
+    head = HEAD | {"answers": [[DBFS, "/a", 2], [DBFS, "/b", 2], [DBFS, "/a", 2]]}
+    assert read_report(packed(head, b"{}{}{}")).bodies == {(DBFS, "/b"): b"{}"}
+
+
+@pytest.mark.parametrize("report", [
+    None, 7, "text", b"", b"abc", packed([]), packed(None), packed(HEAD)[:-3], zlib.compress(b"no json\n"),
+    packed(HEAD | {"answers": [[DBFS, "/a", 3]]}, b"{}"), packed(HEAD | {"answers": [[DBFS, "/a", -1]]}, b"{}"),
+    packed(HEAD | {"answers": [[DBFS, "/a", "2"]]}, b"{}"), packed(HEAD | {"answers": [7]}),
+    packed(HEAD | {"not_asked": [7]}), packed(HEAD | {"seconds": "soon"}), zlib.compress(b"0" * (65 * 1024**2)),
+])  # fmt: skip
+def test_what_is_no_report_is_refused(report):
+    with pytest.raises(UNREADABLE):
+        read_report(report)
