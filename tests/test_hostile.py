@@ -405,7 +405,7 @@ def test_a_tree_without_an_end_ends_the_run_and_names_the_user():
 @needs_posix
 @pytest.mark.soak
 def test_a_million_waiting_directories_take_bounded_memory():
-    def script(_, path, number=400_000):
+    def script(_, path, number=300_000):
         yield head() + b'{"files": ['
         yield b",".join(b'{"path": "%s/%010d", "is_dir": true, "file_size": 0}' % (path.encode(), at)
                         for at in range(number)) + b"]}"  # fmt: skip
