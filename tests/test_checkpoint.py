@@ -493,6 +493,17 @@ def test_resume_of_a_run_that_ended_scans_again_what_was_partial_or_an_error(ser
     assert set(os.listdir()) == {"users.txt", "out.csv", "home"}
 
 
+def test_resume_scans_again_whose_home_is_another_by_now(server, scan):
+    lost, late = server.user_names[5], "late@example.com"
+    write_users([*server.user_names, late])
+    server.change(faults=[Fault("403", path=f"/Users/{lost}")])
+    assert scan(*WORDS)[0] == 1
+    server.change(faults=[])
+    server.add_tree("dbfs", {f"/Users/{late}": [dbfs_file(f"/Users/{late}/f", 1)]})
+    assert scan(*WORDS, "--resume")[0] == 0
+    assert f"{late},1,1,0.0000,success,dbfs," in Path("out.csv").read_text(encoding="utf-8").splitlines()
+
+
 def test_without_resume_a_checkpoint_is_moved_aside_and_never_over_another(server, scan):
     contents = []
     server.change(faults=[Fault("403", path=f"/Users/{server.user_names[2]}")])

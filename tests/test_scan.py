@@ -937,6 +937,15 @@ def test_a_home_in_other_letter_case_is_scanned(clock, home, file_systems):
         assert set(listings(server).values()) == {1}
 
 
+def test_a_home_that_is_alike_to_two_users_names_is_neithers(clock):
+    names = [ANN, "ANN@example.com"]
+    with case_server(["Ann@example.com"], names) as server:
+        results = scan(server, clock)
+    for result in results.values():
+        assert (result.status, result.file_count) == ("error", 0)
+        assert all(name in result.error for name in [*names, "Ann@example.com"])
+
+
 def test_of_two_homes_in_other_letter_case_neither_is_chosen(clock):
     homes = ["Ann@example.com", "ANN@example.com"]
     with case_server(homes, [ANN]) as server:
