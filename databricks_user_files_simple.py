@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import configparser
 import csv
+import gzip
 import heapq
 import io
 import json
@@ -87,6 +88,7 @@ BODY_SECONDS = 180  # for a whole body: a socket's own time-out begins anew with
 LONGEST_BODY = 32 * 1024**2  # bytes
 BODY_PIECE = 16 * 1024  # bytes
 GZIP_MAGIC = b"\x1f\x8b"
+GZIP_LEVEL = 6  # of 9
 MOST_VALUES = 4_000_000  # in an answer: up to 300 MB decoded; a listing has about 5 an entry
 MOST_WAITING = 1_000_000  # directories to be listed, of one file system: about 300 MB
 LONGEST_RETRY_AFTER = 120.0  # seconds
@@ -139,6 +141,7 @@ NOT_READABLE = "not found, or not readable with this token"
 NOT_LISTED = "not found in this spelling, and /Users cannot be listed"
 NOT_TOLD = "its name has a / in it: the API cannot be asked for it, or it may lie in another directory"
 CSV_COLUMNS = ("username", "file_count", "total_size", "total_size_gb", "status", "file_source", "error")
+FILE_COLUMNS = ("username", "file_system", "path", "object_type", "size", "modified")
 FORMULA_STARTS = "=+@\uff1d\uff0b\uff0d\uff20-"  # of a cell; the middle ones are the full-width forms
 USER_COLUMNS = ("username", "user_name", "userPrincipalName", "email")  # of a users file, in any letter case
 NOT_IN_NAMES = '/"<>,;'  # what no user name has: it would be a path, an address with a name, or several columns
@@ -299,7 +302,8 @@ class UserResult:
     """One user's inventory; a file system that was not scanned is None. `scanned_at` is UTC, ISO 8601.
 
     `homes` has the path of the home in each file system that was scanned, None where there is none. `file_count` and
-    `total_size` (bytes) are of the directories that could be listed: see `status`.
+    `total_size` (bytes) are of the directories that could be listed: see `status`. `scan` is an id that no other scan
+    of this or another user has.
     """
 
     username: str
@@ -307,6 +311,7 @@ class UserResult:
     dbfs: FileSystemTotals | None = None
     workspace: FileSystemTotals | None = None
     homes: dict[str, str | None] = field(default_factory=dict)
+    scan: str = ""
 
     @property
     def scanned(self) -> dict[str, FileSystemTotals]:
@@ -353,7 +358,7 @@ class UserResult:
         }
 
     def as_dict(self) -> dict[str, Any]:
-        head = {"username": self.username, "scanned_at": self.scanned_at, "status": self.status}
+        head = {"username": self.username, "scanned_at": self.scanned_at, "status": self.status, "scan": self.scan}
         return head | {name: totals.as_dict() for name, totals in self.scanned.items()} | {"homes": self.homes}
 
     @classmethod
@@ -362,13 +367,13 @@ class UserResult:
 
         That is also a key that it does not know: what another version has noted of a user must not get lost.
         """
-        name, scanned_at = record["username"], record["scanned_at"]
-        if not record.keys() <= {"username", "scanned_at", "status", "homes", *FILE_SYSTEMS}:
+        name, scanned_at, scan = record["username"], record["scanned_at"], record["scan"]
+        if not record.keys() <= {"username", "scanned_at", "scan", "status", "homes", *FILE_SYSTEMS}:
             raise ValueError("a key that is not known")
-        if not (isinstance(name, str) and isinstance(scanned_at, str) and record["status"] in STATUSES):
+        if not all(isinstance(text, str) for text in (name, scanned_at, scan)) or record["status"] not in STATUSES:
             raise ValueError("not a result")
         scanned = {name: FileSystemTotals.from_dict(record[name]) for name in FILE_SYSTEMS if name in record}
-        result = cls(name, scanned_at, **scanned, homes=dict(record["homes"]))
+        result = cls(name, scanned_at, **scanned, homes=dict(record["homes"]), scan=scan)
         if result.status != record["status"]:
             raise ValueError("the status is not that of the counts and failures")
         return result
@@ -1513,6 +1518,7 @@ class OpenUser:
     username: str
     homes: dict[str, Home]
     totals: dict[str, FileSystemTotals]
+    scan: str = field(default_factory=lambda: os.urandom(8).hex())
     pending: int = 0  # directories in the frontier, in flight or in a batch
     failed_once: list[Directory] = field(default_factory=list)
     not_found: dict[tuple[str, str], list[str]] = field(default_factory=dict)  # by file system and parent
@@ -1520,10 +1526,13 @@ class OpenUser:
 
 
 class Tally:
-    """Opens users, adds up what is listed for each, and finishes those of whom nothing is left to list."""
+    """Opens users, adds up what is listed for each, and finishes those of whom nothing is left to list.
 
-    def __init__(self, homes: dict[str, dict[str, Home]]):
-        self.users, self.frontier = list(homes.items()), Frontier()
+    What it adds up goes to `rows`, too, file by file.
+    """
+
+    def __init__(self, homes: dict[str, dict[str, Home]], rows: FileRows | None = None):
+        self.users, self.frontier, self.rows = list(homes.items()), Frontier(), rows
         self.opened = 0
         self.open: dict[int, OpenUser] = {}
         self.finished: deque[UserResult] = deque()
@@ -1553,6 +1562,8 @@ class Tally:
             self.decide(directory, [path for path in directory.missing if path in there], "404, though listed")
         else:
             user.totals[directory.file_system].add_listing(listing)
+            if self.rows:
+                self.rows.add(user.scan, directory.file_system, listing.files)
             user.pending += len(listing.directories)
             for path in listing.directories:
                 self.frontier.push(Directory(directory.user, directory.file_system, path))
@@ -1609,7 +1620,7 @@ class Tally:
         if user.pending == 0:
             scanned_at = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
             homes = {name: None if name in user.without else home.path for name, home in user.homes.items()}
-            self.finished.append(UserResult(user.username, scanned_at, **user.totals, homes=homes))
+            self.finished.append(UserResult(user.username, scanned_at, **user.totals, homes=homes, scan=user.scan))
             del self.open[number]
 
 
@@ -2401,21 +2412,33 @@ def scan_users(
     on_tick: Callable[[], None] = lambda: None,
     everyone: Iterable[str] = (),
     cluster: Cluster | None = None,
+    files: str | Path | None = None,
 ) -> Iterator[UserResult]:
     """Scans users from this process; yields each result when it is complete, nearly in order.
 
     `on_tick` is called at least once a second. `everyone` names further users of the same inventory, whose homes are
-    not anybody else's in other letter case. Directories that could not be listed are in the results. Raises
-    ValueError for a name that is none, InventoryError if the login is refused or the workspace stays away.
+    not anybody else's in other letter case. `files` names a CSV (.gz: gzipped) that gets a row for each file of these
+    users, FILE_COLUMNS; it is written when the last result has been taken. Directories that could not be listed are in
+    the results. Raises ValueError for a name that is none, InventoryError if the login is refused, the workspace stays
+    away, or the CSV cannot be written.
     """
     names = list(dict.fromkeys(usernames))
     for name in names:
         check_username(name)
-    if not names:
-        return
+    if files is not None:
+        check_output(str(files))
     client = client or DatabricksClient(config, threads)
-    homes, _ = assign_homes([*names, *everyone], *look_around(client, file_systems))
-    yield from crawl({name: homes[name] for name in names}, client, threads, on_tick, cluster)
+    homes: dict[str, dict[str, Home]] = {}
+    if names:
+        homes, _ = assign_homes([*names, *everyone], *look_around(client, file_systems))
+    left = {name: homes[name] for name in names}
+    with open_file_rows(None, str(files)) if files is not None else nullcontext() as rows:
+        for result in crawl(left, client, threads, on_tick, cluster, rows):
+            if rows:
+                rows.want(result)
+            yield result
+        if rows:
+            rows.publish()
 
 
 def crawl(
@@ -2424,9 +2447,10 @@ def crawl(
     threads: int,
     on_tick: Callable[[], None],
     cluster: Cluster | None = None,
+    rows: FileRows | None = None,
 ) -> Iterator[UserResult]:
-    """scan_users() where everybody's homes are known."""
-    tally = Tally(homes)
+    """scan_users() where everybody's homes are known; `rows` gets every file."""
+    tally = Tally(homes, rows)
     for _ in Crawler(client, tally, threads, cluster).run():
         while tally.finished:
             yield tally.finished.popleft()
@@ -2482,8 +2506,10 @@ class Checkpoint:
     create(), one that is there by read(). Without a path it is a temporary file.
     """
 
-    def __init__(self, file: Any, path: Path | None):
-        self.file, self.path = file, path
+    def __init__(self, file: Any, path: Path | None, run: str):
+        self.file, self.path, self.run = file, path, run
+        # The working file of --files: it has no other name, and so is found when this one was moved aside.
+        self.files_path = Path(os.path.realpath(path)).with_name(f".files-{run}.jsonl") if path else None
         self.lines: dict[str, SavedLine] = {}  # by username
         self.asked: list[str] = []  # the users of this run
         self.end = 0  # of the last result, or of the header
@@ -2492,8 +2518,9 @@ class Checkpoint:
     @classmethod
     def create(cls, file: Any, path: Path | None, header: dict[str, Any]) -> Checkpoint:
         """A new one in an empty file. Raises OSError."""
-        checkpoint = cls(file, path)
-        start = json.dumps({"version": 1, "program": VERSION, **header, "results": []})[:-2].encode()
+        checkpoint = cls(file, path, os.urandom(8).hex())
+        first = {"version": 1, "program": VERSION, "run": checkpoint.run, **header, "results": []}
+        start = json.dumps(first)[:-2].encode()
         try:
             checkpoint.write(start + TAIL)
             checkpoint.end = len(start)
@@ -2504,9 +2531,9 @@ class Checkpoint:
         return checkpoint
 
     @classmethod
-    def read(cls, file: Any, path: Path) -> Checkpoint:
+    def read(cls, file: Any, path: Path, run: str) -> Checkpoint:
         """That of a file whose header is known to be good. Raises OSError, and InventoryError for a bad line."""
-        checkpoint = cls(file, path)
+        checkpoint = cls(file, path, run)
         size, offset = os.fstat(file.fileno()).st_size, 0
         file.seek(0)
         with open(file.fileno(), "rb", closefd=False) as lines:
@@ -2570,11 +2597,12 @@ class Checkpoint:
         return username in self.lines and self.lines[username].status in ("success", "empty")
 
     def remove(self) -> None:
-        if self.path is None or not has_name(self.file, self.path):
+        if self.path is None or self.files_path is None or not has_name(self.file, self.path):
             return
         if os.name == "nt":  # which removes no open file
             self.file.close()
         try:
+            self.files_path.unlink(missing_ok=True)
             os.unlink(os.path.realpath(self.path))
         except OSError as error:
             log.warning("%s cannot be removed (%s); nobody needs it any more", self.path, error.strerror)
@@ -2610,13 +2638,14 @@ def start_checkpoint(path: Path | None, header: dict[str, Any], resume: bool, fi
         if resume:
             log.warning("there is no checkpoint %s: starting from the beginning", path)
         return Checkpoint.create(file, path, header)
-    was, now = read_header(file, path), describe(header)
+    before = read_header(file, path)
     if not resume:
         move_aside(file, path)
         return start_checkpoint(path, header, resume, files)
+    was, now = describe(before), describe(header)
     if was != now:
         raise InventoryError(f"{path} is of {was}, this run of {now}: give the same options, or another --checkpoint")
-    return Checkpoint.read(file, path)
+    return Checkpoint.read(file, path, before["run"])
 
 
 def open_locked(path: Path, files: ExitStack) -> Any:
@@ -2661,15 +2690,16 @@ def lock(file: Any) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def read_header(file: Any, path: Path) -> str:
-    """What the checkpoint is of. Raises OSError, and InventoryError for a file that is none."""
+def read_header(file: Any, path: Path) -> dict[str, Any]:
+    """The first line of a checkpoint. Raises OSError, and InventoryError for a file that is none."""
     file.seek(0)
     with open(file.fileno(), "rb", closefd=False) as lines:
         line = lines.readline(100_000)
     with suppress(ValueError, KeyError, TypeError, RecursionError):
-        header = json.loads(line.rstrip() + b"]}")
-        if header["version"] == 1 and header["results"] == []:
-            return describe(header)
+        header: dict[str, Any] = json.loads(line.rstrip() + b"]}")
+        known = header["version"] == 1 and header["results"] == [] and describe(header)
+        if known and re.fullmatch("[0-9a-f]+", header["run"]):
+            return header
     raise InventoryError(f"{path}, line 1: not a checkpoint of this program; name another with --checkpoint")
 
 
@@ -2693,17 +2723,103 @@ def move_aside(file: Any, path: Path) -> None:
     log.warning("the checkpoint that was there is now %s: --resume goes on with it where --checkpoint names it", aside)
 
 
+# --- File rows ------------------------------------------------------------------------------------------------------
+
+
+class FileRows:
+    """The working file of --files: a JSON line for each listing that has files, with the id of the scan it is of.
+
+    What kills and second scans leave behind stays in it: only lines of scans that count go into the CSV.
+    """
+
+    def __init__(self, file: Any, path: Path | None, csv_path: str):
+        """Raises InventoryError where the working file cannot be written."""
+        self.file, self.path, self.csv_path = file, path, csv_path
+        self.earlier: Counter[str] = Counter()  # rows of each scan of earlier runs
+        for scan, _, entries in self.read():
+            self.earlier[scan] += len(entries)
+        file.seek(0, os.SEEK_END)
+        self.write(b"\n")  # so that a last line that a kill has torn is one of its own, and no JSON
+        self.wanted: dict[str, tuple[str, int]] = {}  # scans for the CSV: the user, and how many files there are
+        self.written = 0  # rows in the CSV
+
+    def add(self, scan: str, file_system: str, files: list[FileEntry]) -> None:
+        """Raises InventoryError. What was added is there even if this process is killed."""
+        if files:
+            line = json.dumps({"scan": scan, "file_system": file_system, "files": files})
+            self.write(line.encode() + b"\n")
+
+    def write(self, data: bytes) -> None:
+        with keeping(self.path):
+            while data:
+                data = data[self.file.write(data) :]
+
+    def read(self) -> Iterator[tuple[str, str, list[list[Any]]]]:
+        """Scan, file system and entries of every line; one that is torn or damaged is left out."""
+        self.file.seek(0)
+        with keeping(self.path), open(self.file.fileno(), "rb", closefd=False) as lines:
+            for line in lines:
+                try:
+                    record = json.loads(line)
+                    found = record["scan"], record["file_system"], record["files"]
+                except (ValueError, KeyError, TypeError):
+                    continue
+                yield found
+
+    def has(self, result: UserResult) -> bool:
+        """Whether there is a row for each file of an earlier run's result."""
+        return self.earlier[result.scan] == result.file_count
+
+    def want(self, result: UserResult) -> None:
+        """The CSV is to have the files of this result."""
+        self.wanted[result.scan] = (result.username, result.file_count)
+
+    def publish(self) -> None:
+        """Writes the CSV. Raises InventoryError, and RuntimeError where rows are missing or too many."""
+        rows: Counter[str] = Counter()
+        with open_output(self.csv_path, zipped=self.csv_path.endswith(".gz")) as file:
+            file.write(",".join(FILE_COLUMNS) + "\n")
+            for scan, file_system, entries in self.read():
+                if scan in self.wanted:
+                    start = f"{csv_cell(self.wanted[scan][0])},{file_system}"
+                    file.write("".join(file_row(start, *entry) for entry in entries))
+                    rows[scan] += len(entries)
+            for scan, (username, count) in self.wanted.items():
+                if rows[scan] != count:
+                    raise RuntimeError(f"{username} has {counted(count, 'file')}, the working file {rows[scan]:,}")
+        self.written = rows.total()
+
+
+def file_row(start: str, path: str, object_type: str, size: int | None, modified: int | None) -> str:
+    size_cell = "" if size is None else str(size)
+    return f"{start},{csv_cell(path)},{csv_cell(object_type)},{size_cell},{iso_time(modified or 0)}\n"
+
+
+def csv_cell(text: str) -> str:
+    """As csv.writer has it, which before Python 3.13 does not quote a lone \r, where readers see a row's end."""
+    return '"' + text.replace('"', '""') + '"' if re.search('[",\r\n]', text) else text
+
+
+@contextmanager
+def open_file_rows(path: Path | None, csv_path: str) -> Iterator[FileRows]:
+    """The working file of that path, made if there is none; without a path a temporary file. Raises InventoryError."""
+    with ExitStack() as files:
+        with keeping(path):
+            file = open_locked(path, files) if path else files.enter_context(tempfile.TemporaryFile(buffering=0))
+        yield FileRows(file, path, csv_path)
+
+
 # --- Output ---------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def open_output(path: str) -> Iterator[Any]:
+def open_output(path: str, zipped: bool = False) -> Iterator[Any]:
     """A text file for UTF-8; '-' is stdout. Raises InventoryError, also where what is written does not get through.
 
     A regular file is replaced when all is written, and keeps its mode; what is no such file is written in place.
     """
-    with writing(path), open_place(path) as file:
-        yield Output(path, file)
+    with writing(path), open_place(path) as file, zip_into(file) if zipped else nullcontext(file) as text:
+        yield Output(path, text)
 
 
 @contextmanager
@@ -2772,6 +2888,12 @@ def open_text(file: str | int, mode: str) -> Any:
     return open(file, mode, encoding="utf-8", errors="backslashreplace", newline="")
 
 
+def zip_into(file: Any) -> Any:
+    """A text file that gets into the given one gzipped."""
+    zipped = gzip.GzipFile("", "wb", GZIP_LEVEL, file.buffer)
+    return io.TextIOWrapper(zipped, encoding="utf-8", errors="backslashreplace", newline="")
+
+
 def own_stream(path: str) -> int | None:
     """1 or 2 where the path is our stdout or stderr, under whatever name: what went there before has to stay."""
     if path == "-":
@@ -2829,15 +2951,14 @@ def identity(path: str) -> Any:
     return path
 
 
-def check_places(output: str, details: str | None, users_file: str | None, checkpoint: Path | None) -> None:
+def check_places(outputs: list[str], users_file: str | None, checkpoint: Path | None) -> None:
     """Raises InventoryError where one file or stream is named twice, or an output cannot be written."""
-    outputs = [output] if details is None else [output, details]
     others = [str(checkpoint)] if checkpoint else []
     if users_file is not None and os.path.isfile(users_file):
         others.append(users_file)
     places = [identity(path) for path in outputs + others]
     if len(set(places)) < len(places):
-        raise InventoryError("--output, --details, --users-file and --checkpoint must be different files")
+        raise InventoryError("--output, --details, --files, --users-file and --checkpoint must be different files")
     for path in outputs:
         check_output(path)
 
@@ -2949,8 +3070,13 @@ def breakdown(user: UserResult) -> list[str]:
     return [line.replace("\n", "?") for line in lines]  # in a name
 
 
-def write_results(results: Iterable[UserResult], output: str, details: str | None) -> Summary:
-    """Writes the CSV and, where asked for, the details; returns the sums. Raises InventoryError."""
+def write_results(
+    results: Iterable[UserResult], output: str, details: str | None, rows: FileRows | None = None
+) -> Summary:
+    """Writes the CSV and, where asked for, the details and the rows of files; returns the sums.
+
+    Raises InventoryError.
+    """
     summary = Summary()
     with open_output(output) as csv_file, open_output(details) if details else nullcontext() as details_file:
         writer = csv.DictWriter(csv_file, CSV_COLUMNS, lineterminator="\n")
@@ -2961,6 +3087,10 @@ def write_results(results: Iterable[UserResult], output: str, details: str | Non
             if details_file:
                 details_file.write(json.dumps(result.as_dict(), ensure_ascii=False) + "\n")
             summary.add(result)
+            if rows:
+                rows.want(result)
+        if rows:
+            rows.publish()
     return summary
 
 
@@ -3212,6 +3342,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="one JSON object per user: by file system and object type, all that could not be listed",
     )
     parser.add_argument(
+        "--files",
+        metavar="FILE",
+        help="one CSV row per file: its user, file system, path, type, size, time; gzipped if the name ends in .gz",
+    )
+    parser.add_argument(
         "--threads",
         metavar="N",
         type=partial(whole_number, most=MOST_THREADS),
@@ -3262,12 +3397,15 @@ def run(args: argparse.Namespace) -> int:
     names = read_usernames(args.users, args.users_file)
     if not names and not args.all_homes:
         raise InventoryError("name users, or give --users-file; or --all-homes, for all homes there are")
-    check_places(args.output, args.details, args.users_file, path)
+    outputs = [name for name in (args.output, args.details, args.files) if name is not None]
+    check_places(outputs, args.users_file, path)
     file_systems = FILE_SYSTEMS[:1] if args.dbfs_only else FILE_SYSTEMS[1:] if args.workspace_only else FILE_SYSTEMS
     header = {"workspace_url": config.workspace, "options": {"file_systems": list(file_systems)}}
     with open_checkpoint(path, header, args.resume) as checkpoint, last_line(checkpoint):
         checkpoint.asked = names
-        return scan_into(checkpoint, names, config, file_systems, args)
+        with open_file_rows(checkpoint.files_path, args.files) if args.files else nullcontext() as rows:
+            scan_into(checkpoint, rows, names, config, file_systems, args)
+        return finish(checkpoint)
 
 
 def choose_checkpoint(args: argparse.Namespace) -> Path | None:
@@ -3302,12 +3440,13 @@ def last_line(checkpoint: Checkpoint) -> Iterator[None]:
 
 def scan_into(
     checkpoint: Checkpoint,
+    rows: FileRows | None,
     names: list[str],
     config: DatabricksConfig,
     file_systems: tuple[str, ...],
     args: argparse.Namespace,
-) -> int:
-    """Scans the users that the checkpoint does not have, and writes the output for all; returns the exit code."""
+) -> None:
+    """Scans the users that the checkpoint does not have, and writes the outputs for all."""
     client, started = DatabricksClient(config, args.threads), time.monotonic()
     folders, admin = look_around(client, file_systems)
     homes, nobodys = assign_homes(names, folders, admin)
@@ -3315,34 +3454,40 @@ def scan_into(
         homes |= nobodys_homes(folders, nobodys)
         nobodys = {}
     checkpoint.asked = list(homes)
-    left = {name: homes[name] for name in homes if not is_kept(checkpoint, name, homes[name])}
-    tell_kept(checkpoint, [name for name in homes if name not in left], len(left))
+    left = {name: homes[name] for name in homes if not is_kept(checkpoint, rows, name, homes[name])}
+    tell_kept(checkpoint, [name for name in homes if name not in left], list(left))
     cluster = choose_cluster(args, config) if left else None
     progress = Progress(len(homes), len(homes) - len(left), client.statistics, args.quiet)
     with closing(progress):
-        for result in crawl(left, client, args.threads, progress.tick, cluster):
+        for result in crawl(left, client, args.threads, progress.tick, cluster, rows):
             checkpoint.save(result)
             progress.user_done()
-    summary = write_results((checkpoint.load(name) for name in homes), args.output, args.details)
+    summary = write_results((checkpoint.load(name) for name in homes), args.output, args.details, rows)
     tell(*summary.lines(client.statistics, time.monotonic() - started, nobodys))
+    if rows:
+        tell(f"{counted(rows.written, 'row')} in {'stdout' if args.files == '-' else args.files}, one for each file")
     if cluster:
         tell(cluster.summary())
     if summary.homeless == len(homes):
         log.warning("none of these users has a home anywhere: are these the names of this workspace's users?")
-    return finish(checkpoint)
 
 
-def is_kept(checkpoint: Checkpoint, name: str, homes: dict[str, Home]) -> bool:
-    """Whether the user is complete in the checkpoint, with the same homes as now."""
-    return checkpoint.done(name) and has_homes(checkpoint.load(name).homes, homes)
+def is_kept(checkpoint: Checkpoint, rows: FileRows | None, name: str, homes: dict[str, Home]) -> bool:
+    """Whether the user is complete in the checkpoint, with the same homes as now, and with the rows of its files."""
+    if not checkpoint.done(name):
+        return False
+    result = checkpoint.load(name)
+    return has_homes(result.homes, homes) and (rows is None or rows.has(result))
 
 
-def tell_kept(checkpoint: Checkpoint, kept: list[str], left: int) -> None:
-    """Says of which dates the rows are that are not scanned again."""
+def tell_kept(checkpoint: Checkpoint, kept: list[str], left: list[str]) -> None:
+    """Says of which dates the rows are that are not scanned again, and why other complete users are."""
     if kept:
         dates = Counter(checkpoint.lines[name].date for name in kept)
         rows = ", ".join(f"{counted(count, 'row')} of {date}" for date, count in sorted(dates.items()))
-        log.info("kept from the checkpoint: %s; to scan: %s", rows, counted(left, "user"))
+        log.info("kept from the checkpoint: %s; to scan: %s", rows, counted(len(left), "user"))
+    if again := sum(map(checkpoint.done, left)):
+        log.info("%s to scan again: other homes, or no rows for --files from before", counted(again, "complete user"))
 
 
 def finish(checkpoint: Checkpoint) -> int:

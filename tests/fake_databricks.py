@@ -78,7 +78,7 @@ def dbfs_directory(path):
 
 def workspace_object(path, object_type="NOTEBOOK", **more):
     """An object as workspace/list shows it; object_type None leaves the type out."""
-    number = crc32(path.encode())
+    number = crc32(path.encode(errors="surrogatepass"))
     return {**workspace_json(path, Entry(path.rpartition("/")[2], object_type, 0, number)), **more}
 
 
@@ -718,7 +718,7 @@ FAULT_KINDS = (*FAULT_ERRORS, *CUT_FAULTS, "truncated_json", "empty_429", "html"
 
 def encode(value):
     """JSON as the service sends it: UTF-8, nothing escaped that need not be."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")
 
 
 def error_answer(api, status, error_code, message, headers=()):

@@ -93,7 +93,9 @@ def test_what_was_saved_is_loaded_and_the_last_line_of_a_user_wins(tmp_path_fact
 
 def test_the_format_is_that_of_the_specification(tmp_path):
     lines = write_checkpoint(tmp_path / "c.json", [make_result(1), make_result(2, files=0)]).decode().split("\n")
-    assert json.loads(lines[0] + "]}") == {"version": 1, "program": inventory.VERSION, **HEADER, "results": []}
+    header = json.loads(lines[0] + "]}")
+    assert re.fullmatch("[0-9a-f]{16}", header.pop("run"))
+    assert header == {"version": 1, "program": inventory.VERSION, **HEADER, "results": []}
     assert lines[0].endswith('"results": [')
     assert lines[1].startswith(
         '{"username": "user1@example.com", "scanned_at": "2026-11-23T04:00:00Z", "status": "success"'

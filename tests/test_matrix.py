@@ -9,17 +9,17 @@ import pytest
 
 import databricks_user_files_simple as scanner
 from tests.fake_databricks import Fault
-from tests.helpers import ROOT, SCANNER, needs_posix, running, saved_users, until, write_users
+from tests.helpers import ROOT, SCANNER, needs_posix, read_file_rows, running, saved_users, until, write_users
 from tests.world import make_world, passing_faults
 
 COLUMNS = ["username", "file_count", "total_size", "total_size_gb", "status", "file_source", "error"]
-OUTPUTS = ("--users-file", "users.txt", "-o", "out.csv", "--details", "details.jsonl")
+OUTPUTS = ("--users-file", "users.txt", "-o", "out.csv", "--details", "details.jsonl", "--files", "files.csv")
 CELL = """
 import json, sys
 sys.path.insert(0, {root!r})
 import databricks_user_files_simple as scanner
 config = scanner.DatabricksConfig({url!r}, {token!r})
-found = {{result.username: result for result in scanner.scan_users({names!r}, config)}}
+found = {{result.username: result for result in scanner.scan_users({names!r}, config, files="files.csv")}}
 print(json.dumps([[found[name].row(), found[name].as_dict()] for name in {names!r}]))
 """
 
@@ -29,7 +29,8 @@ def config_of(server):
 
 
 def assert_truth(world, rows, details):
-    """Every column of every row, in the order of the users; and what --details has of each file system."""
+    """Every column of every row, in the order of the users; what --details has of each file system; every file."""
+    assert read_file_rows() == world.file_rows()
     assert rows == [world.row(name) for name in world.usernames]
     for name, found in zip(world.usernames, details, strict=True):
         assert (found["username"], found["status"]) == (name, world.row(name)["status"])
@@ -87,7 +88,7 @@ def slow(larger):
 def test_the_function(world, server, clock, threads):
     config = config_of(server)
     client = scanner.DatabricksClient(config, threads, clock=clock, sleep=clock.sleep)
-    assert_results(world, scanner.scan_users(world.usernames, config, threads, client=client))
+    assert_results(world, scanner.scan_users(world.usernames, config, threads, client=client, files="files.csv"))
 
 
 def test_the_command_in_this_process(world, server, hasty, monkeypatch):
@@ -122,7 +123,9 @@ def test_the_command_that_was_killed_and_goes_on(world, server, command, login):
 
 
 def test_the_function_on_a_cluster(larger, slow, spark):
-    assert_results(larger, scanner.process_user_batch_parallel(spark, larger.usernames, config_of(slow), 4))
+    config = config_of(slow)
+    results = scanner.process_user_batch_parallel(spark, larger.usernames, config, 4, files="files.csv")
+    assert_results(larger, results)
 
 
 def test_the_command_on_a_cluster(larger, slow, connect_server, command, login):

@@ -196,7 +196,7 @@ def test_an_edited_checkpoint_is_refused_or_read_as_what_it_says(folder, results
     loaded(path)
 
 
-HEADER_LINE = json.dumps({"version": 1, **HEADER, "results": []})[:-2].encode() + b"\n"
+HEADER_LINE = json.dumps({"version": 1, "run": "1f", **HEADER, "results": []})[:-2].encode() + b"\n"
 
 
 @property_of(bytes_of(HEADER_LINE, b"]}", b'{"username": "a"}'), examples=200)  # fmt: skip

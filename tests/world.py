@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from typing import NamedTuple
 
 from tests.fake_databricks import (
@@ -138,6 +139,18 @@ class World:
                 "failures": self.failures[key],
             }
         return result
+
+    def file_rows(self):
+        """What --files has to say, as text, sorted; half of a surrogate pair is shown as what it is."""
+        rows = []
+        for file in self.files:
+            size = "" if file.size is None else str(file.size)
+            modified = file.modified and datetime.fromtimestamp(file.modified // 1000, timezone.utc).isoformat()
+            path = file.path.encode("utf-8", "backslashreplace").decode()
+            rows.append(
+                (file.username, file.file_system, path, file.object_type, size, (modified or "").replace("+00:00", "Z"))
+            )
+        return sorted(rows)
 
     def row(self, username):
         """The user's row of the CSV, as text."""
