@@ -1923,7 +1923,9 @@ def read_report(packed: Any) -> Report:
     if not isinstance(head, dict):
         raise ValueError("not a report")
     lists = [head.get(key) for key in ("answers", "not_asked", "limited", "failed")]
-    answers, not_asked, limited, failed = (entries if isinstance(entries, list) else [] for entries in lists)
+    if not all(isinstance(entries, list) for entries in lists):
+        raise ValueError("not a report")
+    answers, not_asked, limited, failed = lists
     found: dict[tuple[str, str], bytes] = {}
     twice = set()
     for name, path, length in answers:
@@ -1944,7 +1946,7 @@ def read_report(packed: Any) -> Report:
     )
 
 
-UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
+UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
 
 
 def share_of_pace(rate: float | None, lent: float, idle: int) -> float | None:

@@ -120,7 +120,8 @@ def test_a_place_that_is_there_twice_does_not_count():
     None, 7, "text", b"", b"abc", packed([]), packed(None), packed(HEAD)[:-3], zlib.compress(b"no json\n"),
     packed(HEAD | {"answers": [[DBFS, "/a", 3]]}, b"{}"), packed(HEAD | {"answers": [[DBFS, "/a", -1]]}, b"{}"),
     packed(HEAD | {"answers": [[DBFS, "/a", "2"]]}, b"{}"), packed(HEAD | {"answers": [7]}),
-    packed(HEAD | {"not_asked": [7]}), packed(HEAD | {"seconds": "soon"}), zlib.compress(b"0" * (65 * 1024**2)),
+    packed(HEAD | {"not_asked": [7]}), packed(HEAD | {"seconds": "soon"}), packed(HEAD | {"seconds": 10**400}),
+    packed({}), packed(HEAD | {"answers": "all"}), packed(HEAD | {"answers": {}}), zlib.compress(b"0" * (65 * 1024**2)),
 ])  # fmt: skip
 def test_what_is_no_report_is_refused(report):
     with pytest.raises(UNREADABLE):
