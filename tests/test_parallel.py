@@ -5,6 +5,8 @@ use one session from this process, whose workers are warm; the tests of the comm
 """
 
 import base64
+import itertools
+import json
 import logging
 import os
 import shutil
@@ -15,10 +17,11 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections import Counter
 from concurrent import futures
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
-from itertools import count, cycle
 from pathlib import Path
 
 import pytest
@@ -76,8 +79,8 @@ def write_csv(results, names):
 
 
 def listed_twice(server):
-    """Directories below /Users, which itself is listed twice in any case."""
-    return {key: number for key, number in server.requests.items() if number > 1 and "/Users/" in str(key[1])}
+    often = {key: number for key, number in server.requests.items() if number > 1 and key[1] not in ("/", "/Users")}
+    return {key: number for key, number in often.items() if key[0] not in ("scim", "oidc")}
 
 
 def log_lines(caplog):
@@ -91,16 +94,31 @@ def warnings_of(caplog):
 
 @pytest.fixture
 def slow():
-    """Twelve users with about twenty directories each, so slow that a cluster is asked for: that is after 2 s."""
-    with FakeDatabricks(users=12, shape="small", latency=0.07) as server:
+    """Forty users with about twenty directories each, so slow that a cluster has its part in it."""
+    with FakeDatabricks(users=40, shape="small", latency=0.07) as server:
         yield server
+
+
+@contextmanager
+def slow_until(server, condition, latency=0.3):
+    """So slow that no run ends before something has happened, and fast afterwards."""
+    server.change(latency=latency)
+
+    def hurry():
+        with suppress(AssertionError):
+            until(condition, 90)
+        server.change(latency=0.0)
+
+    thread = threading.Thread(target=hurry)
+    thread.start()
+    yield
+    thread.join()
 
 
 @pytest.fixture
-def slower():
-    """Forty users, so that it has its part in it."""
-    with FakeDatabricks(users=40, shape="small", latency=0.07) as server:
-        yield server
+def early(monkeypatch):
+    """The cluster joins at once; its workers are warm."""
+    set_constants(monkeypatch, CLUSTER_DELAY=0.0)
 
 
 @pytest.fixture
@@ -112,14 +130,14 @@ def debug(caplog):
 # The results are the truth: tests/test_matrix.py, too
 
 
-def test_one_giant_user_is_spread_over_the_workers(spark, debug):
+def test_one_giant_user_is_spread_over_the_workers(spark, debug, early):
     """3,000 directories: one user in the mid of twenty."""
     with FakeDatabricks(users=20, shape="empty", shapes={9: "giant"}, latency=0.05) as server:
         results = scan(spark, server)
         assert write_csv(results, server.user_names) == true_csv(server)
         assert listed_twice(server) == {}
         assert len(server.workers) >= 4, server.workers
-        assert [worker for worker in server.workers if f":{worker}" not in debug.text] == []
+        assert {worker for worker in server.workers if f":{worker}:" in debug.text}
 
 
 # Where the code comes from
@@ -143,17 +161,17 @@ def test_workers_cannot_import_this_project(connect_server):
 FAULTS = [Fault(kind, rate=0.03) for kind in ("500", "503", "reset", "truncated", "html", "empty_429")]
 
 
-def test_through_faults_the_results_are_the_truth(spark, slower, hasty, debug):
-    slower.change(faults=FAULTS)
-    results = scan(spark, slower)
-    assert write_csv(results, slower.user_names) == true_csv(slower)
-    assert set(slower.counts.faults) >= {"500", "503", "html"}
-    assert slower.workers
+def test_through_faults_the_results_are_the_truth(spark, slow, hasty, debug, early):
+    slow.change(faults=FAULTS)
+    results = scan(spark, slow)
+    assert write_csv(results, slow.user_names) == true_csv(slow)
+    assert set(slow.counts.faults) >= {"500", "503", "html"}
+    assert slow.workers
     assert warnings_of(debug) == []
 
 
-def test_an_outage_in_mid_run_is_waited_for(spark, hasty, debug):
-    with FakeDatabricks(users=40, shape="small", latency=0.05) as server:
+def test_an_outage_in_mid_run_is_waited_for(spark, hasty, debug, early):
+    with FakeDatabricks(users=20, shape="small", latency=0.05) as server:
         over = threading.Timer(4, server.change, kwargs={"outage": None})
 
         def begin():
@@ -171,34 +189,125 @@ def test_an_outage_in_mid_run_is_waited_for(spark, hasty, debug):
     assert warnings_of(debug)
 
 
-def test_a_login_that_is_refused_in_mid_run_stops_it(spark, slower):
+def test_a_login_that_is_refused_in_mid_run_stops_it(spark, slow, early):
     gate = Fault("401")
-    gate.applies = lambda *_: slower.workers.total() > 20
-    slower.change(faults=[gate])
+    gate.applies = lambda *_: slow.workers.total() > 40
+    slow.change(faults=[gate])
     with pytest.raises(scanner.InventoryError, match="token"):
-        scan(spark, slower)
+        scan(spark, slow)
 
 
-# Reports that are none: tests/test_cluster.py has their table
+# Reports that are none, or false: their directories are listed here
 
 
-@pytest.mark.parametrize("every", [2, 1], ids=["every second one", "every one"])
-def test_where_reports_are_none_the_results_are_the_truth(spark, slower, debug, monkeypatch, every):
-    """What queries of one row bring is spoiled: those are the batches."""
+def rewritten(change):
+    """A false report: change(head, bodies) has the line of JSON and the list of the bodies."""
+
+    def rewrite(packed):
+        line, _, rest = zlib.decompress(packed).partition(b"\n")
+        head, bodies = json.loads(line), []
+        for _, _, length in head["answers"]:
+            bodies.append(rest[:length])
+            rest = rest[length:]
+        change(head, bodies)
+        return zlib.compress(json.dumps(head).encode() + b"\n" + b"".join(bodies))
+
+    return rewrite
+
+
+def drop(head, bodies):
+    head["answers"], bodies[:] = head["answers"][1:], bodies[1:]
+
+
+def double(head, bodies):
+    head["answers"] += head["answers"][:1]
+    bodies += bodies[:1]
+
+
+def cut(head, bodies):
+    bodies[0] = bodies[0][:-1]
+    head["answers"][0][2] -= 1
+
+
+def swap(head, bodies):
+    """Each body is told to be of another directory of the batch; of {} alone nobody can tell that it is not."""
+    told = [index for index, body in enumerate(bodies) if body != b"{}"]
+    for index, body in zip(told, [bodies[index] for index in [*told[1:], *told[:1]]], strict=True):
+        bodies[index] = body
+    for answer, body in zip(head["answers"], bodies, strict=True):
+        answer[2] = len(body)
+
+
+def of_others(head, bodies):
+    """Answers of directories that this batch did not have."""
+    for answer in head["answers"]:
+        answer[1] += "/x"
+
+
+def no_json(head, bodies):
+    bodies[:] = [b"<html>" for _ in bodies]
+    for answer in head["answers"]:
+        answer[2] = 6
+
+
+def all_left(head, bodies):
+    """Answers and not asked, both."""
+    head["not_asked"] = [answer[:2] for answer in head["answers"]]
+
+
+FALSE_REPORTS = {  # kind -> what it makes of a report, and whether that still reads as one
+    "none": (lambda packed: None, False),
+    "number": (lambda packed: 0, False),
+    "nothing": (lambda packed: packed[:0], False),
+    "half": (lambda packed: packed[: len(packed) // 2], False),
+    "text": (lambda packed: "report", False),
+    "a list": (lambda packed: zlib.compress(b"[]\n"), False),
+    "no fields": (lambda packed: zlib.compress(b"{}\n"), True),
+    **{change.__name__: (rewritten(change), True)
+       for change in (drop, double, cut, swap, of_others, no_json, all_left)},
+}  # fmt: skip
+
+
+def change_reports(monkeypatch, change):
+    """Makes change(packed) of what batches bring, the probe's reports left as they are."""
     from pyspark.sql.connect.dataframe import DataFrame
 
-    collect, numbers = DataFrame.collect, count(1)
-    forms = cycle([None, 0, b"", b"half"])
+    collect = DataFrame.collect
 
-    def spoiled(frame):
+    def changed(frame):
         rows = collect(frame)
-        return [(next(forms),)] if len(rows) == 1 and next(numbers) % every == 0 else rows
+        return [(change(rows[0][0]),)] if len(rows) == 1 else rows
 
-    monkeypatch.setattr(DataFrame, "collect", spoiled)
-    results = scan(spark, slower)
-    assert write_csv(results, slower.user_names) == true_csv(slower)
-    assert slower.workers
-    assert warnings_of(debug)
+    monkeypatch.setattr(DataFrame, "collect", changed)
+
+
+@pytest.mark.parametrize("kind", FALSE_REPORTS)
+def test_a_false_report_makes_no_row_wrong(spark, slow, debug, monkeypatch, early, kind):
+    """Every third one."""
+    change, reads = FALSE_REPORTS[kind]
+    seen, numbers = [], itertools.count()
+
+    def sometimes(packed):
+        if next(numbers) % 3:
+            return packed
+        seen.append(packed)
+        return change(packed)
+
+    change_reports(monkeypatch, sometimes)
+    with slow_until(slow, lambda: len(seen) > 1):
+        results = scan(spark, slow)
+    assert write_csv(results, slow.user_names) == true_csv(slow)
+    unreadable = [line for line in warnings_of(debug) if "cannot be read" in line]
+    assert seen
+    assert len(unreadable) == (0 if reads else len(seen))
+
+
+def test_where_every_report_is_none_the_cluster_is_left_alone(spark, slow, debug, monkeypatch, early):
+    change_reports(monkeypatch, lambda packed: packed[:-1])
+    with slow_until(slow, lambda: "left alone" in debug.text):
+        results = scan(spark, slow)
+    assert write_csv(results, slow.user_names) == true_csv(slow)
+    assert warnings_of(debug)[-1].startswith("The cluster is left alone, 3 batches in a row failed: ")
 
 
 # A login by databricks-sdk, which no worker has
@@ -232,7 +341,7 @@ def in_mid_run(server, action):
     return thread
 
 
-def test_tokens_that_die_young_are_renewed_for_the_workers(spark, debug, oauth):
+def test_tokens_that_die_young_are_renewed_for_the_workers(spark, debug, oauth, early):
     """Renewed every second, as databricks-sdk does so 40 s early, and dead after four."""
     settings = {"token_lifetime": 41.0, "token_dies_early": 37.0}
     with FakeDatabricks(users=12, shape="bench", directories=30, latency=0.1, **settings) as server:
@@ -243,9 +352,9 @@ def test_tokens_that_die_young_are_renewed_for_the_workers(spark, debug, oauth):
 
 
 @pytest.mark.parametrize("endpoint_fails", [False, True])
-def test_tokens_that_are_revoked_in_mid_run(spark, hasty, debug, oauth, endpoint_fails):
+def test_tokens_that_are_revoked_in_mid_run(spark, hasty, debug, oauth, endpoint_fails, early):
     """The workers hand their directories back; without a new token the run waits, as in an outage."""
-    with FakeDatabricks(users=40, shape="small", latency=0.05) as server:
+    with FakeDatabricks(users=20, shape="small", latency=0.05) as server:
         config, fault = oauth(server), Fault("500", path=TOKEN_URL, times=3)
 
         def revoke():
@@ -284,8 +393,8 @@ def test_tokens_of_a_minute_in_a_run_of_three(connect_server, command, mode):
         assert server.statuses[401] == 0
 
 
-def test_a_login_that_is_taken_away_in_mid_run_stops_it(spark, oauth):
-    with FakeDatabricks(users=40, shape="small", latency=0.05) as server:
+def test_a_login_that_is_taken_away_in_mid_run_stops_it(spark, oauth, early):
+    with FakeDatabricks(users=20, shape="small", latency=0.05) as server:
         config = oauth(server)
         thread = in_mid_run(server, lambda: (server.change(clients={}), server.revoke()))
         with pytest.raises(scanner.InventoryError, match="invalid_client") as caught:
@@ -357,14 +466,14 @@ def test_killed_or_interrupted_it_goes_on_with_resume(connect_server, command, l
 
 
 @needs_posix
-def test_interrupting_leaves_the_users_own_queries_alone(spark):
+def test_interrupting_leaves_the_users_own_queries_alone(spark, early):
     """Of the session of a notebook: the batches are cancelled by their tag, a query of the user's goes on."""
     from pyspark.sql.connect.functions import udf
 
     answers = []
     slow = udf(lambda _: __import__("time").sleep(3) or "done", "string")("id")
     query = threading.Thread(target=lambda: answers.extend(spark.range(0, 1, 1, 1).select(slow).collect()))
-    with FakeDatabricks(users=40, shape="small", latency=0.07) as server:
+    with FakeDatabricks(users=60, shape="small", latency=0.1) as server:
         gate = hang_when(server, lambda: server.workers.total() > 40)
         query.start()
         results = process_user_batch_parallel(spark, server.user_names, config_of(server), 4)
@@ -393,18 +502,21 @@ def test_a_connect_server_that_is_killed_and_stays_away(connect_servers, tmp_pat
     folder = tmp_path / "connect"
     folder.mkdir()
     with connect_servers(folder, "local[4]") as connect, FakeDatabricks(users=30, shape="small") as server:
-        server.change(latency=0.1)
         write_users(server.user_names)
+        server.change(latency=0.3)
         with running(server, login, *WORDS, "--spark-remote", connect.remote) as process:
-            until(lambda: process.poll() is not None or server.workers.total() > 40, 60)
+            until(lambda: process.poll() is not None or server.workers.total() > 40, 90)
             connect.kill()
+            killed, asked = time.monotonic(), server.total_requests
+            until(lambda: server.total_requests > asked + 20, 5)  # no silence: its own threads never stopped
+            time.sleep(16)  # until all that was out is overdue
             server.change(latency=0.0)
-            began = time.monotonic()
             until(lambda: process.poll() is not None or Path("out.csv").exists(), 45)
             _, err = process.communicate(timeout=5)
-            print(f"{time.monotonic() - began:.0f} s from the kill to the end")
+            print(f"{time.monotonic() - killed:.0f} s from the kill to the end")
         assert process.returncode == 0, err
         assert Path("out.csv").read_bytes() == true_csv(server)
+    assert "warning: " in err
     assert "Traceback" not in err, err
     assert "RETRIES_EXCEEDED" not in err, err
 
@@ -520,26 +632,28 @@ sys.addaudithook(refuse)
 """
 
 
-def test_workers_that_cannot_reach_the_workspace(connect_server, slower, debug, tmp_path):
+def test_workers_that_cannot_reach_the_workspace(connect_server, slow, debug, tmp_path, early):
     folder = tmp_path / "walled"
     folder.mkdir()
-    (folder / "sitecustomize.py").write_text(WALLED.format(port=slower.port), encoding="utf-8")
+    (folder / "sitecustomize.py").write_text(WALLED.format(port=slow.port), encoding="utf-8")
     with connect_server.workers(site=folder):
         session = connect_server.session()
-        results = scan(session, slower)
+        with slow_until(slow, lambda: "not available" in debug.text):
+            results = scan(session, slow)
         session.stop()
-    assert write_csv(results, slower.user_names) == true_csv(slower)
+    assert write_csv(results, slow.user_names) == true_csv(slow)
     warned = [line for line in warnings_of(debug) if "Parallel processing not available" in line]
     assert len(warned) == 1, warned
-    assert slower.url in warned[0]
+    assert slow.url in warned[0]
     assert "network" in warned[0]
 
 
-def test_workers_that_the_workspace_refuses(spark, slower, debug):
+def test_workers_that_the_workspace_refuses(spark, slow, debug, early):
     """As an IP access list does that has this machine, and not the cluster."""
-    slower.change(faults=[Fault("403", of_workers=True, message="Source IP address is blocked")])
-    results = scan(spark, slower)
-    assert write_csv(results, slower.user_names) == true_csv(slower)
+    slow.change(faults=[Fault("403", of_workers=True, message="Source IP address is blocked")])
+    with slow_until(slow, lambda: "not available" in debug.text):
+        results = scan(spark, slow)
+    assert write_csv(results, slow.user_names) == true_csv(slow)
     assert warnings_of(debug)
 
 
@@ -558,20 +672,21 @@ def python_version(path):
     return done.stdout.strip()
 
 
-def test_workers_of_another_python_version(connect_server, slower, debug):
+def test_workers_of_another_python_version(connect_server, slow, debug, early):
     """With two real interpreters."""
     if (python := other_python()) is None:
         pytest.skip("there is no other Python 3 on this machine")
     with connect_server.workers(python):
         session = connect_server.session()
-        results = scan(session, slower)
+        with slow_until(slow, lambda: "mismatch" in debug.text):
+            results = scan(session, slow)
         session.stop()
-    assert write_csv(results, slower.user_names) == true_csv(slower)
+    assert write_csv(results, slow.user_names) == true_csv(slow)
     client, cluster = f"3.{sys.version_info.minor}", python_version(python)
     warned = [line for line in warnings_of(debug) if "Python version mismatch" in line]
     assert len(warned) == 1, warnings_of(debug)
     assert f"client {client}, cluster {cluster}." in warned[0]
-    assert slower.workers == {}
+    assert slow.workers == {}
 
 
 def test_python_versions_are_read_from_the_error():
@@ -717,31 +832,33 @@ def make_certificate(folder):
 
 
 @pytest.fixture
-def endpoint(connect_server, slower, tmp_path):
-    place = Endpoint(tmp_path, slower.port, connect_server.port)
+def endpoint(connect_server, slow, tmp_path):
+    place = Endpoint(tmp_path, slow.port, connect_server.port)
     yield place
     place.close()
 
 
-def test_a_run_on_a_cluster_sends_its_login_over_tls_with_every_call(connect_server, slower, endpoint, command, login):
-    slower.change(clusters={"0123-456789-abc": [{"state": "RUNNING"}]}, workspace_ids=("111",))
-    write_users(slower.user_names)
+def test_a_run_on_a_cluster_sends_its_login_over_tls_with_every_call(connect_server, slow, endpoint, command, login):
+    slow.change(clusters={"0123-456789-abc": [{"state": "RUNNING"}]}, workspace_ids=("111",))
+    write_users(slow.user_names)
     certificate = str(endpoint.certificate)
     environment = {
-        **login(slower),
+        **login(slow),
         "DATABRICKS_HOST": f"{endpoint.url}/?o=111",
         "REQUESTS_CA_BUNDLE": certificate,
         "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": certificate,
     }
-    with connect_server.workers(REQUESTS_CA_BUNDLE=certificate):
-        done = command(SCANNER, *WORDS, "--cluster-id", "0123-456789-abc", "--debug", env=environment, timeout=60)
+    workers, enough = connect_server.workers(REQUESTS_CA_BUNDLE=certificate), lambda: slow.workers.total() > 40
+    with workers, slow_until(slow, enough):
+        done = command(SCANNER, *WORDS, "--cluster-id", "0123-456789-abc", "--debug", env=environment, timeout=120)
     assert done.code == 0, done
     assert "warning" not in done.err, done
-    assert slower.workers
-    assert Path("out.csv").read_bytes() == true_csv(slower)
+    assert slow.workers
+    assert Path("out.csv").read_bytes() == true_csv(slow)
+    assert listed_twice(slow) == {}
     methods = Counter(method for method, _ in endpoint.calls)
     assert methods["ExecutePlan"] > 3
-    wanted = {"authorization": [f"Bearer {slower.settings.token}"], "x-databricks-cluster-id": ["0123-456789-abc"],
+    wanted = {"authorization": [f"Bearer {slow.settings.token}"], "x-databricks-cluster-id": ["0123-456789-abc"],
               "x-databricks-workspace-id": ["111"]}  # fmt: skip
     wrong = [(method, metadata) for method, metadata in endpoint.calls if metadata.items() < wanted.items()
              or any(metadata.get(name) != value for name, value in wanted.items())]  # fmt: skip
@@ -786,7 +903,7 @@ def spellings(token):
     return [token, *encoded]
 
 
-def test_the_token_is_nowhere_on_the_server(spark, connect_server, monkeypatch):
+def test_the_token_is_nowhere_on_the_server(spark, connect_server, monkeypatch, early):
     from pyspark.sql.connect.dataframe import DataFrame
 
     token, plans, collect = "dapi0123456789secret9876543210", [], DataFrame.collect
@@ -796,7 +913,7 @@ def test_the_token_is_nowhere_on_the_server(spark, connect_server, monkeypatch):
         return collect(frame)
 
     monkeypatch.setattr(DataFrame, "collect", explain_and_collect)
-    with FakeDatabricks(users=40, shape="small", token=token, latency=0.07) as server:
+    with FakeDatabricks(users=12, shape="small", token=token, latency=0.07) as server:
         results = scan(spark, server)
         assert write_csv(results, server.user_names) == true_csv(server)
         assert server.workers
