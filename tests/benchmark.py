@@ -3,6 +3,10 @@
 Every case runs the commands as whole processes against the fake workspace, in a process of its own, and compares what
 it took with a bound that comes from the same run: requests x latency / threads, the service's limit, or another
 program. Prints a table: of several runs of a case, the one with the median ratio.
+
+A ratio at a limit is the goodput as a share of the limit. Of task slots and of CPU it is how many times as fast.
+Elsewhere it is the time, or the size, beside the bound. tests/README.md has a table. --quick does all cases small and
+several at a time, for rough figures; --case TEXT does those with this in their name.
 """
 
 from __future__ import annotations

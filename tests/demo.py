@@ -25,13 +25,13 @@ from tests.fake_databricks import FakeDatabricks
 ROOT = Path(__file__).resolve().parent.parent
 INTERRUPT_AFTER = 6  # seconds
 LIMITS = {"dbfs": 30, "workspace": 50}  # requests/s, as published
+SHAPES = {17: "small", 23: "small"}  # instead of the giant and the deep user, who take a minute at these limits
 
 
 def main() -> int:
-    small = {17: "small", 23: "small"}  # instead of the giant and the deep user, who take a minute at these limits
     with (
         tempfile.TemporaryDirectory(prefix="inventory-demo-") as folder,
-        FakeDatabricks(users=50, shapes=small, latency=0.03, limits=LIMITS) as server,
+        FakeDatabricks(users=50, shapes=SHAPES, latency=0.03, limits=LIMITS) as server,
     ):
         environment = os.environ | server_login(server)
         say(f"A fake workspace with {len(server.user_names)} users answers at {server.url}. Who they are:")
