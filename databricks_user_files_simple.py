@@ -57,6 +57,7 @@ LISTED_TYPES = (
     "REPO",
     "UNKNOWN",
 )  # of entries that are listed in turn; without a type, it may be a folder
+YEAR_3000 = 32_503_680_000_000  # ms; later times are none that every system knows
 WORKSPACE_OBJECT_SIZE = 10_000  # bytes; an estimate, because workspace/list gives no size for notebooks
 USER_AGENT = f"databricks-user-files/{VERSION}"
 ME_PATH = "/api/2.0/preview/scim/v2/Me"
@@ -140,6 +141,7 @@ USERS_FOLDER = "/Users"  # of both file systems, with everybody's home
 NOT_READABLE = "not found, or not readable with this token"
 NOT_LISTED = "not found in this spelling, and /Users cannot be listed"
 NOT_TOLD = "its name has a / in it: the API cannot be asked for it, or it may lie in another directory"
+NEEDS_QUOTES = re.compile('[",\r\n]')  # in a cell of a CSV
 CSV_COLUMNS = ("username", "file_count", "total_size", "total_size_gb", "status", "file_source", "error")
 FILE_COLUMNS = ("username", "file_system", "path", "object_type", "size", "modified")
 FORMULA_STARTS = "=+@\uff1d\uff0b\uff0d\uff20-"  # of a cell; the middle ones are the full-width forms
@@ -290,11 +292,10 @@ class FileSystemTotals:
 
 
 def iso_time(milliseconds: int) -> str:
-    """UTC; empty for 0, and for what no calendar has."""
-    with suppress(ValueError, OverflowError, OSError):
-        moment = datetime.fromtimestamp(milliseconds / 1000, timezone.utc)
-        return moment.strftime("%Y-%m-%dT%H:%M:%SZ") if milliseconds else ""
-    return ""
+    """UTC; empty for 0, and from the year 3000 on."""
+    if not 0 < milliseconds < YEAR_3000:
+        return ""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(milliseconds // 1000))
 
 
 @dataclass(frozen=True)
@@ -1563,7 +1564,7 @@ class Tally:
         else:
             user.totals[directory.file_system].add_listing(listing)
             if self.rows:
-                self.rows.add(user.scan, directory.file_system, listing.files)
+                self.rows.add(user.scan, user.username, directory.file_system, listing.files)
             user.pending += len(listing.directories)
             for path in listing.directories:
                 self.frontier.push(Directory(directory.user, directory.file_system, path))
@@ -2729,26 +2730,28 @@ def move_aside(file: Any, path: Path) -> None:
 
 
 class FileRows:
-    """The working file of --files: a JSON line for each listing that has files, with the id of the scan it is of.
+    """The working file of --files: a JSON line for each listing, with its rows and the id of that scan of that user.
 
-    What kills and second scans leave behind stays in it: only lines of scans that count go into the CSV.
+    What kills and second scans leave behind stays in it: only rows of scans that count go into the CSV.
     """
 
     def __init__(self, file: Any, path: Path | None, csv_path: str):
         """Raises InventoryError where the working file cannot be written."""
         self.file, self.path, self.csv_path = file, path, csv_path
         self.earlier: Counter[str] = Counter()  # rows of each scan of earlier runs
-        for scan, _, entries in self.read():
-            self.earlier[scan] += len(entries)
+        for scan, count, _ in self.read():
+            self.earlier[scan] += count
         file.seek(0, os.SEEK_END)
         self.write(b"\n")  # so that a last line that a kill has torn is one of its own, and no JSON
         self.wanted: dict[str, tuple[str, int]] = {}  # scans for the CSV: the user, and how many files there are
         self.written = 0  # rows in the CSV
 
-    def add(self, scan: str, file_system: str, files: list[FileEntry]) -> None:
+    def add(self, scan: str, username: str, file_system: str, files: list[FileEntry]) -> None:
         """Raises InventoryError. What was added is there even if this process is killed."""
         if files:
-            line = json.dumps({"scan": scan, "file_system": file_system, "files": files})
+            start = f"{csv_cell(username)},{file_system}"
+            rows = "".join([file_row(start, *entry) for entry in files])
+            line = json.dumps({"scan": scan, "rows": len(files), "csv": rows})
             self.write(line.encode() + b"\n")
 
     def write(self, data: bytes) -> None:
@@ -2756,14 +2759,14 @@ class FileRows:
             while data:
                 data = data[self.file.write(data) :]
 
-    def read(self) -> Iterator[tuple[str, str, list[list[Any]]]]:
-        """Scan, file system and entries of every line; one that is torn or damaged is left out."""
+    def read(self) -> Iterator[tuple[str, int, str]]:
+        """Scan, number of rows, and rows of every line; one that is torn or damaged is left out."""
         self.file.seek(0)
         with keeping(self.path), open(self.file.fileno(), "rb", closefd=False) as lines:
             for line in lines:
                 try:
                     record = json.loads(line)
-                    found = record["scan"], record["file_system"], record["files"]
+                    found = record["scan"], record["rows"], record["csv"]
                 except (ValueError, KeyError, TypeError):
                     continue
                 yield found
@@ -2781,11 +2784,10 @@ class FileRows:
         rows: Counter[str] = Counter()
         with open_output(self.csv_path, zipped=self.csv_path.endswith(".gz")) as file:
             file.write(",".join(FILE_COLUMNS) + "\n")
-            for scan, file_system, entries in self.read():
+            for scan, count, text in self.read():
                 if scan in self.wanted:
-                    start = f"{csv_cell(self.wanted[scan][0])},{file_system}"
-                    file.write("".join(file_row(start, *entry) for entry in entries))
-                    rows[scan] += len(entries)
+                    file.write(text)
+                    rows[scan] += count
             for scan, (username, count) in self.wanted.items():
                 if rows[scan] != count:
                     raise RuntimeError(f"{username} has {counted(count, 'file')}, the working file {rows[scan]:,}")
@@ -2793,13 +2795,13 @@ class FileRows:
 
 
 def file_row(start: str, path: str, object_type: str, size: int | None, modified: int | None) -> str:
-    size_cell = "" if size is None else str(size)
-    return f"{start},{csv_cell(path)},{csv_cell(object_type)},{size_cell},{iso_time(modified or 0)}\n"
+    known_size = "" if size is None else size
+    return f"{start},{csv_cell(path)},{csv_cell(object_type)},{known_size},{iso_time(modified or 0)}\n"
 
 
 def csv_cell(text: str) -> str:
     """As csv.writer has it, which before Python 3.13 does not quote a lone \r, where readers see a row's end."""
-    return '"' + text.replace('"', '""') + '"' if re.search('[",\r\n]', text) else text
+    return '"' + text.replace('"', '""') + '"' if NEEDS_QUOTES.search(text) else text
 
 
 @contextmanager

@@ -291,6 +291,17 @@ def beside_the_sdk(quick: bool) -> Outcome:
     return outcome(done, counts, last - first, f"{theirs:.0f} per CPU-second: databricks-sdk", ratio)
 
 
+def with_files(quick: bool) -> Outcome:
+    """CPU-seconds of the same scan with and without --files."""
+    with workspace(users=100 if quick else 400, shape="bench", directories=BENCH_TREE, latency=0) as server:
+        without = scan(server)
+        server.change(reset_counts=True)
+        done = scan(server, "--files", "files.csv")
+        counts = server.counts()
+    first, last = listing_times(counts)
+    return outcome(done, counts, last - first, f"{without.cpu:.1f} CPU-seconds without", done.cpu / without.cpu)
+
+
 def walk_with_sdk(users: list[str]) -> None:
     """Lists what the scanner lists, with the official client; each thread takes one user after the other."""
     from databricks.sdk import WorkspaceClient
@@ -412,6 +423,7 @@ CASES = [
     Case("--help", "<= 1.30", partial(start_up, ["--help"]), runs=1),
     Case("to the first request", "<= 2.00", partial(start_up, ["user0@example.com"]), runs=1),
     Case("CPU beside databricks-sdk, 16 threads", ">= 1.50", beside_the_sdk),
+    Case("--files, no latency, 16 threads", "<= 1.25", with_files),
     Case("memory, 100,000 users", "<= 1.00", partial(memory, 100_000, 1), runs=1),
     Case("memory, one tree of 1,000,000 directories", "<= 1.00", partial(memory, 1, 1_000_000, files=2), runs=1),
     Case("memory, 100 directories of 50,000 entries", "<= 1.00", partial(memory, 10, 10, files=50_000), runs=1),
