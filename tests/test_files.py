@@ -114,8 +114,9 @@ def test_from_python_it_is_written_when_the_last_result_was_taken(server, world)
         next(scanner.scan_users(["a"], config, files="missing/files.csv"))
 
 
-def test_on_stdout(scan, world):
-    code, out, err = scan(*WORDS, "--files", "-")
+@pytest.mark.parametrize("words", [WORDS, ("--all-homes", "-o", "out.csv")], ids=["users", "all homes"])
+def test_on_stdout(scan, world, words):
+    code, out, err = scan(*words, "--files", "-")
     assert code == 1, err
     assert out.startswith(HEADER)
     assert sorted(map(tuple, list(csv.reader(io.StringIO(out)))[1:])) == world.file_rows()
@@ -211,23 +212,36 @@ def test_a_full_disk(monkeypatch, capsys, small_disk, size, words, message):
 # Killed
 
 
-def kill_often(server, login, kills, *words):
-    """Runs that are killed when they have saved one more user, or have asked for something of it."""
+def kill_often(server, login, kills, requests, *words):
+    """Runs that are killed after so many requests, every third one when it has saved a user."""
     for number in range(kills):
-        saved, asked = len(saved_users()), server.total_requests
-        by_users = lambda saved=saved: len(saved_users()) > saved  # noqa: E731
-        by_requests = lambda asked=asked: server.total_requests > asked + 30  # noqa: E731
-        resume = ("--resume",) if number else ()
-        run_and_kill(server, login, by_requests if number % 3 else by_users, *words, *resume)
+        saved, last = len(saved_users()), server.total_requests + requests
+
+        def reached(number=number, saved=saved, last=last):
+            return server.total_requests > last if number % 3 else len(saved_users()) > saved
+
+        run_and_kill(server, login, reached, *words, *(("--resume",) if number else ()))
 
 
 @needs_posix
 def test_killed_twenty_times(command, login):
     with FakeDatabricks(users=40, shape="small", latency=0.004) as server:
         write_users(server.user_names)
-        kill_often(server, login, 20, *FILES)
+        kill_often(server, login, 20, 30, *FILES)
         ended = command(SCANNER, *FILES, "--resume", env=login(server))
         assert ended.code == 0, ended
         assert_files(server)
     assert f"{len(read_file_rows()):,} rows in files.csv, one for each file" in ended.err
     assert set(os.listdir()) == {"users.txt", "out.csv", "files.csv", "home"}
+
+
+@needs_posix
+def test_killed_with_a_cluster(connect_server, command, login):
+    words = (*FILES, "--spark-remote", connect_server.remote)
+    with FakeDatabricks(users=20, shape="bench", directories=60, latency=0.05) as server:
+        write_users(server.user_names)
+        kill_often(server, login, 3, 250, *words)
+        ended = command(SCANNER, *words, "--resume", env=login(server), timeout=90)
+        assert ended.code == 0, ended
+        assert server.workers
+        assert_files(server)
