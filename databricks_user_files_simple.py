@@ -203,6 +203,11 @@ class DatabricksError(Exception):
         self.kind, self.message, self.path, self.status, self.error_code = kind, message, path, status, error_code
         self.retry_after, self.unreachable = retry_after, unreachable  # seconds; whether no connection came about
 
+    @property
+    def retried(self) -> bool:
+        """Whether RETRIES has more than one attempt for it."""
+        return self.kind in RETRIES
+
 
 @dataclass(frozen=True)
 class DatabricksConfig:
@@ -1573,7 +1578,7 @@ class Tally:
     def failed(self, directory: Directory, error: DatabricksError) -> None:
         """What a failure means that is not to be tried again at once."""
         user, home = self.open[directory.user], self.open[directory.user].homes[directory.file_system]
-        if error.kind in RETRIES and not directory.last_round:
+        if error.retried and not directory.last_round:
             directory.last_round, directory.attempts, directory.failed_at = True, 0, None
             user.failed_once.append(directory)
         elif directory.missing:
@@ -1754,7 +1759,7 @@ class Crawler:
             raise answer
         elif answer.kind == "login":
             raise run_error(answer, self.client.config) from answer
-        elif answer.kind in RETRIES:
+        elif answer.retried:
             self.retry(directory, answer, sent_at, now)
         else:
             pacer.answered(now)
@@ -1796,7 +1801,7 @@ class Crawler:
         if isinstance(answer, DatabricksError):
             if answer.kind == "login":
                 raise run_error(answer, self.client.config) from answer
-            if answer.kind in RETRIES and answer.kind not in ("too slow", "unexpected"):
+            if answer.retried and answer.kind not in ("too slow", "unexpected"):
                 pacer.still_away(answer, now)
                 return
         elif isinstance(answer, Exception):
