@@ -1,50 +1,1202 @@
 #!/usr/bin/env python3
-"""Lists a Databricks workspace's users, through SCIM, into a CSV that databricks_user_files_simple.py reads."""
+"""Lists a Databricks workspace's users, through SCIM, into a CSV that databricks_user_files_simple.py reads.
+
+Step 1 of two. What both steps need stands here, too, since step 1 needs all of it:
+
+  Errors              InventoryError ends the run; DatabricksError is a request that failed
+  Login               load_databricks_config() finds the workspace and a login
+  REST client         DatabricksClient: attempt() once, get() with retries
+  Safe output         outputs that are whole or not there, cells that no spreadsheet runs, messages
+  Frame of a command  options, signals, exit codes; run_as_script() ends both files
+  Users               list_users(): the pages of SCIM as rows
+  Command             user_list()
+"""
+
+from __future__ import annotations
 
 import argparse
+import configparser
 import csv
+import gzip
+import io
+import json
+import logging
+import math
 import os
+import queue
+import random
+import re
+import shlex
+import signal
+import stat
 import sys
-from collections.abc import Iterable
+import threading
+import time
+import unicodedata
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+from urllib.parse import parse_qs, quote, urlsplit
 
-# As a job's script task, or with PYTHONSAFEPATH, this file's folder is not on the path; only the code knows it always.
-sys.path.append(os.path.dirname(os.path.abspath(sys._getframe().f_code.co_filename)))
+import requests
+import urllib3
 
-from databricks_user_files_simple import (
-    VERSION,
-    DatabricksClient,
-    DatabricksError,
-    InventoryError,
-    MalformedAnswer,
-    Parser,
-    add_login_options,
-    check_output,
-    check_username,
-    counted,
-    kind_of_login,
-    load_databricks_config,
-    log,
-    open_output,
-    parse_record,
-    profile_file,
-    read_profiles,
-    read_workspace_url,
-    run_as_script,
-    run_command,
-    run_error,
-    safe_cell,
-    tell_login,
-    whole_number,
+log = logging.getLogger("databricks_user_files")
+
+# --- Constants ------------------------------------------------------------------------------------------------------
+
+VERSION = "1.0.0"
+USER_AGENT = f"databricks-user-files/{VERSION}"
+LOGIN_KEYS = {  # of a profile, and the kind of login (auth_type of databricks-sdk) that each stands for
+    "token": "token",
+    "client_secret": "oauth-m2m",
+    "azure_client_secret": "azure-client-secret",
+    "google_credentials": "google-credentials",
+    "google_service_account": "google-id",
+    "metadata_service_url": "metadata-service",
+}
+LOGIN_VARIABLES = (  # any of them says that the environment has a login for databricks-sdk
+    "DATABRICKS_AUTH_TYPE",
+    "DATABRICKS_CLIENT_ID",
+    "DATABRICKS_OIDC_TOKEN",
+    "DATABRICKS_METADATA_SERVICE_URL",
+    "DATABRICKS_GOOGLE_SERVICE_ACCOUNT",
+    "GOOGLE_CREDENTIALS",
+    "ARM_CLIENT_ID",
 )
-
+MACHINE_SETTINGS = ("config_file", "databricks_cli_path", "azure_environment", "azure_tenant_id")  # not a login's own
+NOTEBOOK_LOGIN = {"auth_type": "runtime"}
+# What OAuth servers (RFC 6749) and the command lines of Databricks and Azure say of a login that will not come back
+REFUSED_LOGIN = r"invalid_(client|grant|scope|request)|unauthorized_client|access_denied|auth login|az login"
+LOGIN_SECONDS = 60.0  # for one answer of databricks-sdk, whose requests have no time-out
+HELD_SECONDS, FAILED_SECONDS = 5.0, 1.0  # until databricks-sdk is asked again, for a token and after a failure
+CONNECT_SECONDS, READ_SECONDS = 10, 90  # DBFS itself gives up on a large directory after about 60 s
+BODY_SECONDS = 180  # for a whole body: a socket's own time-out begins anew with every byte
+LONGEST_BODY = 32 * 1024**2  # bytes
+BODY_PIECE = 16 * 1024  # bytes
+GZIP_MAGIC = b"\x1f\x8b"
+GZIP_LEVEL = 6  # of 9
+MOST_VALUES = 4_000_000  # in an answer: up to 300 MB decoded; a listing has about 5 an entry
+LONGEST_RETRY_AFTER = 120.0  # seconds
+RETRIES = {  # kind of error: attempts in all, seconds before the second (doubled from there on)
+    "rate limit": (5, 4.0),
+    "server": (5, 2.0),
+    "connection": (5, 2.0),
+    "malformed": (5, 2.0),  # no JSON
+    "unexpected": (5, 2.0),  # JSON, but not what was asked for
+    "too slow": (2, 2.0),
+}
+NO_CONNECTION = (
+    requests.ConnectTimeout,
+    requests.exceptions.SSLError,
+    requests.exceptions.ProxyError,
+    requests.exceptions.InvalidURL,
+    requests.exceptions.InvalidSchema,
+    urllib3.exceptions.NewConnectionError,
+)
+FORMULA_STARTS = "=+@\uff1d\uff0b\uff0d\uff20-"  # of a cell; the middle ones are the full-width forms
+NOT_IN_NAMES = '/"<>,;'  # what no user name has: it would be a path, an address with a name, or several columns
 PAGE_SIZE = 1000  # users asked for at a time; the service may send fewer
 USERS_PATH = "/api/2.0/preview/scim/v2/Users"
 ATTRIBUTES = "id,userName,displayName,active"  # groups would make the listing time out in large workspaces
 USER_LIST_COLUMNS = ("username", "display_name", "active", "user_id")
 FIELD_TYPES = {"id": (str, int), "userName": str, "displayName": str, "active": bool}
 TOLD_SECONDS = 30  # between two lines that tell how far the listing is
+
+# --- Errors ---------------------------------------------------------------------------------------------------------
+
+
+class InventoryError(Exception):
+    """The run cannot go on (usage, configuration, login, outage): the message is for people, the exit code is 2."""
+
+
+def check_username(username: str) -> None:
+    """Raises ValueError, with the reason, for a text that is no name of a user.
+
+    Whoever is nobody would have no home, and so an inventory of nothing that looks right.
+    """
+    hidden = [sign for sign in username if unicodedata.category(sign) in ("Cc", "Cf", "Cs")]
+    reason = ""
+    if username in ("", ".", ".."):
+        reason = "it is empty or dots"
+    elif hidden or any(sign in username for sign in NOT_IN_NAMES):
+        reason = f"it has one of {NOT_IN_NAMES} or a character that does not show"
+    elif username != username.strip():
+        reason = "it begins or ends with a blank"
+    elif username.startswith("'") or username.endswith("'"):
+        reason = "it begins or ends with an apostrophe"
+    if reason:
+        raise ValueError(f"{one_line(repr(username), 200)} is not a user name: {reason}")
+
+
+ErrorKind = Literal[
+    "rate limit", "server", "connection", "malformed", "unexpected", "too slow",  # those of RETRIES
+    "login", "not found", "dbfs disabled", "refused",
+]  # fmt: skip
+
+
+Parsed = TypeVar("Parsed")
+
+
+class MalformedAnswer(ValueError):
+    """A 200 whose body is not what was asked for."""
+
+
+class DatabricksError(Exception):
+    """A request that failed. `kind` decides about retries; `status` is None where no HTTP answer came."""
+
+    def __init__(
+        self,
+        kind: ErrorKind,
+        message: str,
+        path: str,
+        status: int | None = None,
+        error_code: str = "",
+        retry_after: float = 0.0,
+        unreachable: bool = False,
+    ):
+        head = " ".join(str(part) for part in (status, error_code) if part)
+        super().__init__(f"{head}: {message}" if head else message)
+        self.kind, self.message, self.path, self.status, self.error_code = kind, message, path, status, error_code
+        self.retry_after, self.unreachable = retry_after, unreachable  # seconds; whether no connection came about
+
+    @property
+    def retried(self) -> bool:
+        """Whether RETRIES has more than one attempt for it."""
+        return self.kind in RETRIES
+
+
+# --- Login ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DatabricksConfig:
+    """A workspace (`host`, e.g. https://adb-1.azuredatabricks.net), a login for it, and where that login comes from.
+
+    With `renew`, `token` was the first one only: renew(refused) gives that of the moment, another than `refused`.
+    `workspace_id` is the workspace's number, in digits, where its host serves many.
+    """
+
+    host: str
+    token: str = field(repr=False)
+    source: str = "given by the caller"
+    renew: Callable[[str], str] | None = field(default=None, repr=False, compare=False)
+    workspace_id: str = ""
+
+    @property
+    def workspace(self) -> str:
+        """The workspace's name, as a URL that leads to it."""
+        return f"{self.host}/?o={self.workspace_id}" if self.workspace_id else self.host
+
+    def current_token(self, refused: str = "") -> str:
+        """Raises DatabricksError where there is none to be had."""
+        return self.renew(refused) if self.renew else self.token
+
+
+def in_thread(function: Callable[[], Any], seconds: float) -> Any:
+    """function(), given up after so many seconds with TimeoutError: Spark's client itself tries for ten minutes."""
+    answers: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+
+    def call() -> None:
+        try:
+            answers.put((function(), None))
+        except BaseException as error:
+            answers.put((None, error))
+
+    threading.Thread(target=call, daemon=True).start()
+    try:
+        answer, error = answers.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError(f"no answer within {seconds:.0f} s") from None
+    if error:
+        raise error
+    return answer
+
+
+def load_databricks_config(
+    profile: str | None = None, workspace_url: str | None = None, token: str | None = None
+) -> DatabricksConfig:
+    """Finds the workspace and a login: what is given here, else the CLI profile, the environment, the notebook's own.
+
+    Reads DATABRICKS_CONFIG_FILE (else ~/.databrickscfg), DATABRICKS_CONFIG_PROFILE, DATABRICKS_WORKSPACE_URL (else
+    DATABRICKS_HOST) and DATABRICKS_TOKEN. A token goes only to the host it was configured with, or that is given
+    beside it. A login without a token is made by databricks-sdk, which reads LOGIN_VARIABLES and others, too. Raises
+    InventoryError. Where profiles are kept: config.py of databricks-sdk.
+    """
+    host, number = None, ""
+    if workspace_url is not None:
+        host, number = read_workspace_url(workspace_url, "--workspace-url")
+    if token is not None:
+        if host is None:
+            raise InventoryError("--token goes to no host but the one that is given with it: add --workspace-url")
+        number = number or number_in_environment(host)
+        return DatabricksConfig(host, check_token(unquoted(token), "--token"), "command line", workspace_id=number)
+    config = config_from_profile(profile, host) or config_from_environment(host) or config_from_notebook(host)
+    if config is None:
+        raise InventoryError(
+            f"no login found {f'for {host} ' if host else ''}in {profile_file()} or the environment: "
+            "run `databricks configure`, or set DATABRICKS_HOST and DATABRICKS_TOKEN"
+        )
+    return replace(config, workspace_id=number) if number else config
+
+
+def unquoted(text: str) -> str:
+    """A value without the blanks and the pair of quotes that people, and files of variables, have around it."""
+    text = text.strip()
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
+        return text[1:-1]
+    return text
+
+
+def variable(name: str) -> str:
+    """That of the environment, "" where there is none."""
+    return unquoted(os.environ.get(name, ""))
+
+
+def profile_file() -> Path:
+    path = Path(variable("DATABRICKS_CONFIG_FILE") or "~/.databrickscfg")
+    with suppress(RuntimeError):  # a container's user may have no home; then there is no such file
+        path = path.expanduser()
+    return path
+
+
+def read_profiles() -> tuple[dict[str, dict[str, str]], str | None]:
+    """The profiles in the profile file by name, and the one it names as default. Raises InventoryError."""
+    path = profile_file()
+    parser = configparser.ConfigParser(
+        interpolation=None,
+        default_section="\0",  # [DEFAULT] is not inherited
+        inline_comment_prefixes=("#", ";"),  # after a blank
+    )
+    try:
+        parser.read_string(path.read_text(encoding="utf-8-sig", errors="replace"))
+    except configparser.Error as error:  # whose message would show the line, and so the token
+        line = getattr(error, "lineno", None) or next((number for number, _ in getattr(error, "errors", [])), "?")
+        raise InventoryError(
+            f"{path}, line {line}: not a profile file (INI); mend it, or name another in DATABRICKS_CONFIG_FILE"
+        ) from None
+    except OSError as error:
+        raise InventoryError(f"{path} cannot be read: {error.strerror}") from error
+    profiles = {name: dict(parser.items(name)) for name in parser.sections()}
+    for name, values in profiles.items():
+        for key, value in values.items():
+            if "\n" in value:
+                raise InventoryError(
+                    f"{key} of profile {name} in {path} goes over two lines: no line may begin with a blank"
+                )
+            values[key] = unquoted(value)
+    return profiles, profiles.pop("__settings__", {}).get("default_profile")
+
+
+def config_from_profile(profile: str | None, host: str | None) -> DatabricksConfig | None:
+    """The login of the named or default profile; None if there is no default, or it is of another host than `host`."""
+    where = "--profile"
+    if profile is None and variable("DATABRICKS_CONFIG_PROFILE"):
+        profile, where = variable("DATABRICKS_CONFIG_PROFILE"), "DATABRICKS_CONFIG_PROFILE"
+    is_named, path = profile is not None, profile_file()
+    if not os.path.exists(path):
+        if is_named:
+            log.warning("%s is not used, because there is no %s: the environment serves", where, path)
+        return None
+    profiles, default = read_profiles()
+    if profile is None and default:
+        profile, where = default, "default_profile"
+    if profile is None and profiles.get("DEFAULT"):  # a new file of the CLI begins with an empty one
+        profile = "DEFAULT"
+    if profile is None:
+        return None
+    profile = unquoted(profile)
+    if profile not in profiles:
+        raise InventoryError(f"{where} names no profile of {path}; it has: {', '.join(profiles) or 'none'}")
+    values, source = profiles[profile], f"profile {profile} in {path}"
+    if not values.get("host"):
+        raise InventoryError(f"{source} has no host")
+    configured, number = read_workspace_url(values["host"], f"host of {source}")
+    number = number or check_number(values.get("workspace_id", ""), f"workspace_id of {source}")
+    if host not in (None, configured):
+        if not is_named:
+            return None
+        raise InventoryError(f"{source} is for {configured}, and its token is not sent to {host}")
+    if not is_named and host is None:
+        warn_of_environment(source, configured)
+    return replace(log_in_with(profile, values, source, configured), workspace_id=number)
+
+
+def log_in_with(profile: str, values: dict[str, str], source: str, host: str) -> DatabricksConfig:
+    """The login of a profile with these values, which is for `host`. Raises InventoryError."""
+    kind = kind_of_login(values)
+    if kind != "token":
+        cli_profile = profile if kind == "databricks-cli" else ""  # which databricks-sdk would read the file for
+        return Login(source, host, {**values, "auth_type": kind, "profile": cli_profile}).config()
+    if not values.get("token"):
+        raise InventoryError(f"{source} has no token; `databricks configure --profile {profile}` asks for one")
+    return DatabricksConfig(host, check_token(values["token"], f"token of {source}"), source)
+
+
+def warn_of_environment(source: str, host: str) -> None:
+    """A warning where a profile that nobody named wins over the environment, as in no other Databricks tool."""
+    with suppress(InventoryError):  # it names no host
+        other, _ = read_environment()
+        if other not in ("", host):
+            log.warning("the environment's host %s is not used, but %s for %s: see --profile", other, source, host)
+
+
+def kind_of_login(values: dict[str, str]) -> str:
+    """What a profile logs in with: "token", or an auth_type of databricks-sdk."""
+    on_azure = re.search(r"azuredatabricks\.|databricks\.azure\.", values.get("host", ""))
+    without_key = "azure-cli" if on_azure else "databricks-cli"  # `databricks auth login` leaves no secret in the file
+    kind = values.get("auth_type") or next((LOGIN_KEYS[key] for key in LOGIN_KEYS if values.get(key)), without_key)
+    return "token" if kind == "pat" else kind
+
+
+def config_from_environment(host: str | None) -> DatabricksConfig | None:
+    token, kind = variable("DATABRICKS_TOKEN"), variable("DATABRICKS_AUTH_TYPE") or "pat"
+    configured, number = read_environment()
+    target = configured or host
+    if target is None or host not in (None, target):
+        return None
+    if token and kind == "pat":
+        return DatabricksConfig(target, check_token(token, "DATABRICKS_TOKEN"), "environment", workspace_id=number)
+    if any(map(variable, LOGIN_VARIABLES)):
+        return replace(Login("environment", target).config(), workspace_id=number)
+    return None
+
+
+def read_environment() -> tuple[str, str]:
+    """Host and workspace's number that the environment names, "" for none. Raises InventoryError."""
+    name = "DATABRICKS_WORKSPACE_URL" if variable("DATABRICKS_WORKSPACE_URL") else "DATABRICKS_HOST"
+    host, number = read_workspace_url(variable(name), name) if variable(name) else ("", "")
+    return host, number or check_number(variable("DATABRICKS_WORKSPACE_ID"), "DATABRICKS_WORKSPACE_ID")
+
+
+def number_in_environment(host: str) -> str:
+    """DATABRICKS_WORKSPACE_ID, unless it stands beside another host than this."""
+    if not variable("DATABRICKS_WORKSPACE_ID"):
+        return ""
+    configured, number = read_environment()
+    return number if configured in ("", host) else ""
+
+
+def config_from_notebook(host: str | None) -> DatabricksConfig | None:
+    if "DATABRICKS_RUNTIME_VERSION" not in os.environ:
+        return None
+    login = Login("notebook", "", NOTEBOOK_LOGIN)
+    try:
+        found, _ = read_workspace_url(login.connect().host, "the notebook's host")
+    except InventoryError:
+        raise
+    except Exception as error:  # a process beside the notebook, which has no login of its own
+        version = import_module("databricks.sdk.version").__version__
+        if version.startswith("0.") and int(version.split(".")[1]) < 20:  # 0.1.6 on DBR 14.3
+            raise InventoryError(
+                f"databricks-sdk {version} is too old for the notebook's own login: run "
+                "`%pip install --upgrade databricks-sdk`, then `dbutils.library.restartPython()`"
+            ) from None
+        log.debug("no login of a notebook: %s", error)
+        return None
+    return replace(login.config(), host=found) if host in (None, found) else None
+
+
+class Login:
+    """A login by databricks-sdk, which renews its tokens before they expire. Any thread may call it.
+
+    The SDK is asked every HELD_SECONDS, because for some kinds of login that means a request each time. While it
+    fails, the old token serves until the workspace refuses it.
+    """
+
+    def __init__(self, source: str, host: str, values: dict[str, str] | None = None):
+        """With the values of a profile and nothing else; without any, with those of the environment."""
+        self.source, self.host, self.values = source, host, values
+        self.lock = threading.Lock()
+        self.sdk: Any = None
+        self.token = ""
+        self.failure: tuple[ErrorKind, str] | None = None  # kind and message
+        self.fresh_until = -math.inf
+
+    def config(self) -> DatabricksConfig:
+        """Logs in. Raises InventoryError."""
+        try:
+            token = self()
+        except DatabricksError as error:
+            raise InventoryError(error.message) from None
+        return DatabricksConfig(self.host, token, f"{self.source} (OAuth, {self.sdk.auth_type})", self)
+
+    def __call__(self, refused: str = "") -> str:
+        """The token of the moment, another than `refused`. Raises DatabricksError, kind "login" if none will come."""
+        with self.lock:
+            stale = time.monotonic() >= self.fresh_until
+            is_refused = self.token == refused
+            if stale or is_refused and not self.failure:
+                self.ask(anew=is_refused)
+            if self.failure and self.token in ("", refused):
+                raise DatabricksError(*self.failure, path="")
+            return self.token
+
+    def ask(self, anew: bool) -> None:
+        """Gets a token, or notes why there is none for now. Raises InventoryError where there never will be one."""
+        try:
+            if self.values == NOTEBOOK_LOGIN:  # which is one of its thread
+                self.sdk, self.token = self.authenticate(anew)
+            else:
+                self.sdk, self.token = in_thread(partial(self.authenticate, anew), LOGIN_SECONDS)
+            self.failure = None
+            self.fresh_until = time.monotonic() + HELD_SECONDS
+        except InventoryError:
+            raise
+        except Exception as error:
+            self.sdk = None  # a late one may keep its lock for ever
+            self.failure = self.explain(error)
+            self.fresh_until = time.monotonic() + FAILED_SECONDS
+            log.debug("%s", self.failure[1])
+
+    def authenticate(self, anew: bool) -> tuple[Any, str]:
+        sdk = self.connect() if anew or self.sdk is None else self.sdk
+        scheme, _, token = sdk.authenticate().get("Authorization", "").partition(" ")
+        if scheme.lower() != "bearer":
+            raise InventoryError(f"{self.source} has a login ({sdk.auth_type}) that gives no token")
+        return sdk, check_token(token, f"the token of {self.source}")
+
+    def explain(self, error: Exception) -> tuple[ErrorKind, str]:
+        """Kind and message of a failure: the SDK's words, without the secrets that it, or who answered it, repeats."""
+        text = str(error).partition(". Config: ")[0]
+        for name, value in (*os.environ.items(), *(self.values or {}).items()):
+            if re.search("secret|token|password|credentials", name, re.I) and len(value) > 7:
+                text = text.replace(value, "***")
+        kind: ErrorKind = "login" if re.search(REFUSED_LOGIN, text) else "connection"
+        remedy = (
+            f"can {self.host or 'the workspace'} be reached, and is this login still good "
+            "(client_id and client_secret, `databricks auth login`, `az login`)?"
+        )
+        return kind, f"no token from {self.source}: {one_line(text, 300)}; {remedy}"
+
+    def connect(self) -> Any:
+        """A Config of databricks-sdk."""
+        try:
+            from databricks.sdk.core import Config
+        except ImportError:
+            raise InventoryError(
+                f"{self.source} has no token, and databricks-sdk, which can log in without, is not "
+                "installed: pip install databricks-sdk"
+            ) from None
+        known = {attribute.name: attribute for attribute in Config.attributes()}
+        settings: dict[str, Any] = {
+            name: variable(attribute.env)
+            for name, attribute in known.items()
+            if os.environ.get(attribute.env or "") and attribute.transform is str
+        }
+        settings["profile"] = ""
+        if self.values is not None:  # nothing of another login that the environment may have
+            settings = {name: value if name in MACHINE_SETTINGS else "" for name, value in settings.items()}
+            settings |= {name: value for name, value in self.values.items() if value and name in known}
+        if self.host:
+            settings["host"] = self.host
+        sdk = Config(**settings | {"disable_async_token_refresh": True, "retry_timeout_seconds": 1})
+        found, _ = read_workspace_url(sdk.host, f"host of {self.source}")
+        if self.host and found != self.host.removesuffix(":443"):
+            raise InventoryError(f"{self.source} is for {self.host}, and logs in to another host")
+        return sdk
+
+
+def read_workspace_url(text: str, where: str) -> tuple[str, str]:
+    """Host and workspace's number of what people paste: of 'adb-1.net/browse?o=12' 'https://adb-1.net' and '12'.
+
+    The host has scheme and port, the number is "" where there is none. Raises InventoryError, which says `where` the
+    text stands and never shows it: people paste secrets, too.
+    """
+    url = unquoted(text)
+    if not re.match(r"\w+://", url):
+        url = f"https://{url}"
+    address = None
+    with suppress(ValueError):  # a port that is none, half a pair of brackets
+        parts = urlsplit(url)
+        port = "" if parts.port is None else f":{parts.port}"
+        address = re.fullmatch(r"(.*@)?([\w-]{1,63}(\.[\w-]{1,63})*|\[[\da-f:]+\])(:\d+)?", parts.netloc, re.A | re.I)
+    # urlsplit drops some blanks, and takes a backslash for a part of the host
+    if not address or parts.scheme not in ("http", "https") or re.search(r"[\s\\]", url):
+        raise InventoryError(f"{where} is not a workspace URL, which looks like https://adb-123.4.azuredatabricks.net")
+    name = address[2].lower()
+    if parts.scheme == "http" and not re.fullmatch(r"localhost|127(\.\d{1,3}){3}|\[::1\]", name):
+        raise InventoryError(f"{where} begins with http://, which would send the token unencrypted: use https://")
+    number = parse_qs(parts.query).get("o", [""])[0]
+    return f"{parts.scheme}://{name}{port}", check_number(number, f"?o= of {where}")
+
+
+def check_number(text: str, where: str) -> str:
+    """A workspace's number, "" for none: 0 in old URLs, `none` in profiles of the Databricks CLI."""
+    number = "" if text == "none" else text.lstrip("0")
+    if not re.fullmatch("[0-9]{0,20}", number):
+        raise InventoryError(f"{where} is not the number of a workspace")
+    return number
+
+
+def check_token(token: str, where: str) -> str:
+    if not re.fullmatch(r"[\x21-\x7e]+", token):
+        raise InventoryError(f"{where} is empty, or has characters that no token has (spaces, line breaks)")
+    return token
+
+
+# --- REST client ----------------------------------------------------------------------------------------------------
+
+
+def retry_wait(error: DatabricksError, attempts: int, jitter: float) -> float | None:
+    """Seconds to wait after `attempts` that failed, None if there is no further one; jitter is from 0 to 1."""
+    most, first = RETRIES.get(error.kind, (1, 0.0))
+    if attempts >= most:
+        return None
+    longest = first * 2 ** max(attempts - 1, 0)
+    jittered = longest * (1 + jitter) / 2
+    return max(jittered, error.retry_after)
+
+
+class DatabricksClient:
+    """The one place that makes requests. attempt() tries once, get() tries again and waits in between."""
+
+    def __init__(
+        self,
+        config: DatabricksConfig,
+        threads: int = 1,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+        jitter: Callable[[], float] = random.random,
+    ):
+        self.config, self.clock, self.sleep, self.jitter = config, clock, sleep, jitter
+        self.tokens: set[str] = set()  # which no message may show
+        self.statistics: Counter[str] = Counter()  # requests, retries, rate_limited (429), files
+        self.reached = False
+        self.decoding = threading.Lock()  # one at a time: a small gzipped body may be a large one
+        self.adapter = requests.adapters.HTTPAdapter(pool_connections=1, pool_maxsize=threads)
+        self.headers = {"Accept": "application/json", "Accept-Encoding": "gzip", "User-Agent": USER_AGENT}
+        if config.workspace_id:
+            self.headers["X-Databricks-Workspace-Id"] = config.workspace_id
+        # Proxies and CA bundle: read from the environment once. A session would do it, and more, at every request.
+        with requests.Session() as session:
+            self.settings = session.merge_environment_settings(config.host, {}, True, None, None)
+        if config.host.startswith("http:"):  # a loopback address: through a proxy the token would travel unencrypted
+            self.settings["proxies"] = {}
+
+    def attempt(self, api_path: str, params: dict[str, Any], parse: Callable[[Any], Parsed]) -> Parsed:
+        """One GET; returns parse(the decoded body). Raises DatabricksError, also where parse raises MalformedAnswer.
+
+        Where the token is refused, and there is another one, it goes once more.
+        """
+        token = self.config.current_token()
+        try:
+            return self.request(token, api_path, params, parse)
+        except DatabricksError as error:
+            if error.kind != "login":
+                raise
+            another = self.config.current_token(token)
+            if another == token:
+                raise
+        return self.request(another, api_path, params, parse)
+
+    def request(self, token: str, api_path: str, params: dict[str, Any], parse: Callable[[Any], Parsed]) -> Parsed:
+        path = str(params.get("path", api_path))
+        self.tokens.add(token)
+        kind: ErrorKind = "malformed"
+        try:
+            response, body = self.send(token, api_path, params)
+            with self.decoding:
+                if response.status_code == 200:
+                    answer = decode_body(body)
+                    kind = "unexpected"
+                    return parse(answer)
+                error = self.answer_error(response, body, path)
+        except MalformedAnswer as malformed:
+            error = DatabricksError(kind, self.mask(str(malformed)), path)
+        except UnicodeError:  # half a surrogate pair: there is no way to ask for this name
+            error = DatabricksError("refused", "the name is not valid Unicode", path)
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as broken:
+            error = self.connection_error(broken, path)
+        raise error  # here, so that no traceback has what the service said: it may repeat the token
+
+    def send(self, token: str, api_path: str, params: dict[str, Any]) -> tuple[requests.Response, bytes]:
+        """The answer, for its status and headers, and its body as read_body() has it."""
+        url = self.config.host + api_path
+        request = requests.Request("GET", url, self.headers, params=params, auth=partial(authorize, token)).prepare()
+        try:
+            sent = self.adapter.send(request, timeout=(CONNECT_SECONDS, READ_SECONDS), **self.settings)
+        except TypeError:  # from within requests, where the URL of a proxy has no host
+            raise requests.exceptions.InvalidProxyURL from None
+        with sent as response:
+            self.reached = True
+            return response, read_body(response)
+
+    def get(self, api_path: str, params: dict[str, Any], parse: Callable[[Any], Parsed]) -> Parsed:
+        """attempt(), as often as RETRIES says. A host that was never reached is not asked again."""
+        attempts = 0
+        while True:
+            attempts += 1
+            self.statistics["requests"] += 1
+            try:
+                return self.attempt(api_path, params, parse)
+            except DatabricksError as error:
+                wait = retry_wait(error, attempts, self.jitter())
+                if wait is None or (error.unreachable and not self.reached):
+                    raise
+                self.statistics.update(retries=1, rate_limited=error.kind == "rate limit")
+                log.debug("%s: %s; again in %.1f s", api_path, error, wait)
+            self.sleep(wait)
+
+    def answer_error(self, response: requests.Response, body: bytes, path: str) -> DatabricksError:
+        """For an answer that is no 200."""
+        status = response.status_code
+        text, cut_short = error_text(body)
+        error_code, message = parse_error_body(text)
+        error_code = one_line(self.mask(error_code), 60)
+        message = one_line(self.mask(message), 300)
+        kind = classify_error(status, error_code, message.replace(path, ""))
+        message = message or one_line(self.mask(response.reason or ""), 300) or "no message"
+        if kind == "refused" and cut_short:  # it may be the 404 of a home that is not there
+            kind = "malformed"
+            message = "the answer was cut short"
+        if kind == "too slow":
+            message = f"{path} is too large to be listed over REST; dbutils.fs on a cluster can list it"
+        if 300 <= status < 400:
+            where = one_line(self.mask(response.headers.get("Location", "?")), 100)
+            message = f"redirected to {where}: is this the workspace's URL?"
+        asked = response.headers.get("Retry-After", "") if status in (429, 503) else ""
+        return DatabricksError(kind, message, path, status, error_code, retry_after_seconds(asked))
+
+    def connection_error(self, error: BaseException, path: str) -> DatabricksError:
+        """For an exception of requests, whose own text is a page long: its first cause in a few words."""
+        chain = causes(error)
+        log.debug("%s: %s", path, ", from ".join(type(link).__name__ for link in chain))
+        message = "the connection broke off"
+        if isinstance(error, (requests.exceptions.InvalidSchema, requests.exceptions.InvalidURL)):
+            message = "no connection through the proxy"
+        elif isinstance(error, requests.ConnectTimeout):
+            message = f"no connection within {CONNECT_SECONDS} s"
+        elif isinstance(error, (requests.ReadTimeout, urllib3.exceptions.TimeoutError)):
+            message = f"no answer within {READ_SECONDS} s"
+        elif isinstance(error, requests.Timeout):
+            message = f"the answer took longer than {BODY_SECONDS} s"
+        else:
+            for link in chain:
+                if isinstance(link, OSError) and (link.strerror or type(link) is OSError):
+                    message = one_line(self.mask(str(link.strerror or link)), 300)
+        no_bundle = type(error) is OSError and not error.errno  # requests, where REQUESTS_CA_BUNDLE names no file
+        unreachable = no_bundle or any(isinstance(link, NO_CONNECTION) for link in chain)
+        if unreachable:
+            message = f"{message}; {self.remedy(chain)}"
+        return DatabricksError("connection", message, path, unreachable=unreachable)
+
+    def remedy(self, chain: list[BaseException]) -> str:
+        """What to look at where no connection came about; no proxy's URL, which may have a password."""
+        for link in chain:
+            if isinstance(link, requests.exceptions.SSLError) or type(link) is OSError:
+                bundle = self.settings["verify"]
+                named = bundle if isinstance(bundle, str) else "none"
+                return f"REQUESTS_CA_BUNDLE (now: {named}) has to name a PEM file with the certificate's authority"
+            if isinstance(link, requests.exceptions.InvalidSchema):
+                return "HTTPS_PROXY or ALL_PROXY names a SOCKS proxy: pip install 'requests[socks]'"
+            if isinstance(link, requests.exceptions.InvalidURL):
+                return "HTTPS_PROXY or ALL_PROXY is no URL of a proxy, which looks like http://proxy.example.com:3128"
+        return "check the URL, the network and the proxy"
+
+    def mask(self, text: str) -> str:
+        """The text without the tokens in it, as they are or percent-encoded."""
+        for token in tuple(self.tokens):
+            for spelling in (token, quote(token, safe="")):
+                if len(spelling) > 7:
+                    text = text.replace(spelling, "***")
+        return text
+
+
+def read_body(response: requests.Response) -> bytes:
+    """The body as it comes over the wire, not unzipped.
+
+    Raises MalformedAnswer where it is over LONGEST_BODY, requests.Timeout after BODY_SECONDS, and an error of urllib3
+    where it is shorter than announced. read1() returns what has come; urllib3 1.26 has only read(), which waits until
+    the piece is whole.
+    """
+    raw = response.raw
+    raw.enforce_content_length = True  # not the default in urllib3 1.26
+    read = getattr(raw, "read1", raw.read)
+    until = time.monotonic() + BODY_SECONDS
+    pieces = []
+    length = 0
+    while piece := read(BODY_PIECE, decode_content=False):
+        pieces.append(piece)
+        length += len(piece)
+        if length > LONGEST_BODY:
+            raise too_long()
+        if time.monotonic() > until:
+            raise requests.Timeout
+    return b"".join(pieces)
+
+
+def decode_body(raw: bytes) -> Any:
+    """The JSON of a body as it came over the wire: it decides itself what it is, whatever its headers claim.
+
+    Gzipped or not; UTF-8 or UTF-16, with or without BOM. Raises MalformedAnswer, with a text for people.
+    """
+    body = unzip(raw)
+    if len(body) > LONGEST_BODY:
+        raise too_long()
+    # Decoded, the smallest values take thirty times their length in memory.
+    if len(body) > MOST_VALUES and sum(map(body.count, (b"{", b"[", b","))) > MOST_VALUES:
+        raise MalformedAnswer(f"the answer has more than {MOST_VALUES:,} values")
+    try:
+        return json.loads(body.decode(json.detect_encoding(body)))
+    except (ValueError, RecursionError) as error:
+        what = "an HTML page" if "<html" in readable(body)[:2000].lower() else "not JSON"
+        raise MalformedAnswer(f"the answer is {what}: is this the workspace's URL, is there a proxy?") from error
+
+
+def unzip(raw: bytes) -> bytes:
+    """The body, unzipped if it is gzipped. Raises MalformedAnswer."""
+    if not raw.startswith(GZIP_MAGIC):
+        return raw
+    stream = zlib.decompressobj(wbits=31)  # 31: with the head and the check sum of gzip
+    try:
+        body = stream.decompress(raw, LONGEST_BODY + 1)
+    except zlib.error as error:
+        raise MalformedAnswer("the answer is gzipped, and cut short or damaged") from error
+    if len(body) > LONGEST_BODY:
+        raise too_long()
+    if not stream.eof or stream.unused_data:
+        raise MalformedAnswer("the answer is gzipped, and cut short or damaged")
+    return body
+
+
+def too_long() -> MalformedAnswer:
+    return MalformedAnswer(f"the answer is longer than {LONGEST_BODY // 1024**2} MB")
+
+
+def readable(body: bytes) -> str:
+    """The beginning of a body, for people."""
+    return body[:100_000].decode(json.detect_encoding(body), "replace")
+
+
+def error_text(raw: bytes) -> tuple[str, bool]:
+    """The text in the body of an error, for people, and whether it was cut short."""
+    try:
+        text = readable(unzip(raw))
+    except MalformedAnswer:
+        return "", True
+    return text, text.lstrip()[:1] == "{" and text.rstrip()[-1:] != "}"
+
+
+def retry_after_seconds(text: str) -> float:
+    """What a Retry-After asks for, in seconds or as a date; LONGEST_RETRY_AFTER at most, 0 if it says nothing."""
+    try:
+        asked = urllib3.Retry().parse_retry_after(text)
+    except (urllib3.exceptions.InvalidHeader, TypeError, ValueError, OverflowError):
+        return 0.0
+    return min(asked, LONGEST_RETRY_AFTER)
+
+
+def authorize(token: str, request: requests.PreparedRequest) -> requests.PreparedRequest:
+    """As an auth object of requests: a header set on the session would be replaced from ~/.netrc."""
+    request.headers["Authorization"] = f"Bearer {token}"
+    return request
+
+
+def causes(error: BaseException) -> list[BaseException]:
+    """The exception, and what it came from."""
+    chain = [error]
+    while cause := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(cause)
+    return chain
+
+
+def classify_error(status: int, error_code: str, message: str) -> ErrorKind:
+    """The kind of an answer that is no 200."""
+    text = f"{error_code} {message}"
+    if status == 429 or (status == 500 and "REQUEST_LIMIT_EXCEEDED" in text):
+        return "rate limit"
+    if status == 503 and "taking too long to process your request" in text:
+        return "too slow"
+    if status in (408, 425) or 500 <= status < 600:
+        return "server"
+    if status == 401:
+        return "login"
+    invalid_token = re.search(r"\b(invalid|expired) (access )?token|access token\b.*\b(invalid|expired)", text, re.I)
+    if status == 403 and invalid_token and error_code != "PERMISSION_DENIED":
+        return "login"
+    if status == 404 and error_code == "RESOURCE_DOES_NOT_EXIST":
+        return "not found"
+    if status != 404 and re.search("DBFS root is disabled|DBFS_DISABLED|DBFS root and DBFS mounts is disallowed", text):
+        return "dbfs disabled"
+    return "refused"
+
+
+def parse_error_body(text: str) -> tuple[str, str]:
+    """error_code and message of a JSON, SCIM, API 1.2, HTML or text body (errors of databricks-sdk)."""
+    with suppress(ValueError, RecursionError):
+        record = json.loads(text)
+        if isinstance(record, dict):
+            error_code = record.get("error_code") or record.get("scimType") or ""
+            text = record.get("message") or record.get("detail") or record.get("error") or ""
+            return str(error_code), str(text)
+    title = re.search(r"<(title|pre)[^>]*>(.*?)</\1>", text[:5000], re.I | re.S)  # its time grows with the square
+    return "", title[2] if title else text
+
+
+def one_line(text: str, longest: int) -> str:
+    text = " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text).split())
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
+
+
+def without_secrets(text: str) -> str:
+    """Without the tokens and user information of URLs in it."""
+    return re.sub(r"(?i)(token=)[^;&\s']+|(//)[^/\s]*@", r"\1\2***", text)
+
+
+def parse_record(body: Any) -> dict[str, Any]:
+    if not isinstance(body, dict):
+        raise MalformedAnswer("the answer is not a JSON object")
+    return body
+
+
+def run_error(error: DatabricksError, config: DatabricksConfig) -> InventoryError:
+    """What to tell people about an error that ends the run."""
+    place = config.workspace
+    if error.kind == "login" and error.status is None:  # of Login, with its remedy
+        return InventoryError(error.message)
+    if error.kind == "login":
+        return InventoryError(f"{place} does not accept the token of {config.source} ({error}): renew it")
+    if error.unreachable:
+        return InventoryError(f"{place} cannot be reached: {error}")
+    return InventoryError(f"{place} gave no proper answer: {error}")
+
+
+# --- Safe output ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def open_output(path: str, zipped: bool = False) -> Iterator[Any]:
+    """A text file for UTF-8; '-' is stdout. Raises InventoryError, also where what is written does not get through.
+
+    A regular file is replaced when all is written, and keeps its mode; what is no such file is written in place.
+    """
+    with writing(path), open_place(path) as file, zip_into(file) if zipped else nullcontext(file) as text:
+        yield Output(path, text)
+
+
+@contextmanager
+def writing(path: str) -> Iterator[None]:
+    """Turns what the system refuses into an InventoryError."""
+    try:
+        yield
+    except OSError as error:
+        name = "stdout" if path == "-" else path
+        raise InventoryError(f"{name} cannot be written: {error.strerror or error}") from error
+
+
+class Output:
+    """A file whose faults name it, also where two are written at a time."""
+
+    def __init__(self, path: str, file: Any):
+        self.path, self.file = path, file
+
+    def write(self, text: str) -> None:
+        with writing(self.path):
+            self.file.write(text)
+
+
+def open_place(path: str) -> Any:
+    """A context manager with the file to write to."""
+    if path == "-" and sys.stdout is not sys.__stdout__:  # a notebook's, whose descriptor is not the cell's output
+        return nullcontext(sys.stdout)
+    if stream := own_stream(path):
+        return open_text(os.dup(stream), "w")
+    if is_written_in_place(path):
+        return open_text(path, "w")
+    return open_replacement(path)
+
+
+@contextmanager
+def open_replacement(path: str) -> Iterator[Any]:
+    """A new file beside that of the path, which gets its name in the end."""
+    target = os.path.realpath(path)
+    file = create_beside(target)
+    try:
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(file.name)
+        raise
+    try:
+        os.replace(file.name, target)
+    except OSError as error:
+        raise InventoryError(f"{path} cannot be replaced ({error.strerror}); the result is in {file.name}") from error
+
+
+def create_beside(target: str) -> Any:
+    """A new text file with a name that nobody else can have, and with the mode of the target, if there is one."""
+    folder, name = os.path.split(target)
+    file = open_text(os.path.join(folder, f".{name}.{os.urandom(8).hex()}.tmp"), "x")
+    with suppress(OSError):  # there is no target, or the file system knows no modes
+        os.chmod(file.name, stat.S_IMODE(os.stat(target).st_mode))
+    return file
+
+
+def open_text(file: str | int, mode: str) -> Any:
+    """A file for UTF-8, with line ends as they are written."""
+    return open(file, mode, encoding="utf-8", errors="backslashreplace", newline="")
+
+
+def zip_into(file: Any) -> Any:
+    """A text file that gets into the given one gzipped."""
+    zipped = gzip.GzipFile("", "wb", GZIP_LEVEL, file.buffer)
+    return io.TextIOWrapper(zipped, encoding="utf-8", errors="backslashreplace", newline="")
+
+
+def own_stream(path: str) -> int | None:
+    """1 or 2 where the path is our stdout or stderr, under whatever name: what went there before has to stay."""
+    if path == "-":
+        return 1
+    for number, stream in ((1, sys.__stdout__), (2, sys.__stderr__)):
+        with suppress(OSError):
+            if stream is not None and os.path.samestat(os.stat(path), os.fstat(number)):
+                return number
+    return None
+
+
+def is_written_in_place(path: str) -> bool:
+    """Whether it is a device, a pipe or a mount point, none of which can be replaced."""
+    if os.path.isfile(path):
+        return is_mount_point(os.path.realpath(path))
+    return os.path.exists(path) and not os.path.isdir(path)
+
+
+def is_mount_point(path: str) -> bool:
+    """As os.path.ismount(), which does not see a file of the same file system that is mounted here (mount --bind)."""
+    try:
+        mounts = Path("/proc/self/mountinfo").read_bytes().splitlines()
+    except OSError:  # not Linux
+        return os.path.ismount(path)
+    points = [line.split()[4].decode("unicode_escape").encode("latin-1") for line in mounts]  # a blank is \040 there
+    return os.fsencode(path) in points
+
+
+def check_output(path: str) -> None:
+    """Raises InventoryError if open_output() would."""
+    with writing(path):
+        if os.path.isdir(path or "."):
+            raise IsADirectoryError(0, "it is a folder")
+        if path == "-" and sys.stdout is None:
+            raise OSError(0, "it is closed; name a file with --output")
+        if own_stream(path):
+            return
+        if is_written_in_place(path):
+            if not os.access(path, os.W_OK):
+                raise PermissionError(0, "it may not be written")
+            return
+        file = create_beside(os.path.realpath(path))
+        file.close()
+        os.unlink(file.name)
+
+
+def identity(path: str) -> Any:
+    """What two paths have in common that are one file or stream."""
+    stream = own_stream(path)
+    with suppress(OSError):
+        found = os.fstat(stream) if stream else os.stat(path)
+        return found.st_dev, found.st_ino
+    with suppress(OSError):  # it is not there yet, or not even the current folder is
+        return os.path.realpath(path)
+    return path
+
+
+def safe_cell(text: str) -> str:
+    """A cell that no spreadsheet runs as a formula (OWASP, "CSV Injection")."""
+    text = f"'{text}" if text.startswith((*FORMULA_STARTS, "\t", "\r", "\n")) else text
+    # Where ; or a tab separates the cells, as in some countries, one begins after each, maybe with quotes that go.
+    text = re.sub(f'([;\t\r\n]"*)(?=[{FORMULA_STARTS}])', r"\1'", text)
+    # \r ends a row, others steer a terminal.
+    return re.sub("\r(?!\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]", " ", text)
+
+
+def counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
+BARS: list[Any] = []  # on the terminal; messages go above them
+
+
+def tell(*lines: str) -> None:
+    """Prints on stderr, above the progress bar if there is one."""
+    odd = r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"  # in names
+    text = "".join(re.sub(odd, "?", line) + "\n" for line in lines)
+    try:
+        if BARS:
+            BARS[0].write(text, file=sys.stderr, end="")
+            return
+    except Exception:
+        BARS.clear()
+    with suppress(OSError, ValueError, AttributeError):  # the terminal may be gone
+        sys.stderr.write(text)
+        sys.stderr.flush()
+
+
+class StderrHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        text = self.format(record)
+        tell(level + (text if record.levelno >= logging.ERROR else text.replace("\n", "?")))  # in a name
+
+
+HANDLER = StderrHandler()
+
+
+COMMANDS: list[int] = []  # the threads that run one
+
+
+COMMANDS_LOCK = threading.Lock()
+
+
+@contextmanager
+def log_on_stderr() -> Iterator[None]:
+    """The log is printed, each message once, however many commands run in threads of this process."""
+    with COMMANDS_LOCK:
+        COMMANDS.append(threading.get_ident())
+        log.addHandler(HANDLER)
+        log.propagate = False
+    try:
+        yield
+    finally:
+        with COMMANDS_LOCK:
+            COMMANDS.remove(threading.get_ident())
+            if not COMMANDS:
+                log.removeHandler(HANDLER)
+                log.propagate = True
+
+
+# --- Frame of a command ---------------------------------------------------------------------------------------------
+
+
+def whole_number(text: str, most: int) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) < 10 and 1 <= int(text) <= most):
+        raise argparse.ArgumentTypeError(f"not a number from 1 to {most:,}")
+    return int(text)
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        """Without the values, which may be secrets in a wrong place."""
+        what, unknown, words = message.partition("unrecognized arguments:")
+        names = [word.partition("=")[0] for word in words.split() if word.startswith("--")]
+        what = re.sub(r" '.*", "", what, flags=re.S)
+        raise InventoryError(f"{' '.join([what + unknown, *names])} (see --help)")
+
+
+def add_login_options(parser: argparse.ArgumentParser) -> None:
+    """The options of both commands."""
+    parser.add_argument("-p", "--profile", metavar="NAME", help="profile in ~/.databrickscfg (default: its default)")
+    parser.add_argument("--workspace-url", metavar="URL", help="the workspace, e.g. https://adb-1.azuredatabricks.net")
+    parser.add_argument(
+        "--token",
+        help="access token for --workspace-url; other users of this machine can see it in "
+        "the process list, a profile or DATABRICKS_TOKEN keeps it to yourself",
+    )
+
+
+def tell_login(config: DatabricksConfig) -> None:
+    """The first line of every run."""
+    tell(f"Workspace {config.workspace}, login from {config.source}")
+    path = profile_file()
+    if config.source.startswith("profile ") and os.name == "posix" and path.stat().st_mode & 0o077:
+        log.warning("%s is open to other users of this machine: chmod 600 %s", path, shlex.quote(str(path)))
+
+
+@contextmanager
+def interrupts() -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGHUP raise one KeyboardInterrupt; what was ignored (nohup) stays so."""
+    names = ("SIGINT", "SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
+    signals = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in signals if signal.getsignal(number) != signal.SIG_IGN}
+
+    def interrupt(*_: Any) -> None:
+        for number in before:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    try:
+        for number in before:
+            signal.signal(number, interrupt)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def explain(error: BaseException, debug: bool) -> int:
+    """Says in a line what ended the run, and in another what is saved; returns the exit code."""
+    if isinstance(error, KeyboardInterrupt):
+        log.error("interrupted")
+    elif isinstance(error, InventoryError):
+        log.error("%s", error, exc_info=debug)
+    else:  # a bug
+        log.error("%s: %s; --debug shows where", type(error).__name__, error, exc_info=debug)
+    if hasattr(error, "saved"):
+        tell(error.saved)
+    return 130 if isinstance(error, KeyboardInterrupt) else 2
+
+
+def run_command(parser: argparse.ArgumentParser, argv: list[str] | None, run: Callable[[Any], int]) -> int:
+    """Parses and runs; returns the exit code, and has printed one or two lines for whatever went wrong."""
+    sys.stderr = sys.stderr or open(os.devnull, "w")
+    debug = False
+    logging.getLogger("databricks.sdk").setLevel(logging.CRITICAL)  # what matters of it comes as an exception
+    with log_on_stderr():
+        try:
+            words = sys.argv[1:] if argv is None else argv
+            parse = parser.parse_args if "--" in words else parser.parse_intermixed_args  # which does not know --
+            args = parse(words)
+            debug = args.debug
+            log.setLevel(logging.DEBUG if debug else logging.WARNING if getattr(args, "quiet", False) else logging.INFO)
+            with interrupts():
+                return run(args)
+        except SystemExit as stop:  # --help
+            return int(stop.code or 0)
+        except (Exception, KeyboardInterrupt) as error:
+            return explain(error, debug)
+
+
+def is_cell(code_name: str) -> bool:
+    """Whether code of this name (co_filename) was typed into a notebook, and is no file's.
+
+    IPython calls cells <ipython-input-...> and <timed exec>, ipykernel /tmp/ipykernel_123/456.py, Databricks
+    /root/.ipykernel/123/command-456. There is no such file, except while a debugger wants to see it.
+    """
+    return not os.path.isfile(code_name) or re.search(r"[/\\]\.?ipykernel[_/\\]", code_name) is not None
+
+
+def run_as_script(main: Callable[[], int]) -> None:
+    """The end of both files: main(), and its exit code as whatever started the file wants to have it.
+
+    In a notebook's cell nothing starts. A job's script task, and %run, do exec(compile(text, path, "exec")) in an
+    IPython kernel, where only the code still knows its path: there 0 ends by returning, because SystemExit(0) would
+    fail the task, and another code as a RuntimeError, because else the task would be green. A process ends at once.
+    """
+    ipython = sys.modules.get("IPython")
+    in_kernel = ipython is not None and ipython.get_ipython() is not None
+    if in_kernel and is_cell(sys._getframe(1).f_code.co_filename):
+        return
+    exit_code = main()
+    if in_kernel and exit_code:
+        raise RuntimeError(f"exit code {exit_code}: what was written before this says why")
+    if in_kernel:
+        return
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, AttributeError):  # its reader is gone, or it was closed
+            stream.flush()
+    os._exit(exit_code)  # at once: pyspark's threads would be waited for, and a late Ctrl-C would show a traceback
+
+
+# --- Users ----------------------------------------------------------------------------------------------------------
 
 
 def list_users(
@@ -170,6 +1322,9 @@ def shown_host(values: dict[str, str]) -> str:
         return "no host"
 
 
+# --- Command --------------------------------------------------------------------------------------------------------
+
+
 def build_user_list_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="databricks_user_list.py",
@@ -212,6 +1367,7 @@ def user_list(argv: list[str] | None = None) -> int:
 
 
 main = user_list
+
 
 if __name__ == "__main__":
     run_as_script(main)

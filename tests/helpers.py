@@ -117,7 +117,7 @@ def program_with(script, **constants):
 
 def shorter_waits(divisor):
     """RETRIES with waits divided by so much."""
-    return {kind: (attempts, first / divisor) for kind, (attempts, first) in scanner.RETRIES.items()}
+    return {kind: (attempts, first / divisor) for kind, (attempts, first) in databricks_user_list.RETRIES.items()}
 
 
 # The commands as processes

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import databricks_user_files_simple as inventory
+import databricks_user_list
 from databricks_user_files_simple import open_checkpoint
 from tests.fake_databricks import FakeDatabricks, Fault, dbfs_file
 from tests.helpers import (
@@ -95,7 +96,7 @@ def test_the_format_is_that_of_the_specification(tmp_path):
     lines = write_checkpoint(tmp_path / "c.json", [make_result(1), make_result(2, files=0)]).decode().split("\n")
     header = json.loads(lines[0] + "]}")
     assert re.fullmatch("[0-9a-f]{16}", header.pop("run"))
-    assert header == {"version": 1, "program": inventory.VERSION, **HEADER, "results": []}
+    assert header == {"version": 1, "program": databricks_user_list.VERSION, **HEADER, "results": []}
     assert lines[0].endswith('"results": [')
     assert lines[1].startswith(
         '{"username": "user1@example.com", "scanned_at": "2026-11-23T04:00:00Z", "status": "success"'
@@ -464,7 +465,7 @@ def test_a_checkpoint_of_another_workspace_or_other_file_systems_is_refused_and_
     code, err = scan(*WORDS, "--resume", "--dbfs-only")
     assert (code, server.total_requests) == (2, 0)
     assert f"{NAME} is of https://other.net with dbfs, this run of {server.url} with dbfs:" in err
-    Path(NAME).write_bytes(data.replace(inventory.VERSION.encode(), b"0.0.1"))  # which is not compared
+    Path(NAME).write_bytes(data.replace(databricks_user_list.VERSION.encode(), b"0.0.1"))  # which is not compared
     server.change(faults=[])
     assert scan(*WORDS, "--resume", "--dbfs-only")[0] == 0
 

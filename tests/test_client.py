@@ -18,13 +18,14 @@ import responses
 import urllib3
 
 import databricks_user_files_simple as inventory
-from databricks_user_files_simple import (
+import databricks_user_list
+from databricks_user_files_simple import next_rate
+from databricks_user_list import (
     DatabricksClient,
     DatabricksConfig,
     DatabricksError,
     MalformedAnswer,
     decode_body,
-    next_rate,
     retry_wait,
 )
 from tests.fake_databricks import FORMS, FakeDatabricks, Fault, dbfs_file
@@ -64,7 +65,7 @@ def add(service, *answers):
 
 
 def ask(client, path="/Users/a"):
-    return client.get(LIST, {"path": path}, inventory.parse_record)
+    return client.get(LIST, {"path": path}, databricks_user_list.parse_record)
 
 
 def fail(client, path="/Users/a"):
@@ -285,7 +286,7 @@ def test_the_body_decides_and_not_its_headers(clock, form, encoding):
         assert (result.status, result.total_size, result.workspace.files) == ("success", 7, 0)
         server.change(faults=[Fault("403", message="N\u00f6.")])
         with pytest.raises(DatabricksError, match="403 PERMISSION_DENIED: N\u00f6"):
-            client.attempt(LIST, {"path": "/Users/a"}, inventory.parse_record)
+            client.attempt(LIST, {"path": "/Users/a"}, databricks_user_list.parse_record)
     assert clock.waits == []
 
 

@@ -193,7 +193,7 @@ def test_names_are_verbatim(scan, quiet_server, tmp_path):
 def test_what_is_no_name_is_refused_by_place_and_before_any_request(scan, quiet_server, tmp_path, name, capsys):
     asked = quiet_server.total_requests
     with pytest.raises(ValueError, match="is not a user name: it "):
-        next(inventory.scan_users(["good", name], inventory.DatabricksConfig(quiet_server.url, "t")))
+        next(inventory.scan_users(["good", name], databricks_user_list.DatabricksConfig(quiet_server.url, "t")))
     assert scan(quiet_server, "good", name) == (2, None)
     assert "command line: " in capsys.readouterr().err
     if name == name.strip(" \t") and name != "\ud800":  # else it cannot be in a file, or is a good one there
@@ -439,10 +439,10 @@ def test_what_went_to_our_own_stdout_before_stays_there(login, tmp_path, quiet_s
 
 def test_temporary_files_of_others_stay_and_two_at_a_time_do_not_mix(tmp_path):
     """In two containers each run may be process 1 of the same folder."""
-    with inventory.open_output("out.csv") as first:
+    with databricks_user_list.open_output("out.csv") as first:
         [left] = tmp_path.glob(".out.csv*")
         first.write("first")
-        with inventory.open_output("out.csv") as second:
+        with databricks_user_list.open_output("out.csv") as second:
             second.write("second")
         assert (tmp_path / "out.csv").read_text() == "second"
         assert left.exists()
@@ -591,12 +591,12 @@ def test_the_summary_names_five_of_those_that_could_not_be_listed_and_counts_the
 
 @pytest.mark.parametrize(("count", "shown"), [(0, "0 users"), (1, "1 user"), (2, "2 users"), (30_000, "30,000 users")])
 def test_one_is_singular(count, shown):
-    assert inventory.counted(count, "user") == shown
+    assert databricks_user_list.counted(count, "user") == shown
 
 
 def test_the_summary_counts_retries_and_429s(scan, monkeypatch, capsys):
     for kind in ("server", "rate limit"):
-        monkeypatch.setitem(inventory.RETRIES, kind, (5, 0.01))
+        monkeypatch.setitem(databricks_user_list.RETRIES, kind, (5, 0.01))
     faults = [Fault("500", api="dbfs", times=3), Fault("429", api="workspace", times=2)]
     with FakeDatabricks(users=["a"], shape="empty", faults=faults) as server:
         assert scan(server, "a")[0] == 0
@@ -755,8 +755,8 @@ def test_commands_in_threads_of_one_process_say_each_message_once(login, monkeyp
         assert inventory.main([server.user_names[0], "-o", "out.csv"]) == 0
     assert codes == [0, 0]
     assert capsys.readouterr().err.count("warning: this login is not in the group admins") == 1
-    assert inventory.log.propagate
-    assert not inventory.log.handlers
+    assert databricks_user_list.log.propagate
+    assert not databricks_user_list.log.handlers
 
 
 @POSIX
@@ -784,10 +784,10 @@ def test_both_commands_have_one_version_and_tell_the_service(capsys):
     responses.get(re.compile("https://"), status=403)
     for main, words in ((inventory.main, ["a"]), (databricks_user_list.main, [])):
         assert main(["--version"]) == 0
-        assert capsys.readouterr().out.endswith(f".py {inventory.VERSION}\n")
+        assert capsys.readouterr().out.endswith(f".py {databricks_user_list.VERSION}\n")
         main(["--workspace-url", "https://adb-1.net", "--token", SECRET, *words])
     agents = {call.request.headers["User-Agent"] for call in responses.calls}
-    assert agents == {f"databricks-user-files/{inventory.VERSION}"}
+    assert agents == {f"databricks-user-files/{databricks_user_list.VERSION}"}
 
 
 @pytest.mark.parametrize("script", [SCANNER, USER_LIST])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import databricks_user_list
-from databricks_user_files_simple import DatabricksConfig, InventoryError, load_databricks_config, read_workspace_url
+from databricks_user_list import DatabricksConfig, InventoryError, load_databricks_config, read_workspace_url
 from tests.fake_databricks import FakeDatabricks, Fault
 from tests.helpers import NAME, ROOT, SCANNER, USER_LIST, needs_posix
 

@@ -24,13 +24,8 @@ from zlib import crc32
 
 import pytest
 
-from databricks_user_files_simple import (
-    DatabricksClient,
-    DatabricksConfig,
-    InventoryError,
-    process_user_batch_parallel,
-    scan_users,
-)
+from databricks_user_files_simple import process_user_batch_parallel, scan_users
+from databricks_user_list import DatabricksClient, DatabricksConfig, InventoryError
 from tests.fake_databricks import FakeDatabricks, Fault, make_user_name
 from tests.helpers import (
     NAME,

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import databricks_user_files_simple as scanner
+import databricks_user_list
 from tests.fake_databricks import FakeDatabricks, Fault
 from tests.helpers import (
     NAME,
@@ -94,14 +95,14 @@ def test_names_with_anything_in_them(name):
     world = World()
     world.add_user("odd@example.com", Folder(dict.fromkeys(ODD_NAMES, 1)), Folder(dict.fromkeys(ODD_NAMES, 'a,"\r')))
     with world.server() as server:
-        config = scanner.DatabricksConfig(server.url, server.settings.token, "test")
+        config = databricks_user_list.DatabricksConfig(server.url, server.settings.token, "test")
         [_] = scanner.scan_users(world.usernames, config, files=Path(name))
     assert read_file_rows(name) == world.file_rows()
     assert len(world.file_rows()) == 2 * len(ODD_NAMES)
 
 
 def test_from_python_it_is_written_when_the_last_result_was_taken(server, world):
-    config = scanner.DatabricksConfig(server.url, server.settings.token, "test")
+    config = databricks_user_list.DatabricksConfig(server.url, server.settings.token, "test")
     results = scanner.scan_users(world.usernames, config, files="files.csv")
     for _ in world.usernames:
         next(results)
@@ -110,7 +111,7 @@ def test_from_python_it_is_written_when_the_last_result_was_taken(server, world)
     assert read_file_rows() == world.file_rows()
     assert list(scanner.scan_users([], config, files="files.csv")) == []
     assert Path("files.csv").read_text() == HEADER
-    with pytest.raises(scanner.InventoryError, match="cannot be written"):
+    with pytest.raises(databricks_user_list.InventoryError, match="cannot be written"):
         next(scanner.scan_users(["a"], config, files="missing/files.csv"))
 
 

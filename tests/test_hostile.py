@@ -120,7 +120,7 @@ def homes_of(names, script):
 
 # The commands as processes
 
-HURRIED = {"READ_SECONDS": 0.4, "BODY_SECONDS": 0.8, "RETRIES": dict.fromkeys(scanner.RETRIES, (1, 0.0)),
+HURRIED = {"READ_SECONDS": 0.4, "BODY_SECONDS": 0.8, "RETRIES": dict.fromkeys(databricks_user_list.RETRIES, (1, 0.0)),
            "LONGEST_OUTAGE": 0.2, "FIRST_PROBE": 0.1, "LAST_PROBE": 0.1}  # fmt: skip
 
 
@@ -633,7 +633,7 @@ def test_another_users_link_at_the_temporary_file_is_not_written_through(tmp_pat
     victim = tmp_path / "victim"
     victim.write_text("mine")
     os.symlink(victim, f".out.csv.{os.getpid()}.tmp")
-    with scanner.open_output("out.csv") as file:
+    with databricks_user_list.open_output("out.csv") as file:
         file.write("x")
     assert (victim.read_text(), Path("out.csv").read_text()) == ("mine", "x")
 
@@ -815,7 +815,7 @@ NAMES_WITHIN = ("a%2F..%2F..%2FShared", "..%2f", "%2e%2e", "...", "..a", "a?path
 
 def test_a_name_does_not_leave_users():
     with FakeDatabricks(users=list(NAMES_WITHIN), shape="small") as server:
-        config = scanner.DatabricksConfig(server.url, server.settings.token)
+        config = databricks_user_list.DatabricksConfig(server.url, server.settings.token)
         results = {result.username: result for result in scanner.scan_users(NAMES_WITHIN, config)}
         paths = {path for api, path in server.requests if api != "scim"}
         assert {path for path in paths if path.split("/")[:2] != ["", "Users"]} == set()
@@ -831,13 +831,13 @@ FORMULAS = ("=cmd()", "+1", "-1", "@SUM(1)", "\t=1", "\r=1", "\n=1", "\uff1d1", 
 
 @pytest.mark.parametrize("text", FORMULAS)
 def test_no_cell_begins_a_formula_whatever_separates_the_cells(text):
-    cells = re.split("[;\t\r\n]", scanner.safe_cell(text))
+    cells = re.split("[;\t\r\n]", databricks_user_list.safe_cell(text))
     assert not [cell for cell in cells if cell.lstrip('"').startswith(tuple("=+-@\uff1d\uff0b\uff0d\uff20"))]
 
 
 @pytest.mark.parametrize("text", ["Anna", "a-b", "a = b", "1+1", "x@y", "", " ", "it's", "a;b", "a, b", "e\u0301"])
 def test_other_cells_stay_as_they_are(text):
-    assert scanner.safe_cell(text) == text
+    assert databricks_user_list.safe_cell(text) == text
 
 
 STEERING = ("\x1b]0;owned\x07", "\x1b[2J", "\x9b31m", "a\rb", "a\x08\x08b", "\u202egnp.exe", "\u2066x",

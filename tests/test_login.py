@@ -19,7 +19,8 @@ pytest.importorskip("databricks.sdk.core")
 
 import databricks_user_files_simple as scanner
 import databricks_user_list
-from databricks_user_files_simple import DatabricksClient, InventoryError, load_databricks_config, scan_users
+from databricks_user_files_simple import scan_users
+from databricks_user_list import DatabricksClient, InventoryError, load_databricks_config
 from tests.fake_databricks import TOKEN_URL, FakeDatabricks, Fault
 from tests.helpers import (
     ROOT,
@@ -196,7 +197,7 @@ def test_a_token_endpoint_that_never_answers_is_given_up(work, often, monkeypatc
         time.sleep(0.02)
         began = time.monotonic()
         assert config.current_token() == config.token
-        with pytest.raises(scanner.DatabricksError, match="no answer within") as caught:
+        with pytest.raises(databricks_user_list.DatabricksError, match="no answer within") as caught:
             config.current_token(config.token)
         assert caught.value.kind == "connection"
         assert config.current_token() != config.token
@@ -211,7 +212,7 @@ def test_while_the_token_endpoint_fails_the_old_token_serves(work, often):
         time.sleep(0.02)
         assert config.current_token() == config.token
         assert server.counts.faults["503"]
-        with pytest.raises(scanner.DatabricksError) as caught:
+        with pytest.raises(databricks_user_list.DatabricksError) as caught:
             config.current_token(refused=config.token)
         assert caught.value.kind == "connection"
 
@@ -473,7 +474,8 @@ def get_context():
 SCAN_IN_NOTEBOOK = """
 import sys
 sys.path.insert(0, {root!r})
-from databricks_user_files_simple import load_databricks_config, scan_users
+from databricks_user_files_simple import scan_users
+from databricks_user_list import load_databricks_config
 config = load_databricks_config()
 print(config.host, config.source, config.current_token())
 for result in scan_users({names!r}, config) if {scan} else ():

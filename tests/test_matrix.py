@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import databricks_user_files_simple as scanner
+import databricks_user_list
 from tests.fake_databricks import Fault
 from tests.helpers import ROOT, SCANNER, needs_posix, read_file_rows, running, saved_users, until, write_users
 from tests.world import make_world, passing_faults
@@ -18,14 +19,14 @@ CELL = """
 import json, sys
 sys.path.insert(0, {root!r})
 import databricks_user_files_simple as scanner
-config = scanner.DatabricksConfig({url!r}, {token!r})
+config = databricks_user_list.DatabricksConfig({url!r}, {token!r})
 found = {{result.username: result for result in scanner.scan_users({names!r}, config, files="files.csv")}}
 print(json.dumps([[found[name].row(), found[name].as_dict()] for name in {names!r}]))
 """
 
 
 def config_of(server):
-    return scanner.DatabricksConfig(server.url, server.settings.token, "test")
+    return databricks_user_list.DatabricksConfig(server.url, server.settings.token, "test")
 
 
 def assert_truth(world, rows, details):
@@ -87,7 +88,7 @@ def slow(larger):
 @pytest.mark.parametrize("threads", [1, 16])
 def test_the_function(world, server, clock, threads):
     config = config_of(server)
-    client = scanner.DatabricksClient(config, threads, clock=clock, sleep=clock.sleep)
+    client = databricks_user_list.DatabricksClient(config, threads, clock=clock, sleep=clock.sleep)
     assert_results(world, scanner.scan_users(world.usernames, config, threads, client=client, files="files.csv"))
 
 

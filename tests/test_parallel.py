@@ -27,12 +27,9 @@ from pathlib import Path
 import pytest
 
 import databricks_user_files_simple as scanner
-from databricks_user_files_simple import (
-    DatabricksClient,
-    DatabricksConfig,
-    load_databricks_config,
-    process_user_batch_parallel,
-)
+import databricks_user_list
+from databricks_user_files_simple import process_user_batch_parallel
+from databricks_user_list import DatabricksClient, DatabricksConfig, load_databricks_config
 from tests.connect_server import standalone_cluster
 from tests.fake_databricks import TOKEN_URL, FakeDatabricks, Fault
 from tests.helpers import (
@@ -193,7 +190,7 @@ def test_a_login_that_is_refused_in_mid_run_stops_it(spark, slow, early):
     gate = Fault("401")
     gate.applies = lambda *_: slow.workers.total() > 40
     slow.change(faults=[gate])
-    with pytest.raises(scanner.InventoryError, match="token"):
+    with pytest.raises(databricks_user_list.InventoryError, match="token"):
         scan(spark, slow)
 
 
@@ -397,7 +394,7 @@ def test_a_login_that_is_taken_away_in_mid_run_stops_it(spark, oauth, early):
     with FakeDatabricks(users=20, shape="small", latency=0.05) as server:
         config = oauth(server)
         thread = in_mid_run(server, lambda: (server.change(clients={}), server.revoke()))
-        with pytest.raises(scanner.InventoryError, match="invalid_client") as caught:
+        with pytest.raises(databricks_user_list.InventoryError, match="invalid_client") as caught:
             list(process_user_batch_parallel(spark, server.user_names, config, 4))
         thread.join()
         assert "the-secret" not in str(caught.value)
@@ -869,7 +866,7 @@ import sys
 sys.path.insert(0, {root!r})
 import databricks_user_files_simple as scanner
 tokens = ["first-token"]
-config = scanner.DatabricksConfig({url!r}, "", renew=lambda refused: tokens[-1])
+config = databricks_user_list.DatabricksConfig({url!r}, "", renew=lambda refused: tokens[-1])
 session = scanner.connect_cluster(config, "0123-456789-abc")
 print(session.range(3).count())
 tokens.append("second-token")

@@ -18,26 +18,31 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from databricks_user_files_simple import (
+    UserResult,
+    next_rate,
+    open_checkpoint,
+    parse_listing,
+    read_usernames,
+    scan_users,
+)
+from databricks_user_list import (
     RETRIES,
+    USER_LIST_COLUMNS,
     DatabricksClient,
     DatabricksConfig,
     DatabricksError,
     InventoryError,
-    UserResult,
     check_username,
     classify_error,
+    list_profiles,
     load_databricks_config,
-    next_rate,
-    open_checkpoint,
     parse_error_body,
-    parse_listing,
-    read_usernames,
+    parse_page,
     read_workspace_url,
     retry_wait,
     safe_cell,
-    scan_users,
+    write_users,
 )
-from databricks_user_list import USER_LIST_COLUMNS, list_profiles, parse_page, write_users
 from tests.fake_databricks import FakeDatabricks, dbfs_directory, dbfs_file, workspace_object
 from tests.helpers import HEADER, write_checkpoint
 from tests.strategies import RESULTS, USERNAMES, flatten, plain_count, trees

@@ -150,7 +150,8 @@ SESSION = """
 import json, logging, sys
 logging.basicConfig(level=logging.WARNING)
 sys.path.append({root!r})
-from databricks_user_files_simple import DatabricksConfig, process_user_batch_parallel
+from databricks_user_files_simple import process_user_batch_parallel
+from databricks_user_list import DatabricksConfig
 from pyspark.sql import SparkSession
 
 spark = SparkSession.builder.master("local[4]").config("spark.ui.enabled", "false").getOrCreate()

@@ -20,15 +20,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import databricks_user_files_simple as inventory
-from databricks_user_files_simple import (
-    DatabricksClient,
-    DatabricksConfig,
-    InventoryError,
-    scan_dbfs,
-    scan_user_directory,
-    scan_users,
-    scan_workspace,
-)
+import databricks_user_list
+from databricks_user_files_simple import scan_dbfs, scan_user_directory, scan_users, scan_workspace
+from databricks_user_list import DatabricksClient, DatabricksConfig, InventoryError
 from tests.fake_databricks import FakeDatabricks, Fault, dbfs_directory, dbfs_file, workspace_object
 from tests.helpers import SCANNER, set_constants
 from tests.strategies import flatten, plain_count, trees
@@ -177,12 +171,12 @@ def said():
     lines = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: lines.append(record.getMessage())
-    before = inventory.log.level
-    inventory.log.addHandler(handler)
-    inventory.log.setLevel(logging.WARNING)
+    before = databricks_user_list.log.level
+    databricks_user_list.log.addHandler(handler)
+    databricks_user_list.log.setLevel(logging.WARNING)
     yield lines
-    inventory.log.removeHandler(handler)
-    inventory.log.setLevel(before)
+    databricks_user_list.log.removeHandler(handler)
+    databricks_user_list.log.setLevel(before)
 
 
 # What is counted
@@ -584,7 +578,7 @@ def test_no_request_is_delayed_where_there_is_no_429(clock):
 
 
 def test_a_workspace_with_limits_is_scanned_whole(monkeypatch):
-    set_constants(monkeypatch, RETRIES=dict.fromkeys(inventory.RETRIES, (5, 0.1)))
+    set_constants(monkeypatch, RETRIES=dict.fromkeys(databricks_user_list.RETRIES, (5, 0.1)))
     with wide_server(130, limit=100) as server:
         result = scan_user_directory(ANN, config_of(server))
         assert server.statuses[429] > 0
