@@ -5,11 +5,12 @@ import json
 import os
 import re
 import shutil
+import threading
 import time
 
 import pytest
 
-from tests.fake_databricks import Fault
+from tests.fake_databricks import FakeDatabricks, Fault
 from tests.helpers import ROOT, SCANNER, USER_LIST, asked_for, hang_when, needs_posix, saved_users, true_csv, until
 from tests.kernel import Cell
 
@@ -45,13 +46,14 @@ def getting_in(way):
     return blocks_below(way) + (blocks_below(WAYS[0]) if way == WAYS[2] else [])
 
 
-LOG_IN, USERS, SCAN, FRAMES, WHOLE, JOB = map(
+LOG_IN, USERS, SCAN, FRAMES, WHOLE, FILES, JOB = map(
     blocks_below,
-    ("Log in", "List the users", "Scan some of them", "As a DataFrame", "Scan the whole workspace", "As a job"),
-)
+    ("Log in", "List the users", "Scan some of them", "As a DataFrame", "Scan the whole workspace",
+     "Every file as a DataFrame", "As a job"),
+)  # fmt: skip
 EMPTY, SEQUENTIAL, PARALLEL = SCAN
-WITHOUT_SPARK = [*LOG_IN, *USERS, EMPTY, SEQUENTIAL, FRAMES[0], WHOLE[0], *JOB]
-WITH_SPARK = [*LOG_IN, *USERS, EMPTY, PARALLEL, *FRAMES, *WHOLE, *JOB]
+WITHOUT_SPARK = [*LOG_IN, *USERS, EMPTY, SEQUENTIAL, FRAMES[0], WHOLE[0], FILES[0], *JOB]
+WITH_SPARK = [*LOG_IN, *USERS, EMPTY, PARALLEL, *FRAMES, *WHOLE, *FILES, *JOB]
 
 
 def test_every_block_of_the_document_is_run():
@@ -89,7 +91,7 @@ def bring_in(kernel, server, way=WAYS[1]):
     for script, text in TEXTS.items() if way == WAYS[0] else ():
         (kernel.folder / script).write_text(text, encoding="utf-8")
     cells = [kernel.run(cell) for cell in (DBUTILS.format(token=server.settings.token), *getting_in(way))]
-    written = [Cell(out=f"Writing {script}\n") for script in TEXTS] if way == WAYS[2] else []
+    written = [Cell(out=f"Writing {script}\n") for script in (USER_LIST, SCANNER)] if way == WAYS[2] else []
     assert [cell for cell in cells if cell != Cell()] == written
 
 
@@ -107,18 +109,27 @@ def assert_inventory(kernel, server):
     sizes = sum(size for _, size in truth.values())
     assert value_of(kernel, "frame.total_size_gb.sum()") == pytest.approx(sizes / 1024**3, abs=0.001)
     kept = kernel.folder / "volume/default/inventory/2026-11"
-    assert [path.name for path in kept.iterdir()] == ["inventory.csv"]
+    assert sorted(path.name for path in kept.iterdir()) == ["files.csv.gz", "inventory.csv"]
     assert (kept / "inventory.csv").read_bytes() == true_csv(server)
     token = server.settings.token.encode()
     left_behind = [path for path in kernel.folder.rglob("*") if path.is_file() and "ipython" not in path.parts]
     assert [path for path in left_behind if token in path.read_bytes()] == []
 
 
+def files_of(server):
+    """How many each user has who has any."""
+    truths = map(server.truth, server.user_names)
+    return {truth.username: truth.file_count for truth in truths if truth.file_count}
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_a_recipe(new_kernel, small, way):
     kernel = new_kernel()
     bring_in(kernel, small, way)
-    _, config, users, _, scan, _, whole, _ = run_all(kernel, small, WITHOUT_SPARK)
+    _, config, users, _, scan, _, whole, _, _ = run_all(kernel, small, WITHOUT_SPARK)
+    assert value_of(kernel, "files.username.value_counts().to_dict()") == files_of(small)
+    assert value_of(kernel, "[int(number) for number in by_ending.sum()] == [len(files), int(files['size'].sum())]")
+    assert value_of(kernel, "len(largest) == 10 and 0 < len(unchanged) < len(files)")
     assert_inventory(kernel, small)
     assert small.url in config.result
     assert small.settings.token not in config.result
@@ -128,18 +139,35 @@ def test_a_recipe(new_kernel, small, way):
     assert whole.err.count("warning:") == 1  # that there is no checkpoint to go on with
 
 
-def test_a_recipe_on_spark(connect_server, new_kernel, small):
-    """The first way; the second one is in the last test of the stop button."""
-    kernel = new_kernel()
-    bring_in(kernel, small, WAYS[0])
+@pytest.fixture
+def slow_until_workers_help():
+    """Twenty users with forty directories each, half a minute for the driver alone."""
+    with FakeDatabricks(users=20, shape="bench", directories=40, latency=0.3) as server:
+        thread = threading.Thread(
+            target=lambda: (until(lambda: server.workers.total() > 40, 90), server.change(latency=0.0))
+        )
+        thread.start()
+        yield server
+        thread.join()
+
+
+@pytest.mark.parametrize("way", WAYS[:2])
+def test_a_recipe_on_spark(connect_server, new_kernel, slow_until_workers_help, way):
+    """Interrupted, it cancels its own queries alone: see test_parallel.py."""
+    kernel, small = new_kernel(), slow_until_workers_help
+    bring_in(kernel, small, way)
     run_all(kernel, small, [SPARK.format(remote=connect_server.remote)])
     cells = dict(zip(WITH_SPARK, run_all(kernel, small, WITH_SPARK), strict=True))
     scan, whole = cells[PARALLEL], cells[WHOLE[1]]
-    assert (scan.out.split("\r")[-1], scan.err) == ("12 of 12 users", "")
-    assert "listed by the cluster" in whole.err
-    assert "12 users: 11 success, 1 empty" in whole.err
+    assert (scan.out.split("\r")[-1], scan.err) == ("20 of 20 users", "")
+    assert "parallel: this machine, and the Spark session of the caller" in whole.err
+    assert "20 users: 20 success" in whole.err
     assert whole.err.count("warning:") == 1
     assert_inventory(kernel, small)
+    counts = "every_file.count(), largest.count(), unchanged.count(), sum(row[1] for row in by_ending.collect())"
+    number = sum(files_of(small).values())
+    unchanged = value_of(kernel, "len(files[files.modified < two_years_ago])")
+    assert value_of(kernel, f"[{counts}]") == [number, 10, unchanged, number]
     assert value_of(kernel, "spark.range(3).count()") == 3  # main() has not stopped the notebook's session
 
 
@@ -177,7 +205,7 @@ def test_an_interrupted_scan_goes_on(new_kernel, small):
     until(lambda: value_of(kernel, THREADS) == 0)
     run_all(kernel, small, [SEQUENTIAL])
     assert [asked_for(small, name) for name in done] == [0] * len(done)
-    assert kernel.run("for result in scanner.scan_users(names, config): 1 / 0").error.startswith("ZeroDivisionError")
+    assert kernel.run("for result in scan_users(names, config): 1 / 0").error.startswith("ZeroDivisionError")
     until(lambda: value_of(kernel, THREADS) == 0)
     run_all(kernel, small, [FRAMES[0], WHOLE[0]])
     assert_inventory(kernel, small)
@@ -204,45 +232,6 @@ def test_an_interrupted_main_goes_on(new_kernel, small):
     assert_inventory(kernel, small)
 
 
-USERS_OWN_QUERY = """
-import threading
-from pathlib import Path
-from pyspark.sql.functions import udf
-
-def wait_for_file(_, path=str(Path("go.txt").resolve())):
-    import os, time
-    while not os.path.exists(path):
-        time.sleep(0.05)
-    return "done"
-
-answers = []
-column = udf(wait_for_file, "string")("id")
-query = threading.Thread(target=lambda: answers.extend(spark.range(0, 1, 1, 1).select(column).collect()))
-query.start()
-"""
-
-
-@needs_posix
-def test_interrupting_cancels_the_queries_of_the_scan_alone(connect_server, new_kernel, small):
-    kernel = new_kernel()
-    bring_in(kernel, small)
-    run_all(kernel, small, [SPARK.format(remote=connect_server.remote), *LOG_IN, *USERS, EMPTY, USERS_OWN_QUERY])
-    assert interrupted(kernel, small, PARALLEL, 100).error == "KeyboardInterrupt: "
-    let_go(small)
-    until(lambda: small.in_flight == 0, 10)
-    run_all(kernel, small, [PARALLEL, *FRAMES, WHOLE[0]])
-    cell = interrupted(kernel, small, WHOLE[1], 100)
-    assert value_of(kernel, "code") == 130
-    assert "error: interrupted" in cell.err
-    let_go(small)
-    until(lambda: small.in_flight == 0, 10)
-    run_all(kernel, small, [WHOLE[0]])
-    assert_inventory(kernel, small)
-    (kernel.folder / "go.txt").touch()
-    kernel.run("query.join()")
-    assert value_of(kernel, "[row[0] for row in answers]") == ["done"]
-
-
 # What else people do
 
 
@@ -250,25 +239,27 @@ def test_pasted_again(new_kernel, small):
     """Login and results from before go with the functions from after."""
     kernel = new_kernel()
     bring_in(kernel, small)
-    half = "results = {result.username: result for result in scanner.scan_users(names[:6], config)}"
+    half = "results = {result.username: result for result in scan_users(names[:6], config)}"
     run_all(kernel, small, [*LOG_IN, *USERS, half])
     bring_in(kernel, small)
     small.change(faults=[Fault("500", times=1), Fault("html", times=1)])
-    run_all(kernel, small, [SEQUENTIAL, "scanner.write_results(results.values(), 'results.csv', None)"])
+    run_all(kernel, small, [SEQUENTIAL, "write_results(results.values(), 'results.csv', None)"])
     small.change(faults=[])
     run_all(kernel, small, [FRAMES[0], WHOLE[0]])
     assert_inventory(kernel, small)
 
 
-def test_the_second_step_pasted_alone_says_what_is_missing(new_kernel, small):
+def test_step_2_pasted_without_step_1(new_kernel, small):
+    """It says what the document says, and nothing is left of it when both are pasted."""
     kernel = new_kernel()
-    missing = "databricks_user_list.py has to lie beside this file, or be pasted first"
-    assert kernel.run(TEXTS[SCANNER]).err.startswith(missing + "\n")
-    assert kernel.run(TEXTS[USER_LIST] + TEXTS[SCANNER].replace("from __future__ import annotations", "")).error == ""
-    name = small.user_names[0]
-    run_all(kernel, small, [f"config = DatabricksConfig({small.url!r}, {small.settings.token!r})",
-                            f"result = scan_user_directory({name!r}, config)"])  # fmt: skip
-    assert value_of(kernel, "result.file_count") == small.truth(name).file_count
+    cell = kernel.run(TEXTS[SCANNER])
+    assert cell.error == "SystemExit: 2"
+    assert cell.err.splitlines()[0] in " ".join(DOCUMENT.split())
+    bring_in(kernel, small)
+    run_all(kernel, small, WITHOUT_SPARK)
+    assert_inventory(kernel, small)
+    kernel.run("def function(number: int): pass")
+    assert value_of(kernel, "function.__annotations__") == {"number": "int"}  # as the document warns
 
 
 def test_without_output_the_csv_is_the_cells_output(new_kernel, small):
@@ -276,12 +267,12 @@ def test_without_output_the_csv_is_the_cells_output(new_kernel, small):
     bring_in(kernel, small)
     run_all(kernel, small, LOG_IN)
     name = small.user_names[0]
-    cell = kernel.run(f"scanner.user_files([{name!r}, '--quiet'])")
+    cell = kernel.run(f"user_files([{name!r}, '--quiet'])")
     assert cell.out.encode() == true_csv(small, [name])
     assert (kernel.console.read_bytes().count(b"username"), cell.result) == (0, "0")
-    cell = kernel.run("user_list.user_list(['--max-users', '1'])")
+    cell = kernel.run("user_list(['--max-users', '1'])")
     assert cell.out.splitlines()[0] == "username,display_name,active,user_id"
-    for command, script in (("scanner.user_files", SCANNER), ("user_list.user_list", USER_LIST)):
+    for command, script in (("user_files", SCANNER), ("user_list", USER_LIST)):
         assert kernel.run(f"{command}(['--help'])").out.startswith(f"usage: {script} [-h]")
 
 
@@ -289,7 +280,7 @@ def test_another_version_with_autoreload(new_kernel, small):
     kernel = new_kernel()
     bring_in(kernel, small, WAYS[0])
     run_all(kernel, small, ["%load_ext autoreload\n%autoreload 2", *LOG_IN, *USERS])
-    count = "sum(result.workspace.bytes for result in scanner.scan_users(names, config))"
+    count = "sum(result.workspace.bytes for result in scan_users(names, config))"
     before = value_of(kernel, count)
     text = TEXTS[SCANNER].replace("WORKSPACE_OBJECT_SIZE = 10_000 ", "WORKSPACE_OBJECT_SIZE = 20_000 ")
     path = kernel.folder / SCANNER
@@ -360,9 +351,11 @@ def test_a_cell_starts_nothing_also_when_a_debugger_has_written_it_to_a_file(new
     bring_in(kernel, small)
 
 
-def test_the_scripts_have_one_name_in_common():
-    """Pasted, they share their names, and of two with the same name the user list's would serve both."""
+def test_pasted_the_scripts_and_the_blocks_do_not_take_names_from_each_other():
     assert assigned(TEXTS[SCANNER]) & assigned(TEXTS[USER_LIST]) == {"main"}
+    blocks = assigned("\n".join(WITH_SPARK))
+    assert {"results", "words"} < blocks
+    assert blocks & (assigned(TEXTS[SCANNER]) | assigned(TEXTS[USER_LIST])) == set()
 
 
 def assigned(text):
