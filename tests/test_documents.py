@@ -226,7 +226,7 @@ def test_homes_untouched_for_a_year_are_complete_and_have_a_time(recipe):
         UserResult("not of DBFS", now, workspace=FileSystemTotals(1, 7, 1, last_modified=old)),
     ]
     Path("details.jsonl").write_text("".join(f"{json.dumps(result.as_dict())}\n" for result in results))
-    assert recipe("Homes in DBFS") == [[old[:10], "7", "old"]]
+    assert recipe("Homes in DBFS") == [[old[:10], "7", "'old'"]]
 
 
 def test_the_largest_files(recipe):
@@ -235,4 +235,4 @@ def test_the_largest_files(recipe):
                ["a", "dbfs", "/Users/a/9", "FILE", 9, "2026-01-02T03:04:05Z"],
                ["a", "workspace", "/Users/a/n", "NOTEBOOK", "", ""],
                ["b", "dbfs", "/Users/b/x,\n10", "FILE", 10, ""])  # fmt: skip
-    assert recipe("The largest") == [["10", "/Users/b/x,"], ["10"], ["9", "2026-01-02", "/Users/a/9"]]
+    assert recipe("The largest") == [["10", r"'/Users/b/x,\n10'"], ["9", "2026-01-02", "'/Users/a/9'"]]
