@@ -137,7 +137,6 @@ USERS_FOLDER = "/Users"  # of both file systems, with everybody's home
 NOT_READABLE = "not found, or not readable with this token"
 NOT_LISTED = "not found in this spelling, and /Users cannot be listed"
 NOT_TOLD = "its name has a / in it: the API cannot be asked for it, or it may lie in another directory"
-NEEDS_QUOTES = re.compile('[",\r\n]')  # in a cell of a CSV
 CSV_COLUMNS = ("username", "file_count", "total_size", "total_size_gb", "status", "file_source", "error")
 FILE_COLUMNS = ("username", "file_system", "path", "object_type", "size", "modified")
 USER_COLUMNS = ("username", "user_name", "userPrincipalName", "email")  # of a users file, in any letter case
@@ -2047,7 +2046,9 @@ def file_row(start: str, path: str, object_type: str, size: int | None, modified
 
 def csv_cell(text: str) -> str:
     """As csv.writer has it, which before Python 3.13 does not quote a lone \r, where readers see a row's end."""
-    return '"' + text.replace('"', '""') + '"' if NEEDS_QUOTES.search(text) else text
+    if "," in text or '"' in text or "\n" in text or "\r" in text:
+        return '"' + text.replace('"', '""') + '"'
+    return text
 
 
 @contextmanager
