@@ -1218,12 +1218,15 @@ UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, OverflowError, Re
 def share_of_pace(rate: float | None, lent: float, idle: int) -> float | None:
     """Requests/s that a batch takes along, where so many slots are idle (None: no limit is known; 0: it has none).
 
-    This process counts as one slot more. Below LOWEST_BATCH_RATE the pace is better kept here.
+    This process counts as one slot more. A batch has at least LOWEST_BATCH_RATE, and this process keeps as much: so
+    where there are more slots than the pace feeds, some stay idle.
     """
     if rate is None:
         return None
-    share = (rate - lent) / (idle + 1)
-    return share if share >= LOWEST_BATCH_RATE else 0.0
+    free = rate - lent
+    if free < 2 * LOWEST_BATCH_RATE:
+        return 0.0
+    return max(free / (idle + 1), LOWEST_BATCH_RATE)
 
 
 def size_of_batch(ready: int, threads: int, idle: int) -> int:
@@ -1482,7 +1485,7 @@ class Cluster:
         batch, now = self.out.pop(number), crawler.client.clock()
         report, listings = outcome
         self.failures = 0
-        self.allowed = self.allowed * 2
+        self.allowed = min(self.allowed * 2, self.slots)
         self.take_limits(crawler, batch, report, now)
         here = 0
         for directory in batch.directories:

@@ -16,7 +16,8 @@ LIMITS = {"seconds": 2.0, "grace": 5.0, "connect": 5, "read": 5, "bytes": 8 * 10
     (None, 0, 8, None),  # no limit is known
     (100, 0, 4, 20),  # this process counts as a slot more
     (100, 60, 3, 10),
-    (30, 0, 8, 0),  # 3.3/s are better kept here
+    (100, 0, 32, 5),  # more slots than the pace feeds
+    (30, 21, 8, 0),  # the rest is better kept here
     (30, 0, 2, 10),
     (20, 20, 1, 0),
 ])  # fmt: skip
