@@ -987,6 +987,7 @@ class Crawler:
         while task := self.work.get():
             file_system, path, take = task
             parse = partial(parse_listing, file_system, path)
+            answer: Listing | Exception
             try:
                 answer = self.client.attempt(f"/api/2.0/{file_system}/list", {"path": path}, parse)
             except Exception as error:  # raised again by the gathering thread, if it is a bug
@@ -1114,8 +1115,8 @@ def fetch(  # noqa: PLR0915 - one function, so that nothing else travels
         return b"".join(pieces)
 
     def ask(name: str, path: str) -> None:
-        options = {"timeout": (limits["connect"], limits["read"]), "stream": True, "allow_redirects": False}
-        with session.get(f"{host}/api/2.0/{name}/list", params={"path": path}, **options) as response:
+        url, timeout = f"{host}/api/2.0/{name}/list", (limits["connect"], limits["read"])
+        with session.get(url, params={"path": path}, timeout=timeout, stream=True, allow_redirects=False) as response:
             if response.status_code == 200:
                 answers.append((name, path, read(response)))
             elif response.status_code == 429:
@@ -1188,7 +1189,7 @@ def read_report(packed: Any) -> Report:
     head = json.loads(line)
     if not isinstance(head, dict):
         raise ValueError("not a report")
-    lists = [head.get(key) for key in ("answers", "not_asked", "limited", "failed")]
+    lists: list[list[Any]] = [head[key] for key in ("answers", "not_asked", "limited", "failed")]
     if not all(isinstance(entries, list) for entries in lists):
         raise ValueError("not a report")
     answers, not_asked, limited, failed = lists
@@ -1581,11 +1582,20 @@ def spark_problem(error: Exception) -> str:
     return f"Parallel processing not available: {last_cause(error)} (Spark client {client})."
 
 
+def reach_past_proxy() -> None:
+    """Keeps gRPC, which sends even loopback addresses through http_proxy, from doing so for this machine."""
+    before = [os.environ.get(name, "") for name in ("no_grpc_proxy", "no_proxy", "NO_PROXY")]
+    names = [next(filter(None, before), ""), "localhost", "127.0.0.1", "::1"]
+    os.environ["no_grpc_proxy"] = ",".join(filter(None, names))
+
+
 def connect_remote(remote: str) -> Any:
     """A session of a Spark Connect server; local[N] starts one, which ends with this process.
 
     A notebook may have a local one already: that is used, and not ours to stop.
     """
+    if re.match(r"local|sc://(localhost|127\.|\[::1\])", remote):
+        reach_past_proxy()
     builder = import_module("pyspark.sql").SparkSession.builder.remote(remote)
     if not remote.startswith("local"):
         return builder.create()

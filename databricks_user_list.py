@@ -106,7 +106,7 @@ PAGE_SIZE = 1000  # users asked for at a time; the service may send fewer
 USERS_PATH = "/api/2.0/preview/scim/v2/Users"
 ATTRIBUTES = "id,userName,displayName,active"  # groups would make the listing time out in large workspaces
 USER_LIST_COLUMNS = ("username", "display_name", "active", "user_id")
-FIELD_TYPES = {"id": (str, int), "userName": str, "displayName": str, "active": bool}
+FIELD_TYPES = {"id": (str, int), "userName": (str,), "displayName": (str,), "active": (bool,)}
 TOLD_SECONDS = 30  # between two lines that tell how far the listing is
 
 # --- Errors ---------------------------------------------------------------------------------------------------------
@@ -549,7 +549,7 @@ def retry_wait(error: DatabricksError, attempts: int, jitter: float) -> float | 
     most, first = RETRIES.get(error.kind, (1, 0.0))
     if attempts >= most:
         return None
-    longest = first * 2 ** max(attempts - 1, 0)
+    longest = first * 2.0 ** max(attempts - 1, 0)
     jittered = longest * (1 + jitter) / 2
     return max(jittered, error.retry_after)
 

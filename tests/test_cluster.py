@@ -1,11 +1,21 @@
 """The rules of batches for a cluster: their share of the pace, their size, and what a worker's report counts for."""
 
 import json
+import os
 import zlib
 
 import pytest
 
-from databricks_user_files_simple import UNREADABLE, fetch, read_report, schedule, share_of_pace, size_of_batch
+from databricks_user_files_simple import (
+    UNREADABLE,
+    fetch,
+    reach_past_proxy,
+    read_report,
+    schedule,
+    share_of_pace,
+    size_of_batch,
+    spark_problem,
+)
 from tests.fake_databricks import FakeDatabricks, Fault
 
 DBFS, WORKSPACE = "dbfs", "workspace"
@@ -127,3 +137,39 @@ def test_a_place_that_is_there_twice_does_not_count():
 def test_what_is_no_report_is_refused(report):
     with pytest.raises(UNREADABLE):
         read_report(report)
+
+
+# What goes wrong with Spark
+
+NO_REQUESTS = """An exception was thrown from the Python worker. Please see the stack trace below.
+Traceback (most recent call last):
+  File "worker.py", line 1, in main
+    func = read_udfs(pickleSer, infile)
+ModuleNotFoundError: No module named 'requests'
+
+JVM stacktrace: ...
+"""
+
+
+@pytest.mark.parametrize(("text", "cause"), [
+    (NO_REQUESTS, "ModuleNotFoundError: No module named 'requests'"),
+    ("Connection refused", "Connection refused"),
+    ("x.SparkException: first\nCaused by: java.net.UnknownHostException: spark", "Caused by: java.net.Unknown"),
+    ("bad url sc://h/;token=dapi123456789", "bad url sc://h/;token=***"),
+])  # fmt: skip
+def test_the_last_cause_is_told_without_secrets(text, cause):
+    told = spark_problem(RuntimeError(text))
+    assert told.startswith(f"Parallel processing not available: {cause}")
+    assert "dapi" not in told
+
+
+@pytest.mark.parametrize("before", [{}, {"no_proxy": "a.example.com"}, {"no_grpc_proxy": "b", "no_proxy": "a"}])
+def test_grpc_reaches_this_machine_past_a_proxy(monkeypatch, before):
+    monkeypatch.delenv("no_grpc_proxy", raising=False)
+    for name, value in before.items():
+        monkeypatch.setenv(name, value)
+    reach_past_proxy()
+    names = os.environ["no_grpc_proxy"].split(",")
+    assert {"localhost", "127.0.0.1"} <= set(names)
+    assert [name for name in names if name in ("a", "b", "a.example.com")] == list(before.values())[:1]
+    monkeypatch.setenv("no_grpc_proxy", "")
