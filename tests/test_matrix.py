@@ -19,6 +19,7 @@ CELL = """
 import json, sys
 sys.path.insert(0, {root!r})
 import databricks_user_files_simple as scanner
+import databricks_user_list
 config = databricks_user_list.DatabricksConfig({url!r}, {token!r})
 found = {{result.username: result for result in scanner.scan_users({names!r}, config, files="files.csv")}}
 print(json.dumps([[found[name].row(), found[name].as_dict()] for name in {names!r}]))
