@@ -259,7 +259,7 @@ FALSE_REPORTS = {  # kind -> what it makes of a report, and whether that still r
     "half": (lambda packed: packed[: len(packed) // 2], False),
     "text": (lambda packed: "report", False),
     "a list": (lambda packed: zlib.compress(b"[]\n"), False),
-    "no fields": (lambda packed: zlib.compress(b"{}\n"), True),
+    "no fields": (lambda packed: zlib.compress(b"{}\n"), False),
     **{change.__name__: (rewritten(change), True)
        for change in (drop, double, cut, swap, of_others, no_json, all_left)},
 }  # fmt: skip
@@ -865,6 +865,7 @@ CHANGING_LOGIN = """
 import sys
 sys.path.insert(0, {root!r})
 import databricks_user_files_simple as scanner
+import databricks_user_list
 tokens = ["first-token"]
 config = databricks_user_list.DatabricksConfig({url!r}, "", renew=lambda refused: tokens[-1])
 session = scanner.connect_cluster(config, "0123-456789-abc")
