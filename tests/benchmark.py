@@ -186,23 +186,38 @@ def latency(users: int, shape: str, quick: bool) -> Outcome:
     return outcome(done, counts, last - first, f"{bound:.1f} s: requests x latency / threads", (last - first) / bound)
 
 
-def against_one_at_a_time(options: dict[str, Any], quick: bool) -> Outcome:
-    """On 8 task slots of a server that runs, in a new session, whose workers have to start first."""
+def with_cluster(options: dict[str, Any], quick: bool) -> Outcome:
+    """4 threads and 8 task slots of a server that runs, in a new session; beside 4 threads that never pause."""
     options = {**options, "users": options["users"] // (3 if quick else 1)}
     remote = spark_connect(8)
     with workspace(latency=0.1, **options) as server:
-        done = scan(server, "--spark-remote", remote)
+        done = scan(server, "--threads", "4", "--spark-remote", remote)
         counts = server.counts()
-    alone = counts["total_requests"] * 0.1
-    return outcome(done, counts, done.seconds, f"{alone:.0f} s: requests x latency", alone / done.seconds)
+    first, last = listing_times(counts)
+    alone = listings(counts) * 0.1 / 4
+    return outcome(done, counts, last - first, f"{alone:.0f} s: requests x latency / 4", alone / (last - first))
+
+
+def cluster_not_needed(quick: bool) -> Outcome:
+    """12 small users with a cluster given, beside the same without."""
+    remote, seconds = spark_connect(8), []
+    for options in ([], ["--spark-remote", remote]):
+        with workspace(users=12, shape="small") as server:
+            done = scan(server, *options)
+            counts = server.counts()
+        first, last = listing_times(counts)
+        seconds.append(last - first)
+    return outcome(done, counts, seconds[1], f"{seconds[0]:.2f} s: without a cluster", seconds[1] / seconds[0])
 
 
 # --- Limits ---------------------------------------------------------------------------------------------------------
 
 
-def at_limit(quick: bool, limits: dict[str, float], threads: int = THREADS, slots: int = 0, **settings: Any) -> Outcome:
+def at_limit(
+    quick: bool, limits: dict[str, float], threads: int = THREADS, slots: int = 0, seconds: int = 40, **settings: Any
+) -> Outcome:
     """Each API at its own limit for about 40 s: the lower of the two goodputs, in its share of the limit."""
-    seconds = 10 if quick else 40
+    seconds = 10 if quick else seconds
     requests = {api: round(limit * seconds) for api, limit in limits.items()}
     users = max(10 if slots else 1, sum(requests.values()) // (2 * BENCH_TREE))
     remote = ["--spark-remote", spark_connect(slots)] if slots else []
@@ -410,19 +425,22 @@ CASES = [
     ),
     Case("limit 30/s that drops to 10/s and comes back", ">= 0.90", limit_that_drops, idle=True),
     Case("limit 20 at the same time, 64 threads", ">= 0.90", in_flight_limit),
-    Case("limit 30/s, 8 Spark tasks", ">= 0.85", partial(at_limit, limits=both(LIMIT), slots=8)),
-    Case(
-        "limit 30/s, 8 Spark tasks, with Retry-After",
-        ">= 0.85",
-        partial(at_limit, limits=both(LIMIT), slots=8, retry_after="seconds"),
+    Case("limit 30/s, a cluster of 8 slots given", ">= 0.90", partial(at_limit, limits=both(LIMIT), slots=8)),
+    *(
+        Case(
+            f"limit 100/s, 200 ms, 8 threads and {slots} task slots",
+            ">= 0.80",
+            partial(at_limit, limits=both(100), threads=8, slots=slots, seconds=55, latency=0.2),
+        )
+        for slots in (8, 32)
     ),
-    Case("limit 30/s, 32 Spark tasks", ">= 0.85", partial(at_limit, limits=both(LIMIT), slots=32)),
     Case(
-        "8 task slots, 100 ms, 60 users of 50 directories",
-        ">= 10",
-        partial(against_one_at_a_time, {"users": 60, "shape": "bench", "directories": 50}),
+        "4 threads and 8 task slots, 100 ms, 60 users of 60 directories",
+        ">= 3",
+        partial(with_cluster, {"users": 60, "shape": "bench", "directories": 60}),
     ),
-    Case("8 task slots, 100 ms, 59 small users and a giant one", ">= 10", partial(against_one_at_a_time, GIANT)),
+    Case("4 threads and 8 task slots, 100 ms, 59 small users and a giant one", ">= 3", partial(with_cluster, GIANT)),
+    Case("12 small users, a cluster given", "<= 1.10", cluster_not_needed),
     Case("--help", "<= 1.30", partial(start_up, ["--help"]), runs=1),
     Case("to the first request", "<= 2.00", partial(start_up, ["user0@example.com"]), runs=1),
     Case("CPU beside databricks-sdk, 16 threads", ">= 1.50", beside_the_sdk),
