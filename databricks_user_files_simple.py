@@ -171,15 +171,6 @@ class FileSystemTotals:
         self.last_modified = max(self.last_modified, iso_time(newest))
         self.failures += [{"path": path, "error": NOT_TOLD} for path in listing.odd]
 
-    def add(self, other: FileSystemTotals) -> None:
-        self.files += other.files
-        self.bytes += other.bytes
-        self.directories += other.directories
-        for object_type, count in other.types.items():
-            self.types[object_type] = self.types.get(object_type, 0) + count
-        self.last_modified = max(self.last_modified, other.last_modified)
-        self.failures += other.failures
-
     def as_dict(self) -> dict[str, Any]:
         return {
             "files": self.files,
@@ -706,6 +697,8 @@ class Pacer:
 
     def still_away(self, error: DatabricksError, now: float) -> None:
         """The API's root failed, too. Raises InventoryError after LONGEST_OUTAGE."""
+        if not self.away:  # a late answer of another request has told that it is back
+            return
         if now - self.failing_since > LONGEST_OUTAGE:
             raise InventoryError(f"no success for {LONGEST_OUTAGE / 60:.0f} minutes; the last failure: {error}")
         self.probe_wait = min(self.probe_wait * 2, LAST_PROBE)
@@ -924,6 +917,11 @@ class Crawler:
     def anything_left(self) -> bool:
         return not self.frontier.is_empty() or self.tally.can_open()
 
+    def has_work(self, file_system: str) -> bool:
+        """Whether there is, or may be, anything left to be listed of that file system."""
+        waits = any(directory.file_system == file_system for _, _, directory in self.frontier.waiting)
+        return waits or self.frontier.has(file_system) or self.tally.can_open()
+
     def is_busy(self) -> bool:
         return self.in_flight > 0 or self.cluster is not None and self.cluster.busy()
 
@@ -950,7 +948,7 @@ class Crawler:
         """Starts the listing that is next by its pacer, if any is."""
         free = [name for name, pacer in self.pacers.items() if pacer.next_at <= now]
         for name in free:
-            if self.pacers[name].away and self.anything_left():
+            if self.pacers[name].away and self.has_work(name):
                 self.pacers[name].next_at = math.inf  # until it is answered
                 self.start(name, "/", partial(self.take_root, name))
                 return True
@@ -1006,7 +1004,8 @@ class Crawler:
         free_at = min(pacer.next_at for pacer in self.pacers.values())
         times = [max(self.frontier.waiting[0][0], free_at)] if self.frontier.waiting else []
         for name, pacer in self.pacers.items():
-            if pacer.away or self.frontier.has(name) or self.tally.can_open():
+            ready = self.frontier.has(name) or self.tally.can_open()
+            if ready or (pacer.away and self.has_work(name)):
                 times.append(pacer.next_at)
         return min(times, default=math.inf)
 
@@ -1570,7 +1569,7 @@ def last_cause(error: Exception) -> str:
 def spark_problem(error: Exception) -> str:
     """Why there is no cluster, and what to do, as a sentence."""
     if isinstance(error, SparkUnavailable):
-        return str(error)
+        return without_secrets(str(error))
     if isinstance(error, ImportError):
         return f"Parallel processing not available: {error}; pip install 'pyspark[connect]' 'pandas<3'."
     # Spark 4 writes "different version: 3.12 than that in driver: 3.11", 3.5 "different version (3, 12) than ..."
@@ -2191,11 +2190,10 @@ def write_results(
     """
     summary = Summary()
     with open_output(output) as csv_file, open_output(details) if details else nullcontext() as details_file:
-        writer = csv.DictWriter(csv_file, CSV_COLUMNS, lineterminator="\n")
-        writer.writeheader()
+        csv_file.write(",".join(CSV_COLUMNS) + "\n")
         for result in results:
-            row = result.row()
-            writer.writerow(row | {"error": safe_cell(row["error"])})
+            row = result.row() | {"error": safe_cell(result.error)}
+            csv_file.write(",".join(csv_cell(str(row[column])) for column in CSV_COLUMNS) + "\n")
             if details_file:
                 details_file.write(json.dumps(result.as_dict(), ensure_ascii=False) + "\n")
             summary.add(result)

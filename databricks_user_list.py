@@ -1116,7 +1116,8 @@ def interrupts() -> Iterator[None]:
     """SIGINT, SIGTERM and SIGHUP raise one KeyboardInterrupt; what was ignored (nohup) stays so."""
     names = ("SIGINT", "SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
     signals = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    before = {number: signal.getsignal(number) for number in signals if signal.getsignal(number) != signal.SIG_IGN}
+    handlers = {number: signal.getsignal(number) for number in signals}
+    before = {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
 
     def interrupt(*_: Any) -> None:
         for number in before:
@@ -1208,19 +1209,27 @@ def list_users(
     without a name.
     """
     users, total = list_pages(client, most, active_only)
-    if len(users) < total:
-        log.info("%s missing: listing all once more", counted(total - len(users), "user"))
-        again, total = list_pages(client, most, active_only)
+    missing = count_missing(users, total, most, active_only)
+    if missing:
+        log.info("%s missing: listing all once more", counted(missing, "user"))
+        again, total_again = list_pages(client, most, active_only)
         users |= again
-    missing = max(total - len(users), 0)
+        missing = count_missing(users, max(total, total_again), most, active_only)
     if missing:
         log.warning("%s missing: the workspace says that it has more than it lists", counted(missing, "user"))
     rows = [row for row in users.values() if is_wanted(row, active_only)]
     return rows[:most], missing
 
 
+def count_missing(users: dict[str, dict[str, str]], total: int, most: int | None, active_only: bool) -> int:
+    """How many of the `total` users are not there; 0 where there are `most` of those that are wanted."""
+    if most is not None and sum(is_wanted(row, active_only) for row in users.values()) >= most:
+        return 0
+    return max(total - len(users), 0)
+
+
 def list_pages(client: DatabricksClient, most: int | None, active_only: bool) -> tuple[dict[str, dict[str, str]], int]:
-    """Users by id, and how many the workspace says there are; 0 where `most` are enough.
+    """Users by id, and how many the workspace says there are.
 
     Pages are asked for by startIndex, advanced by what came, until one is empty (iam.py of databricks-sdk). There are
     services that ignore startIndex, sort each page anew or repeat users: two pages that bring nobody new are the end.
@@ -1232,7 +1241,7 @@ def list_pages(client: DatabricksClient, most: int | None, active_only: bool) ->
     idle = 0  # pages in a row that brought nobody new
     told_at = client.clock()
     while most is None or wanted < most:
-        count = PAGE_SIZE if most is None else min(PAGE_SIZE, most - wanted)
+        count = PAGE_SIZE if most is None or active_only else min(PAGE_SIZE, most - wanted)
         page = client.get(USERS_PATH, {"attributes": ATTRIBUTES, "startIndex": start, "count": count}, parse_page)
         total = max(total, page["totalResults"])
         found = page["Resources"]
@@ -1248,7 +1257,7 @@ def list_pages(client: DatabricksClient, most: int | None, active_only: bool) ->
         if client.clock() - told_at >= TOLD_SECONDS:
             told_at = client.clock()
             log.info("%d users so far", len(users))
-    return users, 0
+    return users, total
 
 
 def is_wanted(row: dict[str, str], active_only: bool) -> bool:

@@ -181,6 +181,17 @@ def test_all_homes_get_rows(command, login, named):
     assert "homes of nobody" not in said
 
 
+def test_a_home_with_any_name_is_one_row(command, login):
+    names = ["a\rb", 'q"uote', "line\nbreak"]
+    with FakeDatabricks(users=[ANN], shape="none") as server:
+        server.add_tree("dbfs", {f"/Users/{name}": [dbfs_file(f"/Users/{name}/x", 5)] for name in names})
+        server.add_tree("workspace", {"/Users/w": [workspace_object("/Users/w/n")]})
+        done = command(SCANNER, "--all-homes", "-o", "out.csv", env=login(server))
+        assert done.code == 0, done
+    with open("out.csv", encoding="utf-8", newline="") as file:
+        assert [row[0] for row in csv.reader(file)][1:] == sorted([*names, "w"])
+
+
 def test_homes_of_nobody_are_counted_where_they_are_not_scanned(command, login):
     with homes_server() as server:
         _, said = inventory_of(command, login, server, ANN)

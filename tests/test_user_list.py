@@ -137,6 +137,22 @@ def test_an_odd_service_ends_and_gives_all_or_a_warning(at, monkeypatch, kind, c
     assert (f"{missing:,} user" in capsys.readouterr().err.rpartition("warning: ")[2]) == (code == 1)
 
 
+def test_what_the_first_listing_said_of_the_total_is_not_forgotten(at, monkeypatch, capsys):
+    pages = iter([(PEOPLE[:90], 95), ([], 95)])
+
+    def scim_page(self, start, query, *_):
+        users, total = next(pages, ([], None))
+        return Answer(
+            200, json.dumps({"Resources": users} | ({} if total is None else {"totalResults": total})).encode()
+        )
+
+    monkeypatch.setattr(FakeDatabricks, "scim_page", scim_page)
+    with at(FakeDatabricks(users=0)):
+        code, rows = run()
+    assert (code, len(rows)) == (1, 90)
+    assert "5 users missing" in capsys.readouterr().err
+
+
 def test_fewer_users_than_the_service_says_are_listed_again_and_written(at, capsys):
     with at(FakeDatabricks(users=25, total_results_offset=3)) as server:
         code, rows = run()
