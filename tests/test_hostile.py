@@ -850,7 +850,7 @@ def test_names_and_messages_neither_steer_a_terminal_nor_forge_lines_nor_run_in_
         for user in "ab":
             server.add_tree("dbfs", {f"/Users/{user}": [dbfs_directory(f"/Users/{user}/{name}") for name in STEERING],
                                      **{f"/Users/{user}/{name}": [dbfs_file(f"/Users/{user}/{name}/{name}", 1)]
-                                        for name in STEERING[:-2]}})  # fmt: skip
+                                        for name in STEERING}})  # fmt: skip
             server.add_tree("workspace", {f"/Users/{user}": [workspace_object(f"/Users/{user}/{number}", name)
                                                              for number, name in enumerate(STEERING)]})  # fmt: skip
         server.change(faults=[Fault("403", path=f"/Users/{user}/{name}", error_code=name, message=f"{name} {name}")
