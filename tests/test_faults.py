@@ -321,8 +321,8 @@ def test_a_service_that_stays_away_ends_the_command_and_resume_goes_on(server, l
 
 
 def test_a_service_that_stays_away_ends_a_parallel_scan(spark, hasty, monkeypatch):
-    set_constants(monkeypatch, LONGEST_OUTAGE=1.5)
-    with FakeDatabricks(users=20, shape="small", latency=0.07) as server:
+    set_constants(monkeypatch, LONGEST_OUTAGE=1.5, CLUSTER_DELAY=0.0)
+    with FakeDatabricks(users=100, shape="small", latency=0.1) as server:
         results, config = [], DatabricksConfig(server.url, server.settings.token, "test")
         at_it = partial(until, lambda: results and server.workers.total() > 20, 90)
         gone = threading.Thread(target=lambda: (at_it(), server.change(outage="close")))
@@ -331,7 +331,7 @@ def test_a_service_that_stays_away_ends_a_parallel_scan(spark, hasty, monkeypatc
             for result in process_user_batch_parallel(spark, server.user_names, config, 4):
                 results.append(result)
         gone.join()
-        assert len(results) < 20
+        assert len(results) < 100
         server.change(outage=None)
         for result in results:
             assert result.file_count == server.truth(result.username).file_count
