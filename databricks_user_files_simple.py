@@ -472,7 +472,7 @@ def find_homes(client: DatabricksClient, file_systems: tuple[str, ...]) -> dict[
         disabled = [
             answer for answer in answers if isinstance(answer, DatabricksError) and answer.kind == "dbfs disabled"
         ]
-        if len(disabled) < 2:
+        if name != "dbfs" or len(disabled) < 2:
             folders[name] = read_users_folder(name, answers)
         elif file_systems == ("dbfs",):
             raise InventoryError(f"there is no DBFS to scan in this workspace: {disabled[0]}")
@@ -502,10 +502,11 @@ def read_users_folder(file_system: str, answers: list[Listing | DatabricksError]
         log.warning("%s:/Users cannot be listed, homes in other letter case are not found: %s", file_system, errors[0])
         return UsersFolder(frozenset(), whole=False, known=False)
     found = [home_names(listing) for listing in listings]
-    odd = any(listing.odd for listing in listings)
+    odd = any(listing.odd for listing in listings) or any("/" in name for names in found for name in names)
     nothing = file_system == "dbfs" and not any(found)
     same = len(found) == 2 and found[0] == found[1]
-    return UsersFolder(frozenset().union(*found), whole=same and not odd and not nothing)
+    names = frozenset(name for some in found for name in some if "/" not in name)
+    return UsersFolder(names, whole=same and not odd and not nothing)
 
 
 def home_names(listing: Listing) -> frozenset[str]:

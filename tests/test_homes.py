@@ -210,6 +210,38 @@ def test_all_homes_needs_whole_listings(command, login, fault):
     assert "--all-homes" in said
 
 
+def test_the_workspace_is_never_left_out(command, login):
+    """Whatever its /Users answers."""
+    with typical_server(users=1) as server:
+        text = "Public DBFS root is disabled. Access is denied on path: /Users"
+        server.change(faults=[Fault("403", api="workspace", path="/Users", message=text)])
+        rows, said = inventory_of(command, login, server, "user000@example.com")
+    assert rows["user000@example.com"]["file_source"] == "both"
+    assert "left out" not in said
+
+
+@pytest.mark.parametrize("api", FILE_SYSTEMS)
+def test_an_odd_name_in_users_is_no_home(command, login, api):
+    listed = [dbfs_directory(f"/Users/{ANN}"), dbfs_file("/Users/a/b", 3)]
+    if api == "workspace":
+        listed = [workspace_object(f"/Users/{ANN}", "DIRECTORY"), workspace_object("/Users/a/b")]
+    with homes_server() as server:
+        key = "files" if api == "dbfs" else "objects"
+        server.change(faults=[Fault("body", body=json.dumps({key: listed}), api=api, path="/Users")])
+        rows, said = inventory_of(command, login, server, "--all-homes", ANN, code=2)
+    assert rows == {}
+    assert f"{api}:/Users could not be listed twice alike" in said
+
+
+def test_a_home_may_be_a_file(command, login):
+    with FakeDatabricks(users=[ANN], shape="none") as server:
+        home = f"/Users/{ANN}"
+        listed = json.dumps({"files": [dbfs_file(home, 7)]})
+        server.change(faults=[Fault("body", body=listed, api="dbfs", path=path) for path in ("/Users", home)])
+        rows, _ = inventory_of(command, login, server, ANN, "--dbfs-only")
+    assert (rows[ANN]["file_count"], rows[ANN]["total_size"], rows[ANN]["status"]) == ("1", "7", "success")
+
+
 @pytest.mark.parametrize("where", ["disabled", "no homes"])
 def test_all_homes_goes_without_dbfs(command, login, where):
     with homes_server(dbfs_disabled=where == "disabled") as server:
