@@ -606,9 +606,13 @@ def nobodys_home(names: list[str]) -> Home:
 
 def has_homes(kept: dict[str, str | None], homes: dict[str, Home]) -> bool:
     """Whether a user who was scanned with the homes `kept` would get the same ones now."""
-    return kept.keys() == homes.keys() and all(
-        kept[name] == home.path or kept[name] is None and not home.listed for name, home in homes.items()
-    )
+    return kept.keys() == homes.keys() and all(has_home(kept[name], home) for name, home in homes.items())
+
+
+def has_home(kept: str | None, home: Home) -> bool:
+    if home.path is None:  # none, or nobody can tell which
+        return kept is None and not home.error
+    return kept == home.path or (kept is None and not home.listed)
 
 
 def conflict(names: list[str], homes: list[str]) -> str:

@@ -265,3 +265,15 @@ def test_a_kept_row_with_another_home_now_is_scanned_again(command, login, tmp_p
     assert [rows["USER000@example.com"]["file_count"] for rows in (before, after)] == ["2", "2"]
     assert after["USER000@example.com"]["total_size"] == "10009"
     assert before["USER000@example.com"]["total_size"] == "10001"
+
+
+def test_a_kept_row_whose_home_nobody_can_tell_now_is_an_error(command, login, tmp_path):
+    with FakeDatabricks(users=[ANN, BEN], shape="none", faults=[Fault("403", path=f"/Users/{BEN}")]) as server:
+        server.add_tree("dbfs", {f"/Users/{BEN}": [dbfs_file(f"/Users/{BEN}/x", 5)]})
+        words = ["--resume", "--checkpoint", "progress", ANN, BEN]
+        before, _ = inventory_of(command, login, server, *words, code=1)
+        for name in (ANN.upper(), ANN.title()):
+            server.add_tree("dbfs", {f"/Users/{name}": [dbfs_file(f"/Users/{name}/x", 5)]})
+        after, _ = inventory_of(command, login, server, *words, code=1)
+    assert [rows[ANN]["status"] for rows in (before, after)] == ["empty", "error"]
+    assert "differ in letter case alone" in after[ANN]["error"]
