@@ -670,7 +670,7 @@ class Pacer:
 
     def limited(self, sent_at: float, now: float) -> bool:
         """Less, after a 429; not for what left before the last change, which was the answer to it."""
-        if sent_at <= self.changed_at:
+        if self.away or sent_at <= self.changed_at:
             return False
         self.rate = next_rate(self.rate, True, self.achieved(), 0.0)
         self.changed_at, self.next_at = now, now + 1 / (self.rate or UNPACED_RATE)
@@ -1287,7 +1287,7 @@ class Cluster:
         self.out: dict[int, Batch] = {}
         self.reading = threading.Lock()  # one report at a time
         self.tag = f"inventory-{os.urandom(8).hex()}"
-        self.listed = 0
+        self.listed = self.joined = 0  # directories, and the slots of a cluster that is lost by now
         self.idle_because = "the run ended before it was needed"
 
     def busy(self) -> bool:
@@ -1296,7 +1296,7 @@ class Cluster:
     def summary(self) -> str:
         """A line that says how much of the work it did."""
         if self.listed:
-            return f"{self.listed:,} directories were listed by the cluster, on {counted(self.slots, 'task slot')}"
+            return f"{self.listed:,} directories were listed by the cluster, on {counted(self.joined, 'task slot')}"
         return f"no directory was listed by the cluster: {self.idle_because}"
 
     # --- Start and end
@@ -1348,7 +1348,7 @@ class Cluster:
 
     def join(self, crawler: Crawler, slots: int) -> None:
         own = crawler.threads
-        self.slots = min(slots, MOST_IN_FLIGHT - own)
+        self.slots = self.joined = min(slots, MOST_IN_FLIGHT - own)
         self.threads = min(own, (MOST_IN_FLIGHT - own) // self.slots)
         self.idle_because = "this machine alone reaches what the service allows, or has no more to ask than it can"
 
