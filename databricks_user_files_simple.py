@@ -96,11 +96,7 @@ if "DatabricksClient" not in globals():  # else step 1 was pasted into the noteb
 # --- Constants ------------------------------------------------------------------------------------------------------
 
 FILE_SYSTEMS = ("dbfs", "workspace")
-LISTED_TYPES = (
-    "DIRECTORY",
-    "REPO",
-    "UNKNOWN",
-)  # of entries that are listed in turn; without a type, it may be a folder
+LISTED_TYPES = ("DIRECTORY", "REPO", "UNKNOWN")  # are listed in turn; what has no type may be a folder
 YEAR_3000 = 32_503_680_000_000  # ms; later times are none that every system knows
 WORKSPACE_OBJECT_SIZE = 10_000  # bytes; an estimate, because workspace/list gives no size for notebooks
 ME_PATH = "/api/2.0/preview/scim/v2/Me"
@@ -150,8 +146,8 @@ class FileSystemTotals:
     """What one user has in one file system; `directories` counts those that were listed.
 
     `types` counts the entries by object_type. `last_modified` is that of the newest file of which the API tells one
-    (UTC, ISO 8601). `failures` has path and error of every directory that could not be
-    listed: what is in and below it is missing from the counts.
+    (UTC, ISO 8601). `failures` has path and error of every directory that could not be listed: what is in and below it
+    is missing from the counts.
     """
 
     files: int = 0
