@@ -35,7 +35,7 @@ from typing import Any
 
 from databricks_user_files_simple import FileSystemTotals, UserResult, open_checkpoint
 from tests.connect_server import connect_server_of, why_not
-from tests.fake_databricks import FakeDatabricks
+from tests.fake import FakeDatabricks
 
 ROOT = Path(__file__).resolve().parent.parent
 LATENCY = 0.05  # seconds

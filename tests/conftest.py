@@ -11,7 +11,7 @@ import subprocess
 import pytest
 
 from tests.connect_server import connect_server_of, why_not
-from tests.fake_databricks import FakeDatabricks
+from tests.fake import FakeDatabricks
 from tests.helpers import FakeClock, run_command, set_constants, shorter_waits, write_users
 from tests.kernel import Kernel
 

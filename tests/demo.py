@@ -20,7 +20,7 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
-from tests.fake_databricks import FakeDatabricks
+from tests.fake import FakeDatabricks
 
 ROOT = Path(__file__).resolve().parent.parent
 INTERRUPT_AFTER = 6  # seconds

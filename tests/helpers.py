@@ -19,7 +19,7 @@ import pytest
 import databricks_user_files_simple as scanner
 import databricks_user_list
 from databricks_user_files_simple import FileSystemTotals, UserResult, open_checkpoint
-from tests.fake_databricks import Fault
+from tests.fake import Fault
 
 ROOT = Path(__file__).resolve().parent.parent
 SCANNER = "databricks_user_files_simple.py"

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import databricks_user_files_simple as inventory
 import databricks_user_list
 from databricks_user_files_simple import open_checkpoint
-from tests.fake_databricks import FakeDatabricks, Fault, dbfs_file
+from tests.fake import FakeDatabricks, Fault, dbfs_file
 from tests.helpers import (
     HEADER,
     NAME,

@@ -28,7 +28,7 @@ from databricks_user_list import (
     decode_body,
     retry_wait,
 )
-from tests.fake_databricks import FORMS, FakeDatabricks, Fault, dbfs_file
+from tests.fake import FORMS, FakeDatabricks, Fault, dbfs_file
 from tests.helpers import ROOT, free_port, set_constants
 
 HOST = "https://adb-1.azuredatabricks.net"

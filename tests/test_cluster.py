@@ -16,7 +16,7 @@ from databricks_user_files_simple import (
     size_of_batch,
     spark_problem,
 )
-from tests.fake_databricks import FakeDatabricks, Fault
+from tests.fake import FakeDatabricks, Fault
 
 DBFS, WORKSPACE = "dbfs", "workspace"
 LIMITS = {"seconds": 2.0, "grace": 5.0, "connect": 5, "read": 5, "bytes": 8 * 1024**2, "failures": 3}

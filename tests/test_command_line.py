@@ -17,7 +17,7 @@ import responses
 
 import databricks_user_files_simple as inventory
 import databricks_user_list
-from tests.fake_databricks import FakeDatabricks, Fault, dbfs_directory, dbfs_file, workspace_object
+from tests.fake import FakeDatabricks, Fault, dbfs_directory, dbfs_file, workspace_object
 from tests.helpers import ROOT, SCANNER, USER_LIST, true_csv
 
 SECRET = "dapi-secret-0123456789"

@@ -10,7 +10,7 @@ import pytest
 
 import databricks_user_list
 from databricks_user_list import DatabricksConfig, InventoryError, load_databricks_config, read_workspace_url
-from tests.fake_databricks import FakeDatabricks, Fault
+from tests.fake import FakeDatabricks, Fault
 from tests.helpers import NAME, ROOT, SCANNER, USER_LIST, needs_posix
 
 SECRET = "dapi-secret-0123456789"

@@ -12,7 +12,7 @@ from functools import partial
 
 import pytest
 
-from tests.fake_databricks import FakeDatabricks, Fault
+from tests.fake import FakeDatabricks, Fault
 from tests.helpers import ROOT, SCANNER, USER_LIST, until
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

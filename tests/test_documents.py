@@ -15,7 +15,7 @@ import pytest
 
 from databricks_user_files_simple import CSV_COLUMNS, FILE_COLUMNS, FileSystemTotals, UserResult
 from tests import demo
-from tests.fake_databricks import FakeDatabricks, Fault
+from tests.fake import FakeDatabricks, Fault
 from tests.helpers import ROOT, SCANNER, USER_LIST, Result
 
 POSIX = pytest.mark.skipif(os.name == "nt", reason="needs POSIX")
@@ -133,7 +133,7 @@ def test_the_first_screen_is_what_the_commands_print(shell):
 
 @pytest.mark.usefixtures("processes")
 def test_the_fake_workspace_starts_by_hand():
-    [line] = [line for line in OF_THE_TESTS.splitlines() if "python -m tests.fake_databricks" in line]
+    [line] = [line for line in OF_THE_TESTS.splitlines() if "python -m tests.fake" in line]
     words = line.replace("8099", "0").split()[1:]  # any free port
     with subprocess.Popen([sys.executable, "-B", *words], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline().startswith("http://127.0.0.1:")

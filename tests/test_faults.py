@@ -26,7 +26,7 @@ import pytest
 
 from databricks_user_files_simple import process_user_batch_parallel, scan_users
 from databricks_user_list import DatabricksClient, DatabricksConfig, InventoryError
-from tests.fake_databricks import FakeDatabricks, Fault, make_user_name
+from tests.fake import FakeDatabricks, Fault, make_user_name
 from tests.helpers import (
     NAME,
     ROOT,
@@ -915,7 +915,7 @@ def test_a_long_haul_takes_no_more_memory_files_or_threads_in_the_end_than_at_th
     users = int(os.environ.get("INVENTORY_SOAK_USERS", "50000"))
     words = ["--users", users, "--shape", "bench", "--directories", 40, "--files-per-directory", 2, "--no-count-paths"]
     words += ["--truth", Path("truth").absolute()]
-    command = [sys.executable, "-m", "tests.fake_databricks", *map(str, words)]
+    command = [sys.executable, "-m", "tests.fake", *map(str, words)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as fake:
         try:
             url, token = fake.stdout.readline().split()

@@ -9,7 +9,8 @@ import pytest
 
 import databricks_user_files_simple as scanner
 import databricks_user_list
-from tests.fake_databricks import FakeDatabricks, Fault
+from tests.fake import FakeDatabricks, Fault
+from tests.fake.world import Folder, World
 from tests.helpers import (
     NAME,
     SCANNER,
@@ -21,7 +22,6 @@ from tests.helpers import (
     saved_users,
     write_users,
 )
-from tests.world import Folder, World
 
 FILES = (*WORDS, "--files", "files.csv")
 HEADER = "username,file_system,path,object_type,size,modified\n"

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from databricks_user_files_simple import UsersFolder, assign_homes
-from tests.fake_databricks import FakeDatabricks, Fault, dbfs_directory, dbfs_file, workspace_object
+from tests.fake import FakeDatabricks, Fault, dbfs_directory, dbfs_file, workspace_object
 from tests.helpers import SCANNER
 
 FILE_SYSTEMS = ("dbfs", "workspace")

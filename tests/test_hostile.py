@@ -31,7 +31,7 @@ import requests
 
 import databricks_user_files_simple as scanner
 import databricks_user_list
-from tests.fake_databricks import FakeDatabricks, Fault, dbfs_directory, dbfs_file, workspace_object
+from tests.fake import FakeDatabricks, Fault, dbfs_directory, dbfs_file, workspace_object
 from tests.helpers import ROOT, SCANNER, USER_LIST, free_port, needs_posix, program_with
 
 TOKENS = ("dapi0123456789abcdef-2", "a+b(c)[d]*\\e$^|f?.{2}/=%20~", "dapi\"quoted'<b>&amp;")

@@ -21,7 +21,7 @@ import databricks_user_files_simple as scanner
 import databricks_user_list
 from databricks_user_files_simple import scan_users
 from databricks_user_list import DatabricksClient, InventoryError, load_databricks_config
-from tests.fake_databricks import TOKEN_URL, FakeDatabricks, Fault
+from tests.fake import TOKEN_URL, FakeDatabricks, Fault
 from tests.helpers import (
     ROOT,
     SCANNER,

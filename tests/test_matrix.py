@@ -9,9 +9,9 @@ import pytest
 
 import databricks_user_files_simple as scanner
 import databricks_user_list
-from tests.fake_databricks import Fault
+from tests.fake import Fault
+from tests.fake.world import make_world, passing_faults
 from tests.helpers import ROOT, SCANNER, needs_posix, read_file_rows, running, saved_users, until, write_users
-from tests.world import make_world, passing_faults
 
 COLUMNS = ["username", "file_count", "total_size", "total_size_gb", "status", "file_source", "error"]
 OUTPUTS = ("--users-file", "users.txt", "-o", "out.csv", "--details", "details.jsonl", "--files", "files.csv")

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from tests.fake_databricks import FakeDatabricks, Fault
+from tests.fake import FakeDatabricks, Fault
 from tests.helpers import ROOT, SCANNER, USER_LIST, asked_for, hang_when, needs_posix, saved_users, true_csv, until
 from tests.kernel import Cell
 

@@ -31,7 +31,7 @@ import databricks_user_list
 from databricks_user_files_simple import process_user_batch_parallel
 from databricks_user_list import DatabricksClient, DatabricksConfig, load_databricks_config
 from tests.connect_server import standalone_cluster
-from tests.fake_databricks import TOKEN_URL, FakeDatabricks, Fault
+from tests.fake import TOKEN_URL, FakeDatabricks, Fault
 from tests.helpers import (
     NAME,
     ROOT,

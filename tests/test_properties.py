@@ -43,7 +43,7 @@ from databricks_user_list import (
     safe_cell,
     write_users,
 )
-from tests.fake_databricks import FakeDatabricks, dbfs_directory, dbfs_file, workspace_object
+from tests.fake import FakeDatabricks, dbfs_directory, dbfs_file, workspace_object
 from tests.helpers import HEADER, write_checkpoint
 from tests.strategies import RESULTS, USERNAMES, flatten, plain_count, trees
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fake_databricks import FakeDatabricks
+from tests.fake import FakeDatabricks
 from tests.helpers import ROOT, SCANNER, USER_LIST, true_csv, until
 
 fcntl = pytest.importorskip("fcntl", reason="a Spark Connect server needs POSIX")

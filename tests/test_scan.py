@@ -23,7 +23,7 @@ import databricks_user_files_simple as inventory
 import databricks_user_list
 from databricks_user_files_simple import scan_dbfs, scan_user_directory, scan_users, scan_workspace
 from databricks_user_list import DatabricksClient, DatabricksConfig, InventoryError
-from tests.fake_databricks import FakeDatabricks, Fault, dbfs_directory, dbfs_file, workspace_object
+from tests.fake import FakeDatabricks, Fault, dbfs_directory, dbfs_file, workspace_object
 from tests.helpers import SCANNER, set_constants
 from tests.strategies import flatten, plain_count, trees
 

@@ -10,7 +10,7 @@ import pytest
 
 import databricks_user_list
 from databricks_user_files_simple import read_usernames
-from tests.fake_databricks import Answer, FakeDatabricks, Fault
+from tests.fake import Answer, FakeDatabricks, Fault
 from tests.helpers import USER_LIST, FakeClock
 
 SECRET = "dapi-secret-0123456789"

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.fake_databricks import (
+from tests.fake import (
     AWKWARD_NAMES,
     DEFAULT_TOKEN,
     FAULT_KINDS,
@@ -256,7 +256,7 @@ def test_bench_tree_is_computed(start):
 
 
 def test_the_cache_of_trees_is_bounded(monkeypatch):
-    monkeypatch.setattr("tests.fake_databricks.CACHED_TREES", 5)
+    monkeypatch.setattr("tests.fake.workspace.CACHED_TREES", 5)
     world = Workspace(users=40, shape="small")
     before = [world.truth(name) for name in world.user_names]
     assert len(world.cache) == 5
@@ -612,7 +612,7 @@ def test_a_client_that_goes_away_is_counted(start):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_program(tmp_path, number):
     truth_file = tmp_path / "truth.csv"
-    command = [sys.executable, "-m", "tests.fake_databricks", "--users", "12", "--token", "t", "--fault", "500:1",
+    command = [sys.executable, "-m", "tests.fake", "--users", "12", "--token", "t", "--fault", "500:1",
                "--truth", str(truth_file), "--dbfs-limit", "1", "--limit", "2", "--retry-after", "seconds"]  # fmt: skip
     folder = Path(__file__).parent.parent
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder) as program:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import NamedTuple
 
-from tests.fake_databricks import (
+from tests.fake import (
     AWKWARD_NAMES,
     ESTIMATED_OBJECT_SIZE,
     FORMS,

@@ -1,0 +1,151 @@
+"""Answers, the faults that spoil them, and the forms in which they are sent."""
+
+import codecs
+import gzip
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import NamedTuple
+
+from tests.fake.trees import encode
+
+FAMILIES = ("dbfs", "workspace", "scim")
+
+
+# Answers
+
+
+class Answer(NamedTuple):
+    """What is sent back; cut names how the connection fails while it is sent."""
+
+    status: int
+    body: bytes = b"{}"
+    content_type: str = "application/json"
+    headers: tuple = ()
+    cut: str | None = None
+    seconds: float = 0.0
+    chunked: bool = False
+
+
+REASONS = {status.value: status.phrase for status in HTTPStatus}
+LOGIN_PAGE = b"<!DOCTYPE html><html><head><title>Login</title></head><body>Sign in to continue</body></html>"
+SLOW_MESSAGE = (
+    "The service at this URL is taking too long to process your request. "
+    "Please try again later or try a faster operation."
+)
+TIMEOUT_MESSAGE = "java.io.IOException: java.util.concurrent.TimeoutException: Timed out after 5 seconds"
+FAULT_ERRORS = {
+    "400": (400, "IO_ERROR", "The storage account refused the request."),
+    "401": (401, "UNAUTHENTICATED", "Credential was not sent or was of an unsupported type for this API."),
+    "403": (403, "PERMISSION_DENIED", "The caller may not list this path."),
+    "404": (404, "RESOURCE_DOES_NOT_EXIST", "No such object."),
+    "404_other": (404, "FEATURE_DISABLED", "This feature is not enabled in this workspace."),
+    "429": (429, "REQUEST_LIMIT_EXCEEDED", "Request limit exceeded."),
+    "500": (500, "INTERNAL_ERROR", TIMEOUT_MESSAGE),
+    "502": (502, "BAD_GATEWAY", "Bad gateway."),
+    "503": (503, "TEMPORARILY_UNAVAILABLE", "The service is temporarily unavailable."),
+    "504": (504, "DEADLINE_EXCEEDED", "Gateway timeout."),
+    "slow": (503, "TEMPORARILY_UNAVAILABLE", SLOW_MESSAGE),
+}
+CUT_FAULTS = ("reset", "reset_body", "truncated", "hang", "drip")
+FAULT_KINDS = (*FAULT_ERRORS, *CUT_FAULTS, "truncated_json", "empty_429", "html", "redirect", "body")
+
+
+def error_answer(api, status, error_code, message, headers=()):
+    """An error in the form of its API."""
+    if api == "scim":
+        schemas = ["urn:ietf:params:scim:api:messages:2.0:Error"]
+        return Answer(status, encode({"schemas": schemas, "detail": message, "status": str(status)}), headers=headers)
+    return Answer(status, encode({"error_code": error_code, "message": message}), headers=headers)
+
+
+@dataclass
+class Fault:
+    """A rule by which requests fail. It applies to those of its api and path, with a probability, so many times.
+
+    kind is one of FAULT_KINDS. seconds: how long `hang` keeps silent, the pause after each byte of `drip`.
+    status, error_code, message, headers, body, content_type: used in the answer in place of the kind's own.
+    path: as in the counts, so for scim the startIndex (a number), "ServicePrincipals <startIndex>" or "Me".
+    of_workers: only requests that say in X-Worker which worker of a cluster they come from (tests/connect_server.py).
+    """
+
+    kind: str
+    rate: float = 1.0
+    api: str | None = None
+    path: str | int | None = None
+    times: int | None = None
+    seconds: float = 1.0
+    status: int | None = None
+    error_code: str | None = None
+    message: str | None = None
+    headers: dict = field(default_factory=dict)
+    body: str | bytes = b""
+    content_type: str = "application/json"
+    location: str = "/login.html"
+    of_workers: bool = False
+    hits: int = 0
+
+    def __post_init__(self):
+        """Refuse a kind that would never do anything."""
+        if self.kind not in FAULT_KINDS:
+            raise ValueError(f"unknown fault {self.kind!r}; there are {', '.join(FAULT_KINDS)}")
+
+    def applies(self, api, path, generator):
+        """Whether this request fails."""
+        if self.api not in (None, api) or (self.path is not None and self.path != path):
+            return False
+        if self.times is not None and self.hits >= self.times:
+            return False
+        return self.rate >= 1 or generator.random() < self.rate
+
+
+def fault_answer(fault, api, content, retry_headers):
+    """The answer of a fault; content is called for those that spoil the real answer."""
+    headers = tuple(fault.headers.items())
+    if fault.kind in FAULT_ERRORS:
+        status, error_code, message = FAULT_ERRORS[fault.kind]
+        error = (fault.status or status, fault.error_code or error_code, fault.message or message)
+        return error_answer(api, *error, headers=headers)
+    if fault.kind == "empty_429":
+        return Answer(429, b"", headers=headers or retry_headers)
+    if fault.kind == "html":
+        return Answer(fault.status or 200, LOGIN_PAGE, "text/html; charset=utf-8", headers)
+    if fault.kind == "redirect":
+        return Answer(fault.status or 302, b"", headers=(("Location", fault.location), *headers))
+    if fault.kind == "body":
+        body = fault.body.encode() if isinstance(fault.body, str) else fault.body
+        return Answer(fault.status or 200, body, fault.content_type, headers)
+    if fault.kind in ("reset", "hang"):
+        return Answer(0, cut=fault.kind, seconds=fault.seconds)
+    return spoiled_answer(fault, content())
+
+
+def spoiled_answer(fault, answer):
+    """The real answer, not arriving whole or not in time."""
+    if fault.kind == "truncated_json":
+        return answer._replace(body=answer.body[: len(answer.body) // 2])
+    return answer._replace(cut=fault.kind, seconds=fault.seconds)
+
+
+def in_form(answer, form, encoding):
+    """The answer as a gateway alters it: any of the words utf-16, bom, gzip, chunked; encoding: what headers claim."""
+    body = answer.body
+    if "utf-16" in form:
+        body = body.decode("utf-8", "surrogatepass").encode("utf-16-le", "surrogatepass")
+    if "bom" in form:
+        body = (codecs.BOM_UTF16_LE if "utf-16" in form else codecs.BOM_UTF8) + body
+    if "gzip" in form:
+        body = gzip.compress(body, 1)
+        encoding = "gzip" if encoding is None else encoding
+    if "chunked" in form:
+        body = chunks(body)
+    headers = () if encoding is None else (("Content-Encoding", encoding),)
+    return answer._replace(body=body, chunked="chunked" in form, headers=(*answer.headers, *headers))
+
+
+def chunks(body):
+    """The body in pieces of 100 bytes, as `Transfer-Encoding: chunked` has them."""
+    pieces = [body[start : start + 100] for start in range(0, len(body), 100)]
+    return b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in [*pieces, b""])
+
+
+FORMS = ("plain", "gzip", "chunked", "gzip chunked")  # that the service itself answers in
