@@ -47,7 +47,7 @@ from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 import requests
@@ -168,31 +168,19 @@ class FileSystemTotals:
         self.failures += [{"path": path, "error": NOT_TOLD} for path in listing.odd]
 
     def as_dict(self) -> dict[str, Any]:
-        return {
-            "files": self.files,
-            "bytes": self.bytes,
-            "directories": self.directories,
-            "types": self.types,
-            "failures": self.failures,
-            "last_modified": self.last_modified,
-        }
+        return dict(vars(self))
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> FileSystemTotals:
-        """The reverse of as_dict(). Raises ValueError, TypeError or KeyError for anything else."""
+        """The reverse of as_dict(). Raises ValueError, TypeError, KeyError or AttributeError for anything else."""
         totals = cls(**record)
-        if record.keys() != totals.as_dict().keys():
+        counts = [totals.files, totals.bytes, totals.directories, *totals.types.values()]
+        texts = [totals.last_modified, *(at[key] for at in totals.failures for key in ("path", "error"))]
+        if record.keys() != vars(totals).keys():
             raise ValueError("not the fields of totals")
-        totals.check()
+        if not all(type(count) is int for count in counts) or not all(type(text) is str for text in texts):
+            raise ValueError("a field that is not of its type")
         return totals
-
-    def check(self) -> None:
-        counts = [self.files, self.bytes, self.directories, *self.types.values()]
-        texts = [self.last_modified, *(at[key] for at in self.failures for key in ("path", "error"))]
-        if not all(type(count) is int for count in counts):
-            raise ValueError("not a count")
-        if not all(type(text) is str for text in texts):
-            raise ValueError("not a text")
 
 
 def iso_time(milliseconds: int) -> str:
@@ -232,23 +220,28 @@ class UserResult:
 
     @property
     def status(self) -> str:
-        if any(totals.failures for totals in self.scanned.values()):
-            return "partial" if any(totals.directories + totals.files for totals in self.scanned.values()) else "error"
+        failed = any(totals.failures for totals in self.scanned.values())
+        listed = any(totals.directories + totals.files for totals in self.scanned.values())
+        if failed:
+            return "partial" if listed else "error"
         return "success" if self.file_count else "empty"
 
     @property
     def file_source(self) -> str:
         found = [name for name, totals in self.scanned.items() if totals.files]
-        return "both" if len(found) == 2 else found[0] if found else "none"
+        if len(found) == 2:
+            return "both"
+        return found[0] if found else "none"
 
     @property
     def error(self) -> str:
         """The first failure by file system and path, and how many more there are."""
-        failures = sorted(
-            (name, at["path"], at["error"]) for name, totals in self.scanned.items() for at in totals.failures
-        )
+        failures = [(name, at) for name, totals in self.scanned.items() for at in totals.failures]
+        if not failures:
+            return ""
+        name, first = min(failures, key=lambda failure: (failure[0], failure[1]["path"], failure[1]["error"]))
         more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
-        return one_line("{}:{}: {}".format(*failures[0]), 2000) + more if failures else ""
+        return one_line(f"{name}:{first['path']}: {first['error']}", 2000) + more
 
     def row(self) -> dict[str, Any]:
         """The columns of the inventory CSV."""
@@ -421,11 +414,10 @@ class Home(NamedTuple):
 
 
 class UsersFolder(NamedTuple):
-    """The names in /Users of a file system. `whole`: no other is there; not `known`: it could not be listed."""
+    """The names in /Users of a file system, and whether these are all: else some may be missing, or nobody knows."""
 
     names: frozenset[str]
-    whole: bool
-    known: bool = True
+    state: Literal["whole", "doubtful", "not listed"]
 
 
 def caller_is_admin(client: DatabricksClient, file_systems: tuple[str, ...]) -> bool:
@@ -493,16 +485,16 @@ def read_users_folder(file_system: str, answers: list[Listing | DatabricksError]
     listings = [answer for answer in answers if isinstance(answer, Listing)]
     errors = [answer for answer in answers if isinstance(answer, DatabricksError)]
     if file_system == "dbfs" and [error.kind for error in errors] == ["not found", "not found"]:
-        return UsersFolder(frozenset(), whole=True)
+        return UsersFolder(frozenset(), "whole")
     if not listings:
         log.warning("%s:/Users cannot be listed, homes in other letter case are not found: %s", file_system, errors[0])
-        return UsersFolder(frozenset(), whole=False, known=False)
+        return UsersFolder(frozenset(), "not listed")
     found = [home_names(listing) for listing in listings]
-    odd = any(listing.odd for listing in listings) or any("/" in name for names in found for name in names)
-    nothing = file_system == "dbfs" and not any(found)
-    same = len(found) == 2 and found[0] == found[1]
-    names = frozenset(name for some in found for name in some if "/" not in name)
-    return UsersFolder(names, whole=same and not odd and not nothing)
+    names = frozenset().union(*found)
+    odd = any(listing.odd for listing in listings) or any("/" in name for name in names)
+    nothing = file_system == "dbfs" and not names
+    whole = len(found) == 2 and found[0] == found[1] and not odd and not nothing
+    return UsersFolder(frozenset(name for name in names if "/" not in name), "whole" if whole else "doubtful")
 
 
 def home_names(listing: Listing) -> frozenset[str]:
@@ -524,8 +516,8 @@ def look_around(client: DatabricksClient, file_systems: tuple[str, ...]) -> tupl
 
 def assign_homes(
     usernames: Iterable[str], folders: dict[str, UsersFolder], admin: bool
-) -> tuple[dict[str, dict[str, Home]], dict[str, list[str]]]:
-    """The home of each user in each file system, and the names of the homes that are nobody's, sorted.
+) -> tuple[dict[str, dict[str, Home]], dict[str, set[str]]]:
+    """The home of each user in each file system, and the names of the homes that are nobody's.
 
     A user's home is the one with the very name; else the one in other letter case, if neither another home nor another
     user without one is alike.
@@ -547,7 +539,7 @@ def assign_homes(
                 taken.add(same_homes[0])
             else:
                 homes[name][file_system] = Home(None, error=conflict(same_names, same_homes))
-        nobodys[file_system] = sorted(folder.names - names.keys() - taken)
+        nobodys[file_system] = set(folder.names - names.keys() - taken)
     return homes, nobodys
 
 
@@ -564,40 +556,39 @@ def home_of_exactly(name: str, file_system: str, folder: UsersFolder, admin: boo
     path = f"{USERS_FOLDER}/{name}"
     if name in folder.names:
         return Home(path, listed=True, error=NOT_READABLE)
-    if folder.whole and file_system == "dbfs":
-        return Home(None)
-    if not folder.known:
+    if folder.state == "not listed":
         return Home(path, error=NOT_LISTED)
-    return Home(path, error="" if admin or file_system == "dbfs" else NOT_READABLE)
+    if file_system == "dbfs":
+        return Home(None) if folder.state == "whole" else Home(path)
+    return Home(path, error="" if admin else NOT_READABLE)
 
 
-def nobodys_homes(folders: dict[str, UsersFolder], nobodys: dict[str, list[str]]) -> dict[str, dict[str, Home]]:
+def nobodys_homes(folders: dict[str, UsersFolder], nobodys: dict[str, set[str]]) -> dict[str, dict[str, Home]]:
     """The homes of nobody by the name of their row, sorted: one row for both file systems where the names are equal.
 
     Also where they are equal but for letter case, with one home in each; the row has the Workspace's spelling then.
     Raises InventoryError where /Users of a file system may have further homes.
     """
     for file_system, folder in folders.items():
-        if not folder.whole:
+        if folder.state != "whole":
             raise InventoryError(
                 f"{file_system}:/Users could not be listed twice alike, so --all-homes may miss some: run it again"
             )
     rows: dict[str, dict[str, Home]] = {}
-    for alike in group_alike({name for names in nobodys.values() for name in names}).values():
-        found = {file_system: [name for name in alike if name in names] for file_system, names in nobodys.items()}
-        if all(len(names) <= 1 for names in found.values()):
-            spelling = (found.get("workspace") or alike)[0]
-            rows[spelling] = {file_system: nobodys_home(names) for file_system, names in found.items()}
-            continue
-        for name in alike:
-            rows[name] = {
-                file_system: nobodys_home([name] if name in names else []) for file_system, names in found.items()
-            }
+    for alike in group_alike(set().union(*nobodys.values())).values():
+        is_one = all(len(names.intersection(alike)) <= 1 for names in nobodys.values())
+        for spellings in [alike] if is_one else [[name] for name in alike]:
+            found = {file_system: names.intersection(spellings) for file_system, names in nobodys.items()}
+            row = min(found.get("workspace") or spellings)
+            rows[row] = {file_system: nobodys_home(names) for file_system, names in found.items()}
     return dict(sorted(rows.items()))
 
 
-def nobodys_home(names: list[str]) -> Home:
-    return Home(f"{USERS_FOLDER}/{names[0]}", listed=True, error=NOT_READABLE) if names else Home(None)
+def nobodys_home(names: set[str]) -> Home:
+    """That of the one name; none where there is no name."""
+    for name in names:
+        return Home(f"{USERS_FOLDER}/{name}", listed=True, error=NOT_READABLE)
+    return Home(None)
 
 
 def has_homes(kept: dict[str, str | None], homes: dict[str, Home]) -> bool:
@@ -2126,7 +2117,7 @@ class Summary:
         if result.error and len(self.incomplete) < SHOWN_FAILURES:
             self.incomplete.append("  " + one_line(f"{result.status}: {result.username}: {result.error}", 300))
 
-    def lines(self, statistics: Counter[str], seconds: float, nobodys: dict[str, list[str]]) -> list[str]:
+    def lines(self, statistics: Counter[str], seconds: float, nobodys: dict[str, set[str]]) -> list[str]:
         statuses = ", ".join(f"{self.statuses[status]:,} {status}" for status in STATUSES if self.statuses[status])
         count, failed = self.statuses.total(), self.statuses["partial"] + self.statuses["error"]
         lines = [f"{counted(count, 'user')}: {statuses}", f"{'files':>14}{'size':>12}{'estimated':>12}"]
@@ -2156,7 +2147,7 @@ class Summary:
             lines.append("What could not be listed is missing from the counts; --details names every such directory.")
         return lines
 
-    def home_lines(self, nobodys: dict[str, list[str]]) -> list[str]:
+    def home_lines(self, nobodys: dict[str, set[str]]) -> list[str]:
         """How many users have a home where, and how many homes belong to nobody in this run (by file system)."""
         lines = []
         if self.statuses.total() > 1:

@@ -14,9 +14,9 @@ ANN, BEN = "ann@example.com", "ben@example.com"
 NOT_LISTED = "not found in this spelling, and /Users cannot be listed"
 NOT_READABLE = "not found, or not readable with this token"
 
-WHOLE, SHORT, UNKNOWN = {"whole": True}, {"whole": False}, {"whole": False, "known": False}
+WHOLE, SHORT, UNKNOWN = "whole", "doubtful", "not listed"
 ALIKE = "differ in letter case alone"
-TABLE = [  # file system, admin, /Users, whole?, name -> asked as, what a 404 means; homes of nobody
+TABLE = [  # file system, admin, /Users, its state, name -> asked as, what a 404 means; homes of nobody
     ("dbfs", True, {"a"}, WHOLE, {"a": ("a", NOT_READABLE)}, []),
     ("dbfs", True, {"A"}, WHOLE, {"a": ("A", NOT_READABLE)}, []),
     ("dbfs", False, {"A"}, WHOLE, {"a": ("A", NOT_READABLE)}, []),
@@ -37,16 +37,16 @@ TABLE = [  # file system, admin, /Users, whole?, name -> asked as, what a 404 me
 ]
 
 
-@pytest.mark.parametrize(("file_system", "admin", "there", "how", "expected", "left"), TABLE)
-def test_each_name_gets_its_home(file_system, admin, there, how, expected, left):
-    homes, nobodys = assign_homes(expected, {file_system: UsersFolder(frozenset(there), **how)}, admin)
+@pytest.mark.parametrize(("file_system", "admin", "there", "state", "expected", "left"), TABLE)
+def test_each_name_gets_its_home(file_system, admin, there, state, expected, left):
+    homes, nobodys = assign_homes(expected, {file_system: UsersFolder(frozenset(there), state)}, admin)
     for name, (asked, error) in expected.items():
         home = homes[name][file_system]
         assert home.path == (None if asked is None else f"/Users/{asked}")
         assert home.listed == (asked in there)
         assert error in home.error
         assert bool(home.error) == bool(error)
-    assert nobodys == {file_system: left}
+    assert nobodys == {file_system: set(left)}
 
 
 # Over real HTTP, through the command
