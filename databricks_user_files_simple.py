@@ -22,6 +22,7 @@ a notebook: scan_users(usernames, load_databricks_config()) yields a UserResult 
 from __future__ import annotations
 
 import argparse
+import base64
 import csv
 import heapq
 import io
@@ -1070,20 +1071,17 @@ def fetch(  # noqa: PLR0915 - one function, so that nothing else travels
     """On a worker: asks once for each place, and judges nothing. It uses nothing of this module but what it imports.
 
     A place has its time (seconds from now), file system and path. Of an API that answers 429, or fails several times in
-    a row, nothing more is asked. Returns, zipped, a line of JSON and the bodies of the 200s as they came; the line has
-    their places and lengths, and what was not asked, answered 429, or failed. Changes nothing: Spark may run it twice.
+    a row, nothing more is asked. Returns zipped JSON: the places that were not asked, and for each that was its status
+    (0: none came) and a text, which is the body of a 200 as it came, in base64, else the Retry-After, or what went
+    wrong. Changes nothing: Spark may run it twice.
     """
     began = time.monotonic()
     until = began + limits["seconds"]
-    answers: list[tuple[str, str, bytes]] = []
+    answers: list[tuple[str, str, int, str]] = []
     not_asked: list[tuple[str, str]] = []
-    limited: list[tuple[str, str, str]] = []  # with Retry-After
-    failed: list[tuple[str, str, str]] = []  # with a status, or what went wrong
     failures = {name: 0 for _, name, _ in places}  # in a row
     stopped: set[str] = set()
-    todo: queue.SimpleQueue[tuple[float, str, str]] = queue.SimpleQueue()
-    for place in places:
-        todo.put(place)
+    todo = iter(places)  # of all threads: each place goes to one of them
 
     def authorize(request: Any) -> Any:  # a header set on the session would be replaced from ~/.netrc
         request.headers.update(headers)
@@ -1094,46 +1092,35 @@ def fetch(  # noqa: PLR0915 - one function, so that nothing else travels
     session.trust_env = not host.startswith("http:")  # a loopback address goes through no proxy
     session.mount(host, requests.adapters.HTTPAdapter(pool_maxsize=threads))
 
-    def read(response: Any) -> bytes:
+    def read(response: Any) -> str:
         response.raw.enforce_content_length = True
-        space = limits["bytes"] - sum(len(body) for _, _, body in answers)
-        pieces = []
+        space = limits["bytes"] - sum(len(text) * 3 / 4 for *_, text in answers)
+        body = bytearray()
         while piece := response.raw.read(65536, decode_content=False):
-            pieces.append(piece)
-            space -= len(piece)
-            if space < 0:
+            body += piece
+            if len(body) > space:
                 raise ValueError("the answer is too large for a report")
-        return b"".join(pieces)
+        return base64.b64encode(body).decode()
 
-    def ask(name: str, path: str) -> None:
+    def ask(name: str, path: str) -> tuple[int, str]:
         url, timeout = f"{host}/api/2.0/{name}/list", (limits["connect"], limits["read"])
-        with session.get(url, params={"path": path}, timeout=timeout, stream=True, allow_redirects=False) as response:
-            if response.status_code == 200:
-                answers.append((name, path, read(response)))
-            elif response.status_code == 429:
-                limited.append((name, path, response.headers.get("Retry-After", "")))
-                stopped.add(name)
-            else:
-                failed.append((name, path, str(response.status_code)))
-            failures[name] = 0 if response.status_code in (200, 404, 429) else failures[name] + 1
+        try:
+            with session.get(url, params={"path": path}, timeout=timeout, stream=True, allow_redirects=False) as got:
+                return got.status_code, read(got) if got.status_code == 200 else got.headers.get("Retry-After", "")
+        except Exception as error:
+            return 0, f"{type(error).__name__}: ...{str(error)[-150:]}"
 
     def work() -> None:
-        while not todo.empty():
-            try:
-                offset, name, path = todo.get_nowait()
-            except queue.Empty:
-                return
+        for offset, name, path in todo:
             if began + offset < until and name not in stopped:
                 time.sleep(max(began + offset - time.monotonic(), 0.0))
             if time.monotonic() >= until or name in stopped:
                 not_asked.append((name, path))
                 continue
-            try:
-                ask(name, path)
-            except Exception as error:
-                failed.append((name, path, f"{type(error).__name__}: ...{str(error)[-150:]}"))
-                failures[name] += 1
-            if failures[name] >= limits["failures"]:
+            status, text = ask(name, path)
+            answers.append((name, path, status, text))
+            failures[name] = 0 if status in (200, 404, 429) else failures[name] + 1
+            if status == 429 or failures[name] >= limits["failures"]:
                 stopped.add(name)
 
     hands = [threading.Thread(target=work, daemon=True) for _ in range(min(threads, len(places)))]
@@ -1141,34 +1128,26 @@ def fetch(  # noqa: PLR0915 - one function, so that nothing else travels
         hand.start()
     for hand in hands:  # one that hangs is not waited for: what it has is not in the report
         hand.join(max(until + limits["grace"] - time.monotonic(), 0.0))
-    told = list(answers)
-    head = {
+    report = {
         "worker": f"{socket.gethostname()}:{os.getpid()}",
         "python": sys.version.split()[0],
-        "seconds": time.monotonic() - began,
-        "answers": [(name, path, len(body)) for name, path, body in told],
         "not_asked": list(not_asked),
-        "limited": list(limited),
-        "failed": list(failed),
+        "answers": list(answers),
     }
-    bodies = b"".join(body for _, _, body in told)
-    return zlib.compress(json.dumps(head).encode() + b"\n" + bodies, 1)
+    return zlib.compress(json.dumps(report).encode(), 1)
 
 
 class Report(NamedTuple):
-    """What a batch brought back, by place (file system and path)."""
+    """What a batch brought back: status and text of each place (file system and path), as fetch() has them."""
 
     worker: str
     python: str
-    seconds: float
-    bodies: dict[tuple[str, str], bytes]
     not_asked: set[tuple[str, str]]
-    limited: dict[tuple[str, str], float]  # seconds of its Retry-After
-    failed: dict[tuple[str, str], str]
+    answers: dict[tuple[str, str], tuple[int, str]]
 
 
 def read_report(packed: Any) -> Report:
-    """What fetch() returns. Raises one of UNREADABLE for anything else; what is there twice is left out."""
+    """What fetch() returns. Raises one of UNREADABLE for anything else; a place that is there twice has no answer."""
     unpacker = zlib.decompressobj()
     try:
         text = unpacker.decompress(packed, LARGEST_REPORT)
@@ -1176,34 +1155,16 @@ def read_report(packed: Any) -> Report:
         raise ValueError(str(error)) from error
     if not unpacker.eof:
         raise ValueError("cut short, or too large")
-    line, _, bodies = text.partition(b"\n")
-    head = json.loads(line)
-    if not isinstance(head, dict):
-        raise ValueError("not a report")
-    lists: list[list[Any]] = [head[key] for key in ("answers", "not_asked", "limited", "failed")]
-    if not all(isinstance(entries, list) for entries in lists):
-        raise ValueError("not a report")
-    answers, not_asked, limited, failed = lists
-    found: dict[tuple[str, str], bytes] = {}
-    twice = set()
-    for name, path, length in answers:
-        place = (str(name), str(path))
-        if place in found:
-            twice.add(place)
-        found[place], bodies = bodies[:length], bodies[length:]
-        if type(length) is not int or length < 0 or len(found[place]) < length:
-            raise ValueError("shorter than it says")
-    return Report(
-        worker=str(head.get("worker")),
-        python=str(head.get("python")),
-        seconds=float(head.get("seconds", 0.0)),
-        bodies={place: body for place, body in found.items() if place not in twice},
-        not_asked={(str(name), str(path)) for name, path in not_asked},
-        limited={(str(name), str(path)): retry_after_seconds(str(text)) for name, path, text in limited},
-        failed={(str(name), str(path)): one_line(str(text), 200) for name, path, text in failed},
-    )
+    report = json.loads(text)
+    answers: dict[tuple[str, str], tuple[int, str]] = {}
+    for name, path, status, answer in report["answers"]:
+        is_first = (name, path) not in answers
+        answers[name, path] = (int(status), str(answer)) if is_first else (0, "answered twice")
+    not_asked = {(name, path) for name, path in report["not_asked"]}
+    return Report(str(report["worker"]), str(report["python"]), not_asked, answers)
 
 
+NO_ANSWER = (0, "no answer")
 UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
 
 
@@ -1322,15 +1283,17 @@ class Cluster:
         for attempt in range(PROBES):
             packed = in_thread(partial(self.query, work, MOST_SLOTS), SPARK_START_SECONDS)
             reports = [read_report(text) for text in packed if text is not None]
-            refusals = [text for report in reports for text in report.failed.values() if text != "404"]
-            slots = len(reports) - len(refusals)
+            answers = [report.answers.get((name, "/"), NO_ANSWER) for report in reports]
+            refusals = [answer for answer in answers if answer[0] not in (200, 404, 429)]
+            slots = len(answers) - len(refusals)
             if slots:
                 log.info("parallel: %s, workers with Python %s", counted(slots, "task slot"), reports[0].python)
                 return slots
             log.debug("probe %d of the workers failed: %s", attempt + 1, refusals)
+        status, text = next(iter(refusals), NO_ANSWER)
         raise SparkUnavailable(
             f"Parallel processing not available: workers cannot reach {crawler.client.config.host} "
-            f"({refusals[0] if refusals else 'no report'}). Let them through its network and proxy."
+            f"({status or one_line(text, 200)}). Let them through its network and proxy."
         )
 
     def join(self, crawler: Crawler, slots: int) -> None:
@@ -1423,12 +1386,15 @@ class Cluster:
         with self.reading:
             report = read_report(packed)
             for name, path in places:
-                body = report.bodies.get((name, path))
-                if body is not None:
-                    with suppress(MalformedAnswer):
+                status, text = report.answers.get((name, path), NO_ANSWER)
+                if status == 200:
+                    with suppress(ValueError):  # no base64, or no listing
+                        body = base64.b64decode(text, validate=True)
                         listings[name, path] = parse_listing(name, path, decode_body(body))
-        if not listings and not report.limited and not report.not_asked:
-            raise RuntimeError(f"nothing was listed: {next(iter(report.failed.values()), 'no answers')}")
+        others = [answer for answer in report.answers.values() if answer[0] != 200]
+        if not listings and not report.not_asked and not any(status == 429 for status, _ in others):
+            status, text = next(iter(others), NO_ANSWER)
+            raise RuntimeError(f"nothing was listed: {status or one_line(text, 200)}")
         return report, listings
 
     def closure(
@@ -1479,36 +1445,27 @@ class Cluster:
         self.failures = 0
         self.allowed = min(self.allowed * 2, self.slots)
         self.take_limits(crawler, batch, report, now)
-        here = 0
         for directory in batch.directories:
             place = directory.file_system, directory.path
+            status, text = report.answers.get(place, NO_ANSWER)
             if place in listings:
                 crawler.take(directory, batch.sent_at, listings[place])
                 continue
-            if place in report.limited:
-                directory.not_before = now + report.limited[place]
+            if status == 429:
+                directory.not_before = now + retry_after_seconds(text)
             elif place not in report.not_asked:
                 directory.here = True
-                here += 1
             crawler.frontier.push(directory)
         self.listed += len(listings)
-        crawler.client.statistics["requests"] += len(report.bodies) + len(report.limited) + len(report.failed)
-        log.debug(
-            "batch %d on %s: %d directories, %d listed, %d not asked, %d answered 429, %d listed here, after %.1f s",
-            number,
-            report.worker,
-            len(batch.directories),
-            len(listings),
-            len(report.not_asked),
-            len(report.limited),
-            here,
-            now - batch.sent_at,
-        )
+        crawler.client.statistics["requests"] += len(report.answers)
+        told = number, report.worker, len(batch.directories), len(listings), now - batch.sent_at
+        log.debug("batch %d on %s: %d directories, %d listed, after %.1f s", *told)
 
     def take_limits(self, crawler: Crawler, batch: Batch, report: Report, now: float) -> None:
         """429s that workers were answered, as of the time at which their batch left."""
-        crawler.client.statistics["rate_limited"] += len(report.limited)
-        for name in {name for name, _ in report.limited}:
+        limited = [name for (name, _), (status, _) in report.answers.items() if status == 429]
+        crawler.client.statistics["rate_limited"] += len(limited)
+        for name in crawler.pacers.keys() & limited:
             first = crawler.pacers[name].rate is None
             if crawler.pacers[name].limited(batch.sent_at, now) and first:
                 self.allowed = 1

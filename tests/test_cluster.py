@@ -1,5 +1,6 @@
 """The rules of batches for a cluster: their share of the pace, their size, and what a worker's report counts for."""
 
+import base64
 import json
 import os
 import zlib
@@ -63,9 +64,10 @@ def test_a_worker_hands_back_bodies_and_judges_nothing():
         home = f"/Users/{server.user_names[0]}"
         server.change(faults=[Fault("html", path=home, api=DBFS)])
         report = fetched(server, [(0.0, DBFS, home), (0.0, WORKSPACE, home), (0.0, DBFS, "/not/there")])
-    assert set(report.bodies) == {(DBFS, home), (WORKSPACE, home)}  # a page of a proxy is a body like any other
-    assert report.failed == {(DBFS, "/not/there"): "404"}
-    assert (report.not_asked, report.limited) == (set(), {})
+    statuses = {place: status for place, (status, _) in report.answers.items()}
+    assert statuses == {(DBFS, home): 200, (WORKSPACE, home): 200, (DBFS, "/not/there"): 404}
+    assert b"html" in base64.b64decode(report.answers[DBFS, home][1])  # a page of a proxy is a body like any other
+    assert report.not_asked == set()
 
 
 def test_a_worker_asks_an_api_nothing_more_that_refuses_or_fails():
@@ -76,9 +78,8 @@ def test_a_worker_asks_an_api_nothing_more_that_refuses_or_fails():
         places += [(0.0, WORKSPACE, f"/{number}") for number in range(40)]
         report = fetched(server, places)
         assert server.total_requests <= 4 + 3 + 4  # what the threads had under way
-    assert set(report.limited.values()) == {7.0}
-    assert set(report.failed.values()) == {"500"}
-    assert len(report.not_asked) + len(report.limited) + len(report.failed) == 80
+    assert set(report.answers.values()) == {(429, "7"), (500, "")}
+    assert len(report.not_asked) + len(report.answers) == 80
 
 
 def test_a_worker_starts_nothing_after_its_time():
@@ -91,48 +92,38 @@ def test_a_worker_starts_nothing_after_its_time():
 def test_a_worker_waits_for_nothing_that_hangs():
     with FakeDatabricks(users=1, shape="small", faults=[Fault("hang", path="/slow")]) as server:
         report = fetched(server, [(0.0, DBFS, "/slow"), (0.0, DBFS, "/x")], grace=0.3, seconds=0.1, read=3)
-    assert (report.bodies, list(report.failed)) == ({}, [(DBFS, "/x")])
+    assert list(report.answers) == [(DBFS, "/x")]
 
 
 def test_a_worker_hands_back_no_more_than_a_report_may_have():
     with FakeDatabricks(users=1, shape="bench", directories=3) as server:
         home = f"/Users/{server.user_names[0]}"
         report = fetched(server, [(0.0, DBFS, home)], bytes=20)
-    assert report.bodies == {}
-    assert "too large" in report.failed[DBFS, home]
+    status, text = report.answers[DBFS, home]
+    assert (status, "too large" in text) == (0, True)
 
 
 # Reports
 
 
-def packed(head, bodies=b""):
-    return zlib.compress(json.dumps(head).encode() + b"\n" + bodies)
+def packed(report):
+    return zlib.compress(json.dumps(report).encode())
 
 
-HEAD = {"worker": "w:1", "python": "3.12.1", "seconds": 0.5, "not_asked": [], "limited": [], "failed": []}
-
-
-def test_a_report_is_read_as_it_was_written():
-    head = HEAD | {"answers": [[DBFS, "/a", 2], [DBFS, "/b", 3]], "not_asked": [[DBFS, "/c"]],
-                   "limited": [[DBFS, "/d", ""]], "failed": [[DBFS, "/e", "500"]]}  # fmt: skip
-    report = read_report(packed(head, b"{}abc"))
-    assert report.bodies == {(DBFS, "/a"): b"{}", (DBFS, "/b"): b"abc"}
-    assert (report.not_asked, report.limited, report.failed) == (
-        {(DBFS, "/c")}, {(DBFS, "/d"): 0.0}, {(DBFS, "/e"): "500"}
-    )  # fmt: skip
+REPORT = {"worker": "w:1", "python": "3.12.1", "not_asked": [], "answers": []}
 
 
 def test_a_place_that_is_there_twice_does_not_count():
-    head = HEAD | {"answers": [[DBFS, "/a", 2], [DBFS, "/b", 2], [DBFS, "/a", 2]]}
-    assert read_report(packed(head, b"{}{}{}")).bodies == {(DBFS, "/b"): b"{}"}
+    answers = [[DBFS, "/a", 200, "e30="], [DBFS, "/b", 200, "e30="], [DBFS, "/a", 200, "e30="]]
+    report = read_report(packed(REPORT | {"answers": answers}))
+    assert report.answers == {(DBFS, "/a"): (0, "answered twice"), (DBFS, "/b"): (200, "e30=")}
 
 
 @pytest.mark.parametrize("report", [
-    None, 7, "text", b"", b"abc", packed([]), packed(None), packed(HEAD)[:-3], zlib.compress(b"no json\n"),
-    packed(HEAD | {"answers": [[DBFS, "/a", 3]]}, b"{}"), packed(HEAD | {"answers": [[DBFS, "/a", -1]]}, b"{}"),
-    packed(HEAD | {"answers": [[DBFS, "/a", "2"]]}, b"{}"), packed(HEAD | {"answers": [7]}),
-    packed(HEAD | {"not_asked": [7]}), packed(HEAD | {"seconds": "soon"}), packed(HEAD | {"seconds": 10**400}),
-    packed({}), packed(HEAD | {"answers": "all"}), packed(HEAD | {"answers": {}}), zlib.compress(b"0" * (65 * 1024**2)),
+    None, 7, "text", b"", b"abc", packed([]), packed(None), packed(REPORT)[:-3], zlib.compress(b"no json"), packed({}),
+    packed(REPORT | {"answers": [[DBFS, "/a", "many", ""]]}), packed(REPORT | {"answers": [[DBFS, ["/a"], 200, ""]]}),
+    packed(REPORT | {"answers": [7]}), packed(REPORT | {"answers": "all"}), packed(REPORT | {"not_asked": [7]}),
+    packed(REPORT | {"answers": [[DBFS, "/a", float("inf"), ""]]}), zlib.compress(b"0" * (65 * 1024**2)),
 ])  # fmt: skip
 def test_what_is_no_report_is_refused(report):
     with pytest.raises(UNREADABLE):
