@@ -103,32 +103,41 @@ WORKSPACE_OBJECT_SIZE = 10_000  # bytes; an estimate, because workspace/list giv
 ME_PATH = "/api/2.0/preview/scim/v2/Me"
 MOST_WAITING = 1_000_000  # directories to be listed, of one file system: about 300 MB
 FIRST_RATE = 20.0  # requests/s after the first 429 (50 ms apart), unless more was just being achieved
-LOWEST_RATE, UNPACED_RATE = 1.0, 1000.0  # requests/s; from the latter on there is no delay
+LOWEST_RATE = 1.0  # requests/s
+UNPACED_RATE = 1000.0  # requests/s, from which on there is no delay
 OUTAGE_FAILURES = 10  # in a row, of one API
 LONGEST_OUTAGE = 15 * 60.0  # seconds
-FIRST_PROBE, LAST_PROBE = 2.0, 60.0  # seconds between two probes of an API that is away
-DEFAULT_THREADS, MOST_THREADS = 16, 64
+FIRST_PROBE = 2.0  # seconds from an API's being away to the first question whether it is back
+LAST_PROBE = 60.0  # seconds between two of them, to which they double
+DEFAULT_THREADS = 16
+MOST_THREADS = 64
 OPEN_USERS = 500  # scanned at the same time at most: bounds the memory, and what a crash can lose
 CHECKPOINT_FILE = ".checkpoint_progress.json"
 SYNC_SECONDS = 1.0
 # Batches for a cluster. A Spark query costs about 0.1 s beyond its requests.
 CLUSTER_DELAY = 2.0  # seconds from the start; most runs on a few users end before, and pyspark takes a second to import
-SMALLEST_BATCH, LARGEST_BATCH = 8, 128  # directories; narrow trees have no more ready than the former
-FIRST_BATCH_SECONDS, BATCH_SECONDS = 0.5, 2.0  # of asking, the former until every slot has been tried
+SMALLEST_BATCH = 8  # directories; narrow trees have no more ready
+LARGEST_BATCH = 128  # directories
+BATCH_SECONDS = 2.0  # of asking
+FIRST_BATCH_SECONDS = 0.5  # of asking, until every slot has been tried
 GRACE_SECONDS = 5.0  # after which a worker waits no longer for what is under way
 OVERDUE_SECONDS = 10.0  # after its time, until what a batch has is listed here
 LOWEST_BATCH_RATE = 5.0  # requests/s of an API: less is better kept here
 MOST_IN_FLIGHT = 256  # requests, over all hands
-LARGEST_BODIES, LARGEST_REPORT = 8 * 1024**2, 64 * 1024**2  # bytes in a report, as they came and unzipped
+LARGEST_BODIES = 8 * 1024**2  # bytes in a report, as they came
+LARGEST_REPORT = 64 * 1024**2  # bytes of a report, unzipped
 WORKER_FAILURES = 3  # in a row, after which a worker asks an API nothing more
 LOST_BATCHES = 3  # in a row, until the session counts as lost
-PROBES, PROBE_SECONDS = 3, 2.0
+PROBES = 3
+PROBE_SECONDS = 2.0
 MOST_SLOTS = 1000  # rows of the probe's table, which has a partition for each slot
 CANCEL_SECONDS = 1.2  # for ending what is under way, of the 2 s in which an interrupted run ends
 SPARK_START_SECONDS = 180.0  # for the session, and for the first Python workers
-CLUSTER_START_SECONDS, CLUSTER_POLL_SECONDS = 600.0, 10.0
+CLUSTER_START_SECONDS = 600.0
+CLUSTER_POLL_SECONDS = 10.0
 LABELS = {"dbfs": "DBFS", "workspace": "Workspace"}
-BIGGEST_USERS, SHOWN_FAILURES = 10, 5  # in the closing summary
+BIGGEST_USERS = 10  # in the closing summary
+SHOWN_FAILURES = 5  # in the closing summary
 STATUSES = ("success", "empty", "partial", "error")
 USERS_FOLDER = "/Users"  # of both file systems, with everybody's home
 NOT_READABLE = "not found, or not readable with this token"
@@ -266,7 +275,9 @@ class UserResult:
 
         That is also a key that it does not know: what another version has noted of a user must not get lost.
         """
-        name, scanned_at, scan = record["username"], record["scanned_at"], record["scan"]
+        name = record["username"]
+        scanned_at = record["scanned_at"]
+        scan = record["scan"]
         if not record.keys() <= {"username", "scanned_at", "scan", "status", "homes", *FILE_SYSTEMS}:
             raise ValueError("a key that is not known")
         if not all(isinstance(text, str) for text in (name, scanned_at, scan)) or record["status"] not in STATUSES:
@@ -321,7 +332,9 @@ def parse_listing(file_system: str, path: str, body: Any) -> Listing:
     entries = body.get(key) if body else []
     if not isinstance(entries, list):
         raise MalformedAnswer("the answer is not a listing")
-    listing, paths, odd = Listing(), set(), []
+    listing = Listing()
+    paths = set()
+    odd = []
     prefix = path.rstrip("/") + "/"
     for fields in entries:
         entry = parse_entry(fields)
@@ -366,7 +379,9 @@ def sort_out(odd: list[FileEntry], prefix: str, listing: Listing) -> None:
 
 def parse_dbfs_entry(fields: Any) -> FileEntry:
     """Raises MalformedAnswer."""
-    path, is_directory, size = entry_path(fields), fields.get("is_dir", False), fields.get("file_size")
+    path = entry_path(fields)
+    is_directory = fields.get("is_dir", False)
+    size = fields.get("file_size")
     modified = whole_or_none(fields.get("modification_time"))
     if is_directory is True:
         return FileEntry(path, "DIRECTORY", None, modified)
@@ -377,7 +392,8 @@ def parse_dbfs_entry(fields: Any) -> FileEntry:
 
 def parse_workspace_entry(fields: Any) -> FileEntry:
     """Raises MalformedAnswer."""
-    path, object_type = entry_path(fields), fields.get("object_type") or "UNKNOWN"
+    path = entry_path(fields)
+    object_type = fields.get("object_type") or "UNKNOWN"
     if not isinstance(object_type, str):
         raise MalformedAnswer("the listing has an object_type that is no text")
     return FileEntry(path, object_type, whole_or_none(fields.get("size")), whole_or_none(fields.get("modified_at")))
@@ -532,7 +548,8 @@ def assign_homes(
         use_case = admin or file_system == "dbfs"
         taken = set()
         for name in names:
-            same_names, same_homes = left_names.get(name.lower(), []), left_homes.get(name.lower(), [])
+            same_names = left_names.get(name.lower(), [])
+            same_homes = left_homes.get(name.lower(), [])
             if name in folder.names or not same_homes or not use_case:
                 homes[name][file_system] = home_of_exactly(name, file_system, folder, admin)
             elif len(same_homes) == len(same_names) == 1:
@@ -637,10 +654,12 @@ class Pacer:
         self.rate: float | None = None
         self.lent = 0.0  # of the rate, to batches
         self.next_at = 0.0
-        self.changed_at = self.succeeded_at = -math.inf
+        self.changed_at = -math.inf
+        self.succeeded_at = -math.inf
         self.recent: deque[float] = deque()  # successes of the last three seconds
         self.failures = 0  # in a row
-        self.failing_since = self.probe_wait = 0.0
+        self.failing_since = 0.0
+        self.probe_wait = 0.0
         self.away = False
 
     def sent(self, now: float) -> None:
@@ -661,7 +680,8 @@ class Pacer:
         if self.away or sent_at <= self.changed_at:
             return False
         self.rate = next_rate(self.rate, True, self.achieved(), 0.0)
-        self.changed_at, self.next_at = now, now + 1 / (self.rate or UNPACED_RATE)
+        self.changed_at = now
+        self.next_at = now + 1 / (self.rate or UNPACED_RATE)
         return True
 
     def achieved(self) -> float:
@@ -673,7 +693,8 @@ class Pacer:
         """Any answer of the API itself, be it a refusal: it is not away."""
         self.failures = 0
         if self.away:
-            self.away, self.next_at = False, now
+            self.away = False
+            self.next_at = now
 
     def failed(self, error: DatabricksError, sent_at: float, now: float) -> None:
         """Takes note of a failure that may be the API's. Ten in a row mean that it is away."""
@@ -685,7 +706,8 @@ class Pacer:
         self.failures += 1
         if self.failures >= OUTAGE_FAILURES:
             log.warning("%d failures in a row, the last: %s. Waiting until the service is back", self.failures, error)
-            self.away, self.probe_wait = True, FIRST_PROBE
+            self.away = True
+            self.probe_wait = FIRST_PROBE
             self.next_at = now + max(FIRST_PROBE, error.retry_after)
 
     def still_away(self, error: DatabricksError, now: float) -> None:
@@ -784,7 +806,9 @@ class Tally:
     """
 
     def __init__(self, homes: dict[str, dict[str, Home]], rows: FileRows | None = None):
-        self.users, self.frontier, self.rows = list(homes.items()), Frontier(), rows
+        self.users = list(homes.items())
+        self.frontier = Frontier()
+        self.rows = rows
         self.opened = 0
         self.open: dict[int, OpenUser] = {}
         self.finished: deque[UserResult] = deque()
@@ -795,9 +819,11 @@ class Tally:
     def open_user(self) -> bool:
         if not self.can_open():
             return False
-        number, (username, homes) = self.opened, self.users[self.opened]
+        number = self.opened
+        username, homes = self.users[number]
         user = OpenUser(username, homes, {name: FileSystemTotals() for name in homes})
-        self.opened, self.open[number] = number + 1, user
+        self.opened = number + 1
+        self.open[number] = user
         for file_system, home in homes.items():
             if home.path is not None:
                 user.pending += 1
@@ -823,9 +849,12 @@ class Tally:
 
     def failed(self, directory: Directory, error: DatabricksError) -> None:
         """What a failure means that is not to be tried again at once."""
-        user, home = self.open[directory.user], self.open[directory.user].homes[directory.file_system]
+        user = self.open[directory.user]
+        home = user.homes[directory.file_system]
         if error.retried and not directory.last_round:
-            directory.last_round, directory.attempts, directory.failed_at = True, 0, None
+            directory.last_round = True
+            directory.attempts = 0
+            directory.failed_at = None
             user.failed_once.append(directory)
         elif directory.missing:
             gone = error.kind == "not found"
@@ -862,7 +891,9 @@ class Tally:
             again = user.failed_once
             for (file_system, parent), paths in user.not_found.items():
                 again.append(Directory(directory.user, file_system, parent, here=True, missing=tuple(paths)))
-            user.pending, user.failed_once, user.not_found = len(again), [], {}
+            user.pending = len(again)
+            user.failed_once = []
+            user.not_found = {}
             for failed in again:
                 self.frontier.push(failed)
         self.finish_if_done(directory.user)
@@ -887,11 +918,15 @@ class Crawler:
     """
 
     def __init__(self, client: DatabricksClient, tally: Tally, threads: int, cluster: Cluster | None = None):
-        self.client, self.tally, self.frontier, self.threads = client, tally, tally.frontier, threads
+        self.client = client
+        self.tally = tally
+        self.frontier = tally.frontier
+        self.threads = threads
         self.pacers = {name: Pacer() for name in FILE_SYSTEMS}
         self.work: queue.SimpleQueue[tuple[str, str, Callable[[Any], None]] | None] = queue.SimpleQueue()
         self.answers: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self.in_flight = self.started = 0
+        self.in_flight = 0
+        self.started = 0
         self.cluster = cluster
 
     def run(self) -> Iterator[None]:
@@ -1004,7 +1039,8 @@ class Crawler:
 
     def take_own(self, directory: Directory, sent_at: float, answer: Listing | Exception) -> None:
         """An answer that this process's own threads got: it tells whether the API is there, too."""
-        now, pacer = self.client.clock(), self.pacers[directory.file_system]
+        now = self.client.clock()
+        pacer = self.pacers[directory.file_system]
         if isinstance(answer, Listing):
             pacer.answered(now)
             self.take(directory, sent_at, answer)
@@ -1028,8 +1064,10 @@ class Crawler:
 
     def retry(self, directory: Directory, error: DatabricksError, sent_at: float, now: float) -> None:
         """Puts the listing back to wait, or gives it up."""
-        pacer, statistics = self.pacers[directory.file_system], self.client.statistics
-        was_away, since = pacer.away, directory.failed_at or sent_at
+        pacer = self.pacers[directory.file_system]
+        statistics = self.client.statistics
+        was_away = pacer.away
+        since = directory.failed_at or sent_at
         if error.kind == "too slow":  # the directory's fault, not the service's
             pacer.answered(now)
         elif error.kind != "unexpected":
@@ -1050,7 +1088,8 @@ class Crawler:
 
     def take_root(self, file_system: str, answer: Listing | Exception) -> None:
         """What an API that is away has answered for its root; the request belongs to nobody."""
-        now, pacer = self.client.clock(), self.pacers[file_system]
+        now = self.client.clock()
+        pacer = self.pacers[file_system]
         if isinstance(answer, DatabricksError):
             if answer.kind == "login":
                 raise run_error(answer, self.client.config) from answer
@@ -1103,7 +1142,8 @@ def fetch(  # noqa: PLR0915 - one function, so that nothing else travels
         return base64.b64encode(body).decode()
 
     def ask(name: str, path: str) -> tuple[int, str]:
-        url, timeout = f"{host}/api/2.0/{name}/list", (limits["connect"], limits["read"])
+        url = f"{host}/api/2.0/{name}/list"
+        timeout = (limits["connect"], limits["read"])
         try:
             with session.get(url, params={"path": path}, timeout=timeout, stream=True, allow_redirects=False) as got:
                 return got.status_code, read(got) if got.status_code == 200 else got.headers.get("Retry-After", "")
@@ -1225,17 +1265,22 @@ class Cluster:
 
     def __init__(self, connect: Callable[[], Any], own: bool = False):
         """`connect` gives the session, or raises; `own` ones are stopped in the end."""
-        self.connect, self.own = connect, own
+        self.connect = connect
+        self.own = own
         self.spark: Any = None
         self.start_at: float | None = None
-        self.starting = self.ending = False
-        self.slots = self.threads = 0
+        self.starting = False
+        self.ending = False
+        self.slots = 0
+        self.threads = 0
         self.allowed = 1  # batches at the same time: doubled with each that comes back, so that a pace is found gently
-        self.batches = self.failures = 0  # the latter in a row
+        self.batches = 0
+        self.failures = 0  # in a row
         self.out: dict[int, Batch] = {}
         self.reading = threading.Lock()  # one report at a time
         self.tag = f"inventory-{os.urandom(8).hex()}"
-        self.listed = self.joined = 0  # directories, and the slots of a cluster that is lost by now
+        self.listed = 0  # directories
+        self.joined = 0  # task slots, also of a cluster that is lost by now
         self.idle_because = "the run ended before it was needed"
 
     def busy(self) -> bool:
@@ -1298,7 +1343,8 @@ class Cluster:
 
     def join(self, crawler: Crawler, slots: int) -> None:
         own = crawler.threads
-        self.slots = self.joined = min(slots, MOST_IN_FLIGHT - own)
+        self.slots = min(slots, MOST_IN_FLIGHT - own)
+        self.joined = self.slots
         self.threads = min(own, (MOST_IN_FLIGHT - own) // self.slots)
         self.idle_because = "this machine alone reaches what the service allows, or has no more to ask than it can"
 
@@ -1323,7 +1369,8 @@ class Cluster:
         self.release()
 
     def release(self) -> None:
-        spark, self.spark = self.spark, None
+        spark = self.spark
+        self.spark = None
         if self.own and spark is not None and not getattr(spark, "is_of_others", False):
             with suppress(Exception):
                 spark.stop()
@@ -1440,7 +1487,8 @@ class Cluster:
                 log.warning("the report of batch %d cannot be read: %s", number, last_cause(outcome))
             self.fail(crawler, number, last_cause(outcome))
             return
-        batch, now = self.out.pop(number), crawler.client.clock()
+        batch = self.out.pop(number)
+        now = crawler.client.clock()
         report, listings = outcome
         self.failures = 0
         self.allowed = min(self.allowed * 2, self.slots)
@@ -1716,7 +1764,9 @@ class Checkpoint:
     """
 
     def __init__(self, file: Any, path: Path | None, run: str):
-        self.file, self.path, self.run = file, path, run
+        self.file = file
+        self.path = path
+        self.run = run
         # The working file of --files: it has no other name, and so is found when this one was moved aside.
         self.files_path = Path(os.path.realpath(path)).with_name(f".files-{run}.jsonl") if path else None
         self.lines: dict[str, SavedLine] = {}  # by username
@@ -1743,7 +1793,8 @@ class Checkpoint:
     def read(cls, file: Any, path: Path, run: str) -> Checkpoint:
         """That of a file whose header is known to be good. Raises OSError, and InventoryError for a bad line."""
         checkpoint = cls(file, path, run)
-        size, offset = os.fstat(file.fileno()).st_size, 0
+        size = os.fstat(file.fileno()).st_size
+        offset = 0
         file.seek(0)
         with open(file.fileno(), "rb", closefd=False) as lines:
             for number, line in enumerate(lines, 1):
@@ -1851,7 +1902,8 @@ def start_checkpoint(path: Path | None, header: dict[str, Any], resume: bool, fi
     if not resume:
         move_aside(file, path)
         return start_checkpoint(path, header, resume, files)
-    was, now = describe(before), describe(header)
+    was = describe(before)
+    now = describe(header)
     if was != now:
         raise InventoryError(f"{path} is of {was}, this run of {now}: give the same options, or another --checkpoint")
     return Checkpoint.read(file, path, before["run"])
@@ -1921,7 +1973,8 @@ def move_aside(file: Any, path: Path) -> None:
     target = Path(os.path.realpath(path))
     saved_at = datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, timezone.utc)
     stem = f"{target.stem}.{saved_at:%Y-%m-%dT%H-%M-%S}"
-    aside, number = target.with_name(stem + target.suffix), 1
+    aside = target.with_name(stem + target.suffix)
+    number = 1
     while os.path.lexists(aside):
         number += 1
         aside = target.with_name(f"{stem}-{number}{target.suffix}")
@@ -1943,7 +1996,9 @@ class FileRows:
 
     def __init__(self, file: Any, path: Path | None, csv_path: str):
         """Raises InventoryError where the working file cannot be written."""
-        self.file, self.path, self.csv_path = file, path, csv_path
+        self.file = file
+        self.path = path
+        self.csv_path = csv_path
         self.earlier: Counter[str] = Counter()  # rows of each scan of earlier runs
         for scan, count, _ in self.read():
             self.earlier[scan] += count
@@ -2039,13 +2094,19 @@ def check_places(outputs: list[str], users_file: str | None, checkpoint: Path | 
 def human_size(size: float) -> str:
     units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"]
     while size >= 1024 and len(units) > 1:
-        size, units = size / 1024, units[1:]
+        size /= 1024
+        units = units[1:]
     return f"{size:,.0f} B" if units[0] == "B" else f"{size:,.1f} {units[0]}"
 
 
 def size_line(files: int, size: int, estimated: int, label: str) -> str:
     """A line of the summary's table; names come last, whose width on a terminal is hard to tell."""
     return f"{files:>14,}{human_size(size):>12}{human_size(estimated) if estimated else '-':>12}  {label}"
+
+
+def user_line(user: UserResult) -> str:
+    estimated = user.workspace.bytes if user.workspace else 0
+    return size_line(user.file_count, user.total_size, estimated, user.username)
 
 
 class Summary:
@@ -2057,7 +2118,8 @@ class Summary:
         self.biggest: list[UserResult] = []
         self.incomplete: list[str] = []  # the first of them
         self.homes: Counter[str] = Counter()  # users that have one, by file system
-        self.homeless, self.first_homeless = 0, ""  # users without a home anywhere
+        self.homeless = 0  # users without a home anywhere
+        self.first_homeless = ""
 
     def add(self, result: UserResult) -> None:
         self.statuses[result.status] += 1
@@ -2076,22 +2138,19 @@ class Summary:
 
     def lines(self, statistics: Counter[str], seconds: float, nobodys: dict[str, set[str]]) -> list[str]:
         statuses = ", ".join(f"{self.statuses[status]:,} {status}" for status in STATUSES if self.statuses[status])
-        count, failed = self.statuses.total(), self.statuses["partial"] + self.statuses["error"]
+        count = self.statuses.total()
+        failed = self.statuses["partial"] + self.statuses["error"]
         lines = [f"{counted(count, 'user')}: {statuses}", f"{'files':>14}{'size':>12}{'estimated':>12}"]
         for name, sums in self.totals.items():
-            note = f", {WORKSPACE_OBJECT_SIZE:,} bytes an object" if name == "workspace" else ""
-            lines.append(size_line(sums.files, sums.bytes, sums.bytes * (name == "workspace"), LABELS[name] + note))
-        lines += (
-            breakdown(self.biggest[0])
-            if count == 1
-            else [
-                size_line(
-                    user.file_count, user.total_size, user.workspace.bytes if user.workspace else 0, user.username
-                )
-                for user in self.biggest
-                if user.file_count
-            ]
-        )
+            if name == "workspace":
+                label = f"{LABELS[name]}, {WORKSPACE_OBJECT_SIZE:,} bytes an object"
+                lines.append(size_line(sums.files, sums.bytes, sums.bytes, label))
+            else:
+                lines.append(size_line(sums.files, sums.bytes, 0, LABELS[name]))
+        if count == 1:
+            lines += breakdown(self.biggest[0])
+        else:
+            lines += [user_line(user) for user in self.biggest if user.file_count]
         lines += self.home_lines(nobodys)
         lines.append(
             f"{counted(statistics['requests'], 'request')}, {statistics['retries']:,} of them repeats, "
@@ -2099,7 +2158,8 @@ class Summary:
         )
         if failed and count > 1:
             lines += ["Not all could be listed:", *self.incomplete]
-            lines += [f"  and {counted(failed - SHOWN_FAILURES, 'more user')}"] * (failed > SHOWN_FAILURES)
+            if failed > SHOWN_FAILURES:
+                lines.append(f"  and {counted(failed - SHOWN_FAILURES, 'more user')}")
         if failed:
             lines.append("What could not be listed is missing from the counts; --details names every such directory.")
         return lines
@@ -2121,9 +2181,9 @@ def breakdown(user: UserResult) -> list[str]:
     """One user's object types by file system, and what could not be listed."""
     lines = []
     for name, totals in user.scanned.items():
-        types = ", ".join(f"{count:,} {object_type}" for object_type, count in sorted(totals.types.items()))
         listed = f"{totals.directories:,} director{'y' if totals.directories == 1 else 'ies'} listed"
-        lines.append(f"{LABELS[name]}: {listed}{' with ' * bool(types)}{types}")
+        types = ", ".join(f"{count:,} {object_type}" for object_type, count in sorted(totals.types.items()))
+        lines.append(f"{LABELS[name]}: {listed} with {types}" if types else f"{LABELS[name]}: {listed}")
         lines += [f"  not listed: {at['path']}: {at['error']}" for at in totals.failures[:SHOWN_FAILURES]]
         if len(totals.failures) > SHOWN_FAILURES:
             lines.append(f"  not listed: {len(totals.failures) - SHOWN_FAILURES:,} more")
@@ -2157,8 +2217,13 @@ class Progress:
     """A bar on a terminal, else a line every 30 s; with `quiet` neither."""
 
     def __init__(self, total: int, done: int, statistics: Counter[str], quiet: bool):
-        self.total, self.done, self.statistics, self.quiet, self.bar = total, done, statistics, quiet, None
-        self.told_at, self.told_requests = time.monotonic(), 0
+        self.total = total
+        self.done = done
+        self.statistics = statistics
+        self.quiet = quiet
+        self.bar = None
+        self.told_at = time.monotonic()
+        self.told_requests = 0
         if not quiet:
             self.bar = make_bar(total, done)
         if self.bar is not None:
@@ -2169,11 +2234,13 @@ class Progress:
         self.draw("update")
 
     def tick(self) -> None:
-        now, requests_made = time.monotonic(), self.statistics["requests"]
+        now = time.monotonic()
+        requests_made = self.statistics["requests"]
         if self.quiet or now - self.told_at < (30 if self.bar is None else 1):
             return
         rate = (requests_made - self.told_requests) / (now - self.told_at)
-        self.told_at, self.told_requests = now, requests_made
+        self.told_at = now
+        self.told_requests = requests_made
         text = f"{self.statistics['files']:,} files, {rate:,.0f} requests/s"
         if self.bar is None:
             log.info("%s of %s users, %s", f"{self.done:,}", f"{self.total:,}", text)
@@ -2349,8 +2416,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--no-parallel", action="store_true", help="scan from this machine alone in any case")
     only = parser.add_mutually_exclusive_group()
-    only.add_argument("--dbfs-only", action="store_true", help="leave the Workspace out")
-    only.add_argument("--workspace-only", action="store_true", help="leave DBFS out")
+    only.set_defaults(file_systems=FILE_SYSTEMS)
+    choice = partial(only.add_argument, dest="file_systems", action="store_const")
+    choice("--dbfs-only", const=("dbfs",), help="leave the Workspace out")
+    choice("--workspace-only", const=("workspace",), help="leave DBFS out")
     parser.add_argument(
         "--resume",
         action="store_true",
@@ -2377,12 +2446,11 @@ def run(args: argparse.Namespace) -> int:
         raise InventoryError("name users, or give --users-file; or --all-homes, for all homes there are")
     outputs = [name for name in (args.output, args.details, args.files) if name is not None]
     check_places(outputs, args.users_file, path)
-    file_systems = FILE_SYSTEMS[:1] if args.dbfs_only else FILE_SYSTEMS[1:] if args.workspace_only else FILE_SYSTEMS
-    header = {"workspace_url": config.workspace, "options": {"file_systems": list(file_systems)}}
+    header = {"workspace_url": config.workspace, "options": {"file_systems": list(args.file_systems)}}
     with open_checkpoint(path, header, args.resume) as checkpoint, last_line(checkpoint):
         checkpoint.asked = names
         with open_file_rows(checkpoint.files_path, args.files) if args.files else nullcontext() as rows:
-            scan_into(checkpoint, rows, names, config, file_systems, args)
+            scan_into(checkpoint, rows, names, config, args)
         return finish(checkpoint)
 
 
@@ -2421,12 +2489,12 @@ def scan_into(
     rows: FileRows | None,
     names: list[str],
     config: DatabricksConfig,
-    file_systems: tuple[str, ...],
     args: argparse.Namespace,
 ) -> None:
     """Scans the users that the checkpoint does not have, and writes the outputs for all."""
-    client, started = DatabricksClient(config, args.threads), time.monotonic()
-    folders, admin = look_around(client, file_systems)
+    client = DatabricksClient(config, args.threads)
+    started = time.monotonic()
+    folders, admin = look_around(client, args.file_systems)
     homes, nobodys = assign_homes(names, folders, admin)
     if args.all_homes:
         homes |= nobodys_homes(folders, nobodys)
