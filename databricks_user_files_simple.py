@@ -12,9 +12,9 @@ a notebook: scan_users(usernames, load_databricks_config()) yields a UserResult 
   Frontier and tally  Frontier: what is still to be listed; Tally: what was found, and who is finished
   Crawler             the only judge of answers
   Cluster             the workers of a Spark session as further hands
-  From Python         scan_users(), process_user_batch_parallel() and those for one user
   Checkpoint          results, saved one by one
   File rows           --files
+  From Python         scan_users(), process_user_batch_parallel() and those for one user
   Results             the CSV, --details, summary and progress
   Command             user_files()
 """
@@ -1657,91 +1657,6 @@ def connect_url(host: str) -> str:
     return f"sc://{name}:{parts.port or 443}/;use_ssl=true"
 
 
-# --- From Python ----------------------------------------------------------------------------------------------------
-
-
-def scan_users(
-    usernames: Iterable[str],
-    config: DatabricksConfig,
-    threads: int = DEFAULT_THREADS,
-    file_systems: tuple[str, ...] = FILE_SYSTEMS,
-    client: DatabricksClient | None = None,
-    on_tick: Callable[[], None] = lambda: None,
-    everyone: Iterable[str] = (),
-    cluster: Cluster | None = None,
-    files: str | Path | None = None,
-) -> Iterator[UserResult]:
-    """Scans users from this process; yields each result when it is complete, nearly in order.
-
-    `on_tick` is called at least once a second. `everyone` names further users of the same inventory, whose homes are
-    not anybody else's in other letter case. `files` names a CSV (.gz: gzipped) that gets a row for each file of these
-    users, FILE_COLUMNS; it is written when the last result has been taken. Directories that could not be listed are in
-    the results. Raises ValueError for a name that is none, InventoryError if the login is refused, the workspace stays
-    away, or the CSV cannot be written.
-    """
-    names = list(dict.fromkeys(usernames))
-    for name in names:
-        check_username(name)
-    if files is not None:
-        check_output(str(files))
-    client = client or DatabricksClient(config, threads)
-    homes: dict[str, dict[str, Home]] = {}
-    if names:
-        homes, _ = assign_homes([*names, *everyone], *look_around(client, file_systems))
-    left = {name: homes[name] for name in names}
-    with open_file_rows(None, str(files)) if files is not None else nullcontext() as rows:
-        for result in crawl(left, client, threads, on_tick, cluster, rows):
-            if rows:
-                rows.want(result)
-            yield result
-        if rows:
-            rows.publish()
-
-
-def crawl(
-    homes: dict[str, dict[str, Home]],
-    client: DatabricksClient,
-    threads: int,
-    on_tick: Callable[[], None],
-    cluster: Cluster | None = None,
-    rows: FileRows | None = None,
-) -> Iterator[UserResult]:
-    """scan_users() where everybody's homes are known; `rows` gets every file."""
-    tally = Tally(homes, rows)
-    for _ in Crawler(client, tally, threads, cluster).run():
-        while tally.finished:
-            yield tally.finished.popleft()
-        on_tick()
-    if tally.open or tally.opened < len(homes):
-        raise RuntimeError("the scan ended before its last user")
-
-
-def scan_user_directory(username: str, config: DatabricksConfig, threads: int = DEFAULT_THREADS) -> UserResult:
-    """Both file systems of one user. Raises as scan_users() does."""
-    return next(scan_users([username], config, threads))
-
-
-def scan_dbfs(username: str, config: DatabricksConfig, threads: int = DEFAULT_THREADS) -> FileSystemTotals:
-    """One user's DBFS, sizes exact. Raises as scan_users() does, and InventoryError where DBFS is disabled."""
-    return next(scan_users([username], config, threads, ("dbfs",))).scanned["dbfs"]
-
-
-def scan_workspace(username: str, config: DatabricksConfig, threads: int = DEFAULT_THREADS) -> FileSystemTotals:
-    """One user's Workspace, sizes estimated at WORKSPACE_OBJECT_SIZE bytes an object. Raises as scan_users() does."""
-    return next(scan_users([username], config, threads, ("workspace",))).scanned["workspace"]
-
-
-def process_user_batch_parallel(
-    spark: Any, usernames: Iterable[str], config: DatabricksConfig, threads: int = DEFAULT_THREADS, **options: Any
-) -> Iterator[UserResult]:
-    """scan_users() with the workers of a Spark session (Connect, or the classic one of a notebook) as further hands.
-
-    The same results, arguments and exceptions. The session is not stopped. Where the workers cannot do it, a warning
-    says why, and this process goes on alone.
-    """
-    return scan_users(usernames, config, threads, cluster=Cluster(lambda: spark), **options)
-
-
 # --- Checkpoint -----------------------------------------------------------------------------------------------------
 
 TAIL = b"\n]}\n"
@@ -2074,6 +1989,91 @@ def open_file_rows(path: Path | None, csv_path: str) -> Iterator[FileRows]:
         with keeping(path):
             file = open_locked(path, files) if path else files.enter_context(tempfile.TemporaryFile(buffering=0))
         yield FileRows(file, path, csv_path)
+
+
+# --- From Python ----------------------------------------------------------------------------------------------------
+
+
+def scan_users(
+    usernames: Iterable[str],
+    config: DatabricksConfig,
+    threads: int = DEFAULT_THREADS,
+    file_systems: tuple[str, ...] = FILE_SYSTEMS,
+    client: DatabricksClient | None = None,
+    on_tick: Callable[[], None] = lambda: None,
+    everyone: Iterable[str] = (),
+    cluster: Cluster | None = None,
+    files: str | Path | None = None,
+) -> Iterator[UserResult]:
+    """Scans users from this process; yields each result when it is complete, nearly in order.
+
+    `on_tick` is called at least once a second. `everyone` names further users of the same inventory, whose homes are
+    not anybody else's in other letter case. `files` names a CSV (.gz: gzipped) that gets a row for each file of these
+    users, FILE_COLUMNS; it is written when the last result has been taken. Directories that could not be listed are in
+    the results. Raises ValueError for a name that is none, InventoryError if the login is refused, the workspace stays
+    away, or the CSV cannot be written.
+    """
+    names = list(dict.fromkeys(usernames))
+    for name in names:
+        check_username(name)
+    if files is not None:
+        check_output(str(files))
+    client = client or DatabricksClient(config, threads)
+    homes: dict[str, dict[str, Home]] = {}
+    if names:
+        homes, _ = assign_homes([*names, *everyone], *look_around(client, file_systems))
+    left = {name: homes[name] for name in names}
+    with open_file_rows(None, str(files)) if files is not None else nullcontext() as rows:
+        for result in crawl(left, client, threads, on_tick, cluster, rows):
+            if rows:
+                rows.want(result)
+            yield result
+        if rows:
+            rows.publish()
+
+
+def crawl(
+    homes: dict[str, dict[str, Home]],
+    client: DatabricksClient,
+    threads: int,
+    on_tick: Callable[[], None],
+    cluster: Cluster | None = None,
+    rows: FileRows | None = None,
+) -> Iterator[UserResult]:
+    """scan_users() where everybody's homes are known; `rows` gets every file."""
+    tally = Tally(homes, rows)
+    for _ in Crawler(client, tally, threads, cluster).run():
+        while tally.finished:
+            yield tally.finished.popleft()
+        on_tick()
+    if tally.open or tally.opened < len(homes):
+        raise RuntimeError("the scan ended before its last user")
+
+
+def scan_user_directory(username: str, config: DatabricksConfig, threads: int = DEFAULT_THREADS) -> UserResult:
+    """Both file systems of one user. Raises as scan_users() does."""
+    return next(scan_users([username], config, threads))
+
+
+def scan_dbfs(username: str, config: DatabricksConfig, threads: int = DEFAULT_THREADS) -> FileSystemTotals:
+    """One user's DBFS, sizes exact. Raises as scan_users() does, and InventoryError where DBFS is disabled."""
+    return next(scan_users([username], config, threads, ("dbfs",))).scanned["dbfs"]
+
+
+def scan_workspace(username: str, config: DatabricksConfig, threads: int = DEFAULT_THREADS) -> FileSystemTotals:
+    """One user's Workspace, sizes estimated at WORKSPACE_OBJECT_SIZE bytes an object. Raises as scan_users() does."""
+    return next(scan_users([username], config, threads, ("workspace",))).scanned["workspace"]
+
+
+def process_user_batch_parallel(
+    spark: Any, usernames: Iterable[str], config: DatabricksConfig, threads: int = DEFAULT_THREADS, **options: Any
+) -> Iterator[UserResult]:
+    """scan_users() with the workers of a Spark session (Connect, or the classic one of a notebook) as further hands.
+
+    The same results, arguments and exceptions. The session is not stopped. Where the workers cannot do it, a warning
+    says why, and this process goes on alone.
+    """
+    return scan_users(usernames, config, threads, cluster=Cluster(lambda: spark), **options)
 
 
 # --- Results --------------------------------------------------------------------------------------------------------
