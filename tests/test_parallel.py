@@ -20,7 +20,7 @@ import time
 import zlib
 from collections import Counter
 from concurrent import futures
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -419,10 +419,10 @@ def test_workers_killed_in_mid_scan_cost_nothing(spark):
 
 def resumed(server, command, login, remote, saved):
     """The rest of a run: the truth, and nothing of those who were saved is listed again."""
-    until(lambda: server.in_flight == 0)
+    until(lambda: server.in_flight == 0, 60)
     server.change(faults=[], latency=0.005)
     server.counts_reset()
-    done = command(SCANNER, *WORDS, "--resume", "--spark-remote", remote, env=login(server), timeout=60)
+    done = command(SCANNER, *WORDS, "--resume", "--spark-remote", remote, env=login(server), timeout=120)
     assert done.code == 0, done
     assert [asked_for(server, name) for name in saved] == [0] * len(saved)
     assert Path("out.csv").read_bytes() == true_csv(server)
@@ -435,54 +435,84 @@ def test_killed_or_interrupted_it_goes_on_with_resume(connect_server, command, l
     with FakeDatabricks(users=30, shape="small", latency=0.1) as server:
         write_users(server.user_names)
         gate = hang_when(server, lambda: server.workers.total() > 40 and len(saved_users()) >= 5)
+        gate.seconds = 600.0
         with running(server, login, *WORDS, "--spark-remote", connect_server.remote) as process:
-            until(lambda: process.poll() is not None or gate.hits >= 8, 60)
-            began = time.monotonic()
+            until(lambda: process.poll() is not None or gate.hits >= 8, 120)
             process.send_signal(number)
-            _, err = process.communicate(timeout=30)
-            seconds = time.monotonic() - began
+            _, err = process.communicate(timeout=60)  # no thread is waited for: a request has 90 s
         saved = saved_users()
         assert len(saved) >= 5
         assert not Path("out.csv").exists()
         if number == signal.SIGINT:
-            assert (process.returncode, seconds < 4) == (130, True), (seconds, err)
+            assert process.returncode == 130, err
             assert "--resume" in err
             assert "Traceback" not in err, err
-            until(lambda: server.in_flight == 0, 10)  # the cancelled batches; of themselves they last a minute
-        else:
-            server.change(faults=[])
-            for connection in list(server.connections):
-                server.loop.call_soon_threadsafe(connection.transport.abort)
+        server.change(faults=[])
+        for connection in list(server.connections):
+            server.loop.call_soon_threadsafe(connection.transport.abort)
         resumed(server, command, login, connect_server.remote, saved)
 
 
 @needs_posix
-def test_interrupting_leaves_the_users_own_queries_alone(spark, early):
+def test_interrupting_leaves_the_users_own_queries_alone(spark, monkeypatch, early, tmp_path):
     """Of the session of a notebook: the batches are cancelled by their tag, a query of the user's goes on."""
     from pyspark.sql.connect.functions import udf
 
-    answers = []
-    slow = udf(lambda _: __import__("time").sleep(3) or "done", "string")("id")
-    query = threading.Thread(target=lambda: answers.extend(spark.range(0, 1, 1, 1).select(slow).collect()))
+    set_constants(monkeypatch, GRACE_SECONDS=600.0, OVERDUE_SECONDS=600.0)  # of itself no batch ends
+    answers, go_on = [], tmp_path / "go_on"
+
+    def wait(_, path=str(go_on)):
+        import os
+        import time
+
+        while not os.path.exists(path):
+            time.sleep(0.02)
+        return "done"
+
+    query = threading.Thread(
+        target=lambda: answers.extend(spark.range(0, 1, 1, 1).select(udf(wait, "string")("id")).collect())
+    )
+    query.start()
     with FakeDatabricks(users=60, shape="small", latency=0.1) as server:
         gate = hang_when(server, lambda: server.workers.total() > 40)
-        query.start()
+        gate.seconds = 600.0
         results = process_user_batch_parallel(spark, server.user_names, config_of(server), 4)
-        with pytest.raises(KeyboardInterrupt):
-            for _ in results_until(results, gate):
+        with pytest.raises(KeyboardInterrupt), closing(results), interrupted_when(lambda: all_hangs(server, gate)):
+            for _ in results:
                 pass
-        until(lambda: server.in_flight == 0, 10)
-        query.join()
+        until(lambda: not workers_that_wait(server), 60)  # the threads of this process wait on
+    assert query.is_alive()
+    go_on.touch()
+    query.join()
     assert [row[0] for row in answers] == ["done"]
 
 
-def results_until(results, gate):
-    """The results; a KeyboardInterrupt inside of the generator once requests hang."""
-    main = threading.main_thread().ident
-    thread = threading.Thread(target=lambda: (until(lambda: gate.hits >= 4), signal.pthread_kill(main, signal.SIGINT)))
+def workers_that_wait(server):
+    """The workers whose requests have no answer yet."""
+    requests = [connection.request for connection in list(server.connections)]
+    return {request.worker for request in requests if request and request.worker}
+
+
+def all_hangs(server, gate):
+    """Whether no answer is under way, and no query of ours on its way to the server."""
+    queries = [thread for thread in threading.enumerate() if "run_query" in thread.name]
+    return gate.hits == server.in_flight and 0 < len(queries) <= len(workers_that_wait(server))
+
+
+@contextmanager
+def interrupted_when(condition):
+    """A KeyboardInterrupt of what stands in it, once the condition is true."""
+
+    def interrupt():
+        try:
+            until(condition, 120)
+        finally:
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
     thread.start()
     try:
-        yield from results
+        yield
     finally:
         thread.join()
 
@@ -498,18 +528,14 @@ def test_a_connect_server_that_is_killed_and_stays_away(connect_servers, tmp_pat
         with running(server, login, *WORDS, "--spark-remote", connect.remote) as process:
             until(lambda: process.poll() is not None or server.workers.total() > 40, 90)
             connect.kill()
-            killed, asked = time.monotonic(), server.total_requests
-            until(lambda: server.total_requests > asked + 20, 5)  # no silence: its own threads never stopped
-            time.sleep(16)  # until all that was out is overdue
+            said = next(line for line in process.stderr if line.startswith("warning: "))
             server.change(latency=0.0)
-            until(lambda: process.poll() is not None or Path("out.csv").exists(), 45)
-            _, err = process.communicate(timeout=5)
-            print(f"{time.monotonic() - killed:.0f} s from the kill to the end")
+            _, err = process.communicate(timeout=60)  # pyspark itself looks for its server for minutes
         assert process.returncode == 0, err
+        assert "left alone" in said
         assert Path("out.csv").read_bytes() == true_csv(server)
-    assert "warning: " in err
     assert "Traceback" not in err, err
-    assert "RETRIES_EXCEEDED" not in err, err
+    assert "RETRIES_EXCEEDED" not in said + err, err
 
 
 # Warnings
