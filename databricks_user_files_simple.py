@@ -913,8 +913,8 @@ class Tally:
 class Crawler:
     """Lists the frontier with up to `threads` requests in flight, and decides what each answer means.
 
-    One thread gathers the answers and has all state; it alone asks the pacers. Other threads, and a cluster's reports,
-    tell it what they have by a call in `answers`.
+    One thread gathers the answers and has all state. It alone asks the pacers, also where it offers work to the cluster
+    and takes its reports. Other threads tell it what they have by a call in `answers`.
     """
 
     def __init__(self, client: DatabricksClient, tally: Tally, threads: int, cluster: Cluster | None = None):
@@ -1301,7 +1301,10 @@ class Cluster:
         if not self.starting and now >= self.start_at and crawler.anything_left():
             self.starting = True
             self.idle_because = "the run ended before it was ready"
-            threading.Thread(target=self.start, args=(crawler,), daemon=True).start()
+            try:
+                threading.Thread(target=self.start, args=(crawler,), daemon=True).start()
+            except RuntimeError as error:  # a limit of this machine
+                self.leave(spark_problem(error))
         for number, batch in list(self.out.items()):
             if now > batch.sent_at + batch.seconds + OVERDUE_SECONDS:
                 self.fail(crawler, number, "no report came in time")
@@ -1358,7 +1361,7 @@ class Cluster:
     def stop(self) -> None:
         """Cancels what is on the cluster, and stops an own session, within CANCEL_SECONDS."""
         self.ending = True
-        with suppress(TimeoutError):
+        with suppress(TimeoutError, RuntimeError):
             in_thread(self.end, CANCEL_SECONDS)
 
     def end(self) -> None:
@@ -1421,7 +1424,10 @@ class Cluster:
                 outcome = error
             crawler.answers.put(partial(self.take_report, crawler, number, outcome))
 
-        threading.Thread(target=run_query, daemon=True).start()
+        try:
+            threading.Thread(target=run_query, daemon=True).start()
+        except RuntimeError as error:  # a limit of this machine
+            self.fail(crawler, number, str(error))
 
     def bring(self, client: DatabricksClient, batch: Batch) -> tuple[Report, dict[tuple[str, str], Listing]]:
         """The report of a batch, and the listings among it: decoded and parsed like an answer to a thread of ours."""

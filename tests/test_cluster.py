@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import threading
 import zlib
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from databricks_user_files_simple import (
     UNREADABLE,
     fetch,
+    process_user_batch_parallel,
     reach_past_proxy,
     read_report,
     schedule,
@@ -17,7 +19,9 @@ from databricks_user_files_simple import (
     size_of_batch,
     spark_problem,
 )
+from databricks_user_list import DatabricksConfig
 from tests.fake import FakeDatabricks, Fault
+from tests.helpers import set_constants
 
 DBFS, WORKSPACE = "dbfs", "workspace"
 LIMITS = {"seconds": 2.0, "grace": 5.0, "connect": 5, "read": 5, "bytes": 8 * 1024**2, "failures": 3}
@@ -164,3 +168,22 @@ def test_grpc_reaches_this_machine_past_a_proxy(monkeypatch, before):
     assert {"localhost", "127.0.0.1"} <= set(names)
     assert [name for name in names if name in ("a", "b", "a.example.com")] == list(before.values())[:1]
     monkeypatch.setenv("no_grpc_proxy", "")
+
+
+def test_a_machine_that_has_no_thread_for_a_cluster_goes_on_alone(monkeypatch, caplog):
+    start, began = threading.Thread.start, []
+
+    def start_three(thread):
+        if len(began) == 3:
+            raise RuntimeError("can't start new thread")
+        began.append(thread)
+        start(thread)
+
+    set_constants(monkeypatch, CLUSTER_DELAY=0.0)
+    with FakeDatabricks(users=5, shape="small", latency=0.001) as server:
+        monkeypatch.setattr(threading.Thread, "start", start_three)
+        config = DatabricksConfig(server.url, server.settings.token)
+        results = list(process_user_batch_parallel(None, server.user_names, config, 16))
+        truth = [server.truth(result.username).file_count for result in results]
+    assert [result.file_count for result in results] == truth
+    assert "not available: can't start new thread" in caplog.text
