@@ -10,9 +10,11 @@ import subprocess
 
 import pytest
 
+import databricks_user_files_simple
+import databricks_user_list
 from tests.connect_server import connect_server_of, why_not
 from tests.fake import FakeDatabricks
-from tests.helpers import FakeClock, run_command, set_constants, shorter_waits, write_users
+from tests.helpers import FakeClock, Result, log_in, run_command, set_constants, shorter_waits, write_users
 from tests.kernel import Kernel
 
 PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
@@ -70,6 +72,31 @@ def clock():
 def command():
     """run_command(script, *words, env=..., stdin=...) in tmp_path."""
     return run_command
+
+
+@pytest.fixture
+def here(monkeypatch, capsys):
+    """here(main, server, *words): a command in this process, logged in at the server, which counts anew."""
+
+    def run(main, server, *words):
+        log_in(monkeypatch, server)
+        server.counts_reset()
+        code = main([*map(str, words)])
+        return Result(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def scan(here):
+    """scan(server, *words): the scanner in this process."""
+    return lambda server, *words: here(databricks_user_files_simple.main, server, *words)
+
+
+@pytest.fixture
+def list_users(here):
+    """list_users(server, *words): the user list in this process."""
+    return lambda server, *words: here(databricks_user_list.main, server, *words)
 
 
 @pytest.fixture

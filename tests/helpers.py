@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ import pytest
 import databricks_user_files_simple as scanner
 import databricks_user_list
 from databricks_user_files_simple import FileSystemTotals, UserResult, open_checkpoint
-from tests.fake import Fault
+from databricks_user_list import DatabricksClient, DatabricksConfig
+from tests.fake import FakeDatabricks, Fault, dbfs_directory, dbfs_file, workspace_object
 
 ROOT = Path(__file__).resolve().parent.parent
 SCANNER = "databricks_user_files_simple.py"
@@ -86,6 +88,7 @@ def block_imports(folder, *names):
 
 PROGRAM = """
 import sys
+import threading
 sys.path.insert(0, {root!r})
 import databricks_user_files_simple, databricks_user_list, {module} as script
 for name, value in {constants!r}.items():
@@ -120,7 +123,17 @@ def shorter_waits(divisor):
     return {kind: (attempts, first / divisor) for kind, (attempts, first) in databricks_user_list.RETRIES.items()}
 
 
-# The commands as processes
+# The commands
+
+
+def log_in(monkeypatch, server):
+    """Variables for this process."""
+    monkeypatch.setenv("DATABRICKS_HOST", server.url)
+    monkeypatch.setenv("DATABRICKS_TOKEN", server.settings.token)
+
+
+def config_of(server):
+    return DatabricksConfig(server.url, server.settings.token, "test")
 
 
 @dataclass
@@ -220,6 +233,15 @@ def read_file_rows(path="files.csv"):
     return sorted(map(tuple, rows))
 
 
+def rows_of(path="out.csv"):
+    """The rows of a CSV by column; None where there is no such file."""
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+    except FileNotFoundError:
+        return None
+
+
 def asked_for(server, name):
     """How often one of the user's homes was listed."""
     return sum(server.requests[api, f"/Users/{name}"] for api in ("dbfs", "workspace"))
@@ -257,3 +279,95 @@ def write_checkpoint(path, results, workspace_url=HEADER["workspace_url"]):
         for result in results:
             checkpoint.save(result)
     return path.read_bytes()
+
+
+# Scans on a clock that nobody waits for, and what they are to find
+
+FILE_SYSTEMS = ("dbfs", "workspace")
+ANN, BEN = "ann@example.com", "ben@example.com"
+HOME = f"/Users/{ANN}"
+MINUTE = 60
+
+
+def make_client(server, clock, threads=16, jitter=1.0, host=None):
+    config = DatabricksConfig(host or server.url, server.settings.token, "test")
+    return DatabricksClient(config, threads, clock=clock, sleep=clock.sleep, jitter=lambda: jitter)
+
+
+@contextmanager
+def ended_threads():
+    """Waits for the threads that were started: they use the server."""
+    before = threading.enumerate()
+    try:
+        yield
+    finally:
+        for thread in set(threading.enumerate()).difference(before):
+            thread.join(10)
+
+
+def crawl(server, clock, names=None, threads=16, jitter=1.0, on_tick=lambda: None, host=None, **more):
+    """User name -> result of scan_users(); one that would go on for ever is ended."""
+    client = make_client(server, clock, threads, jitter, host)
+    last = clock.now + 40 * MINUTE
+
+    def tick():
+        assert clock.now < last, "no end after forty minutes"
+        on_tick()
+
+    with ended_threads():
+        names = names or server.user_names
+        results = list(scanner.scan_users(names, client.config, threads, client=client, on_tick=tick, **more))
+    client.adapter.close()
+    assert len(results) == len({result.username for result in results})
+    return {result.username: result for result in results}
+
+
+def figures(result):
+    """Files, bytes and directories of DBFS, then of the Workspace, as found by a scan."""
+    totals = [getattr(result, name) or FileSystemTotals() for name in FILE_SYSTEMS]
+    return tuple(count for found in totals for count in (found.files, found.bytes, found.directories))
+
+
+def true_figures(truth):
+    return (truth.dbfs_files, truth.dbfs_bytes, truth.dbfs_directories,
+            truth.workspace_objects, 10_000 * truth.workspace_objects, truth.workspace_directories)  # fmt: skip
+
+
+def assert_truth(result, truth):
+    assert figures(result) == true_figures(truth)
+    assert (result.file_count, result.total_size) == (truth.file_count, truth.total_size)
+    assert (result.status, result.error) == ("success" if truth.file_count else "empty", "")
+    if result.dbfs:
+        types = {"FILE": truth.dbfs_files, "DIRECTORY": max(truth.dbfs_directories - 1, 0)}
+        assert result.dbfs.types == {name: count for name, count in types.items() if count}
+    if result.workspace:
+        assert result.workspace.types == dict(truth.types)
+
+
+def assert_all_true(server, results):
+    assert sorted(results) == sorted(server.user_names)
+    for name, result in results.items():
+        assert_truth(result, server.truth(name))
+
+
+def listings(server):
+    """(file system, path) -> how often it was asked for; without /Users, which is listed to see who has a home."""
+    return {key: number for key, number in server.requests.items() if key[0] in FILE_SYSTEMS and key[1] != "/Users"}
+
+
+def small_server(names=(ANN,), **more):
+    """Users with four directories in DBFS (files of 128 bytes in all) and two in the Workspace (two objects)."""
+    server = FakeDatabricks(users=list(names), shape="none", **more)
+    for name in names:
+        home = f"/Users/{name}"
+        server.add_tree("dbfs", {
+            home: [dbfs_directory(f"{home}/a"), dbfs_file(f"{home}/top", 5), dbfs_directory(f"{home}/b")],
+            f"{home}/a": [dbfs_file(f"{home}/a/one", 100)],
+            f"{home}/b": [dbfs_file(f"{home}/b/two", 20), dbfs_directory(f"{home}/b/c")],
+            f"{home}/b/c": [dbfs_file(f"{home}/b/c/three", 3)],
+        })  # fmt: skip
+        server.add_tree("workspace", {
+            home: [workspace_object(f"{home}/n"), workspace_object(f"{home}/w", "DIRECTORY")],
+            f"{home}/w": [workspace_object(f"{home}/w/f", "FILE")],
+        })  # fmt: skip
+    return server

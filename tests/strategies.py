@@ -1,8 +1,12 @@
 """What hypothesis makes up for several test files: results of users, and trees of any names."""
 
+import json
+
+import responses
 from hypothesis import strategies as st
 
 from databricks_user_files_simple import FileSystemTotals, UserResult
+from databricks_user_list import DatabricksClient, DatabricksConfig, DatabricksError
 
 COUNTS = st.integers(0, 2**63 - 1)
 TEXTS = st.text(st.characters(), max_size=20)  # surrogates, too: a path may have them
@@ -43,3 +47,40 @@ def plain_count(tree):
     files = [value for value in tree.values() if not isinstance(value, dict)]
     return (len(files) + sum(count[0] for count in inner), sum(value for value in files if isinstance(value, int))
             + sum(count[1] for count in inner), 1 + sum(count[2] for count in inner))  # fmt: skip
+
+
+# Answers
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3), max_leaves=8,
+)  # fmt: skip
+STATUSES = st.just(200) | st.sampled_from([204, 301, 400, 401, 403, 404, 418, 429, 500, 503])
+TEXT = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=20)
+HEADERS = st.dictionaries(st.sampled_from(["Retry-After", "Location", "Content-Encoding"]), TEXT)
+PIECES = st.sampled_from([
+    b"\n", b"\r\n", b"\r", b",", b";", b'"', b"'", b"=", b"[", b"]", b"{", b"}", b"\x00", b" ", b"\t", b"%", b"#",
+    b"\xff\xfe", b"\xfe\xff", b"\xef\xbb\xbf", b"\xff", b"username", b"email", b"a@x.com", b"..", b"/", b"\\",
+])  # fmt: skip
+
+
+def bytes_of(*pieces):
+    """Any bytes, and such as are nearly right."""
+    return st.binary(max_size=60) | st.lists(PIECES | st.sampled_from(pieces), max_size=14).map(b"".join)
+
+
+BODIES = JSON.map(json.dumps) | bytes_of(b"{}", b'{"files": [', b"<html>")
+
+
+def answered(parse, status, body, headers):
+    """What attempt() returns for this answer, or its error."""
+    config = DatabricksConfig("https://adb-1.2.azuredatabricks.net", "dapi-5ecret-0123456789")
+    with responses.RequestsMock() as mocked:
+        mocked.get(f"{config.host}/x", body=body, status=status, headers=headers)
+        try:
+            return DatabricksClient(config).attempt("/x", {"path": "/Users/a"}, parse)
+        except DatabricksError as error:
+            assert config.token not in str(error)
+            assert "\n" not in str(error)
+            assert 0 <= error.retry_after <= 120
+            return error

@@ -547,6 +547,11 @@ class FakeDatabricks:
         """Add a user by name or SCIM dictionary; kind="service_principal" or "unlisted": another owner of a home."""
         self.workspace.add_user(user, shape, **scim_fields)
 
+    def drop_connections(self):
+        """End every connection, as a network that goes away does."""
+        for connection in list(self.connections):
+            self.loop.call_soon_threadsafe(connection.transport.abort)
+
     def revoke(self):
         """Refuse all OAuth tokens that were issued until now."""
         self.issued = dict.fromkeys(self.issued, -math.inf)

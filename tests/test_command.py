@@ -1,0 +1,578 @@
+"""What the two commands take, say and return (SPEC section 5)."""
+
+import json
+import os
+import re
+import struct
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import responses
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import databricks_user_files_simple as scanner
+import databricks_user_list
+from tests.fake import FakeDatabricks, Fault, dbfs_directory, dbfs_file, workspace_object
+from tests.helpers import NAME, ROOT, SCANNER, USER_LIST, config_of, log_in, needs_posix, rows_of, true_csv
+from tests.strategies import USERNAMES, bytes_of
+
+SECRET = "dapi-secret-0123456789"
+HEADER = "username,file_count,total_size,total_size_gb,status,file_source,error\n"
+CONTROLS = r"[\x00-\x09\x0b-\x1f\x7f-\x9f]"
+
+
+@pytest.fixture(scope="module")
+def nobody():
+    """A workspace without users and homes: every user is `empty`."""
+    with FakeDatabricks(users=0) as server:
+        yield server
+
+
+def usernames():
+    return [row["username"] for row in rows_of()]
+
+
+def add_three_users(server):
+    """a: files of known sizes in both file systems; b: partly unreadable; c: not readable; d: nothing."""
+    for name in ("a", "b", "c", "d"):
+        server.add_user(name, "none")
+    server.add_tree("dbfs", {
+        "/Users/a": [dbfs_file("/Users/a/f1", 3 * 1024**3), dbfs_directory("/Users/a/deep")],
+        "/Users/a/deep": [dbfs_file("/Users/a/deep/f2", 123_456_789)],
+        "/Users/b": [dbfs_file("/Users/b/f", 7), dbfs_directory("/Users/b/no")],
+        "/Users/b/no": [dbfs_file("/Users/b/no/f", 1_000)],
+        "/Users/c": [],
+        "/Users/d": [],
+    })  # fmt: skip
+    server.add_tree("workspace", {
+        "/Users/a": [workspace_object("/Users/a/n"), workspace_object("/Users/a/src", "REPO")],
+        "/Users/a/src": [workspace_object("/Users/a/src/x", "FILE"), workspace_object("/Users/a/src/y", None)],
+        "/Users/c": [],
+    })  # fmt: skip
+    server.change(faults=[Fault("403", path="/Users/b/no"), Fault("403", path="/Users/c")])
+    return server
+
+
+@pytest.fixture
+def three():
+    with add_three_users(FakeDatabricks(users=0)) as server:
+        yield server
+
+
+# Bad input
+
+
+BAD_INPUT = {
+    "no credentials at all": ((), {"DATABRICKS_HOST": "", "DATABRICKS_TOKEN": ""}, "no login found"),
+    "unknown profile": (("--profile", "nope"), {"DATABRICKS_CONFIG_FILE": "good.cfg"}, "prod"),
+    "profile file that is no INI": ((), {"DATABRICKS_CONFIG_FILE": "binary"}, "binary"),
+    "host that does not resolve": ((), {"DATABRICKS_HOST": "https://nowhere.invalid"}, "nowhere.invalid"),
+    "wrong token": ((), {"DATABRICKS_TOKEN": SECRET}, "token"),
+    "http host that is not loopback": ((), {"DATABRICKS_HOST": "http://adb-1.net"}, "unencrypted"),
+    "token without a workspace": (("--token", SECRET), {}, "--workspace-url"),
+    "output folder missing": (("-o", "missing/out.csv"), {}, "missing/out.csv"),
+    "output is a folder": (("-o", "folder"), {}, "folder"),
+    "unknown option": (("--nope",), {}, "--nope"),
+    "abbreviated option": (("--prof", "x"), {}, "--prof"),
+}
+BAD_SCANS = {
+    "users file missing": (("--users-file", "missing.csv"), {}, "missing.csv"),
+    "users file empty": (("--users-file", "empty"), {}, "empty"),
+    "users file binary": (("--users-file", "binary"), {}, "binary"),
+    "users file that leads out of /Users": (("--users-file", "escape.txt"), {}, "escape.txt, line 2"),
+    "name that leads out of /Users": (("../../Shared",), {}, "../../Shared"),
+    "details folder missing": (("--users-file", "users.txt", "--details", "missing/d.json"), {}, "missing/d.json"),
+    "threads 0": (("a", "--threads", "0"), {}, "--threads"),
+    "threads 65": (("a", "--threads", "65"), {}, "from 1 to 64"),
+    "both only": (("a", "--dbfs-only", "--workspace-only"), {}, "--workspace-only"),
+    "quiet and debug": (("a", "--quiet", "--debug"), {}, "--debug"),
+    "no users": ((), {}, "--users-file"),
+    "output is the users file": (("--users-file", "users.txt", "-o", "users.txt"), {}, "different files"),
+    "details are the output": (("a", "-o", "out", "--details", "out"), {}, "different files"),
+    "output is the checkpoint": (("--users-file", "users.txt", "-o", NAME), {}, "different files"),
+    "resume of what is not saved": (("a", "--resume"), {}, "--checkpoint"),
+    "details on stdout by another name": (("a", "--details", "/dev/stdout"), {}, "different files"),
+    "details and output are one device": (("a", "-o", "/dev/zero", "--details", "/dev/zero"), {}, "different files"),
+}  # fmt: skip
+CASES = [(script, name, *case) for script, cases in (
+    (SCANNER, BAD_SCANS), (USER_LIST, BAD_INPUT),
+    (SCANNER, {name: (("a@x.com", *words), env, says) for name, (words, env, says) in BAD_INPUT.items()}),
+) for name, case in cases.items()]  # fmt: skip
+
+
+@pytest.mark.parametrize(("script", "words", "env", "says"), [(case[0], *case[2:]) for case in CASES],
+                         ids=[f"{case[0][11:-3]}: {case[1]}" for case in CASES])  # fmt: skip
+def test_bad_input_is_a_short_error_exit_2_and_nothing_written(
+    script, words, env, says, here, monkeypatch, tmp_path, nobody
+):
+    def contents():
+        return {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+
+    (tmp_path / "folder").mkdir()
+    for name, content in {
+        "empty": b"", "binary": bytes(range(256)), "users.txt": b"a\nb\n", "escape.txt": b"a@x.com\n../../Shared\n",
+        "good.cfg": b"[prod]\nhost=https://p.net\ntoken=t\n",
+    }.items():  # fmt: skip
+        (tmp_path / name).write_bytes(content)
+    before = contents()
+
+    def main(argv):
+        for name, value in env.items():
+            monkeypatch.setenv(name, value)
+        return {SCANNER: scanner.main, USER_LIST: databricks_user_list.main}[script](argv)
+
+    done = here(main, nobody, *words)
+    lines = [line for line in done.err.splitlines() if not line.startswith("Workspace ")]
+    assert (done.code, done.out) == (2, ""), done
+    assert 1 <= len(lines) <= 2, done
+    assert says in done.err
+    assert "Traceback" not in done.err
+    assert SECRET not in done.err
+    assert contents() == before
+
+
+# Users
+
+NAMES = ("a@x.com", "=1+1", "-a", "@b", "+1", "o'neil", "a b", "a\u00a0b", "corp\\anna", "mailto:a", "#a",
+         "\u00e9", "e\u0301", "\U0001f600", "...", "..a", "a%2F..", "username")  # fmt: skip
+NO_NAMES = ("", ".", "..", "a/b", "../ann", "/", "a\"b", "Anna <a@x.com>", "a,b", "a;b", "a\nb", "a\tb", "a\0b",
+            "a\x7f", "\x85a", "\ufeffa", "a\u200bb", "\u202ea", "a\u00adb", "\ud800", " a", "a ",
+            "a\u00a0", "\u3000a", "\u2028",
+            "'a@x.com'", "a'", '="a@x.com"', 'a,"Berg, Anna",true,1')  # fmt: skip
+
+
+def test_names_are_verbatim(scan, nobody):
+    assert scan(nobody, "-o", "out.csv", "--", *NAMES).code == 0
+    assert usernames() == list(NAMES)
+    Path("users").write_text("username\n" + "\n".join(NAMES), encoding="utf-8")
+    assert scan(nobody, "-o", "out.csv", "--users-file", "users").code == 0
+    assert usernames() == list(NAMES)
+
+
+@pytest.mark.parametrize("name", NO_NAMES, ids=ascii)
+def test_what_is_no_name_is_refused_by_place_and_before_any_request(scan, nobody, name):
+    with pytest.raises(ValueError, match="is not a user name: it "):
+        next(scanner.scan_users(["good", name], config_of(nobody)))
+    done = scan(nobody, "good", name)
+    assert (done.code, done.out, nobody.total_requests) == (2, "", 0)
+    assert "command line: " in done.err
+    if name == name.strip(" \t") and name != "\ud800":  # else it cannot be in a file, or is a good one there
+        cell = name.replace('"', '""')
+        Path("users").write_bytes(f'id,username\n1,good\n2,"{cell}"\n'.encode())
+        done = scan(nobody, "--users-file", "users")
+        assert (done.code, done.out, nobody.total_requests) == (2, "", 0)
+        assert f"users, line {4 if chr(10) in name else 3}: " in done.err
+
+
+@pytest.mark.parametrize(("data", "names"), [
+    (b"a\nb\nc", "a b c"),
+    (b"a\r\nb\r\nc\r\n", "a b c"),
+    (b"a\rb\rc\r", "a b c"),
+    (b"\n\nb\n \t \n\na\nb\n", "b a"),
+    (b'  a  \n\tb\n"c"\n', "a b c"),
+    ("\ufeffa\nb\u00e9\n".encode(), "a b\u00e9"),
+    ("\ufeffa\r\nb\u00e9\r\n".encode("utf-16-le"), "a b\u00e9"),
+    ("\ufeffa\nb\n".encode("utf-16-be"), "a b"),
+    ("\ufeffuserName;active\r\na;true\r\n".encode("utf-16-le"), "a"),
+    ("\ufeffdisplay_name\tusername\r\nBerg, A\ta\r\n\tb\r\n".encode("utf-16-le"), "a b"),  # as Excel writes it
+    (b"username,display_name,active,user_id\na,A,true,1\nb,B,false,2\n", "a b"),
+    (b"id,user_name\n1,a\n", "a"),
+    (b"id,EMAIL,x\n1,a,2\n", "a"),
+    (b"UserPrincipalName\na\n", "a"),
+    (b"mail;userprincipalname\n;a\n", "a"),
+    (b" id ,\tusername \n1, a \t\n", "a"),
+    (b"email,username\nwrong,a\n", "a"),
+    (b'id, "username", x\n1, "a", "1, 2"\n', "a"),
+    (b'username;note\na;"x, y, z; w"\n', "a"),
+    (b'username,display_name\na,"Berg, ""A"""\nb,"two\nlines"\nc,\n', "a b c"),
+    (b"username,active\n\na,true,\n\n,\nb\n", "a b"),
+])  # fmt: skip
+def test_users_files(scan, nobody, data, names):
+    Path("users").write_bytes(data)
+    assert scan(nobody, "-o", "out.csv", "--users-file", "users").code == 0
+    assert usernames() == names.split()
+
+
+@pytest.mark.parametrize(("data", "says"), [
+    (b"id,name\n1,a\n", "users: several columns"),
+    (b"id\tname\n1\ta\n", "users, line 1"),
+    (b"a;b\n", "users, line 1"),
+    (b"username,active\na,true\n,true\n", "users, line 3"),
+    (b"id,username\n1,a\n2\n", "users, line 3"),
+    (b"display_name,username\nA,a\nBerg, Anna,b\n", "users, line 3: more columns"),
+    (b'user_id,username,display_name\n1,a,A\n"2,b,""Berg, B"""\n', "users, line 3"),  # whole rows in quotes
+    (b'username,display_name\n"a,""Berg, A"""\n', "users, line 2"),
+    (b'"username,display_name"\n"a,A"\n', "users, line 1"),
+    (b'username;x\n"a" b;1\n', "users, line 2"),
+    (b'username,x\na,"open\nb,1\n', "users, line 3"),
+    (b"a\nb\x00\n", "users, line 2"),
+    (b"a\n\xff\xff\n", "users is neither UTF-8 nor UTF-16"),
+    (b"\xff\xfea", "users is neither UTF-8 nor UTF-16"),
+    ("\ufeff\ufeffusername\na\n".encode(), "users, line 1"),
+    (b"username\n", "users has no user names"),
+    (b" \n\n", "users has no user names"),
+])  # fmt: skip
+def test_users_files_that_are_refused(scan, nobody, data, says):
+    Path("users").write_bytes(data)
+    done = scan(nobody, "--users-file", "users")
+    assert (done.code, done.out, nobody.total_requests) == (2, "", 0)
+    [_, line] = done.err.splitlines()  # the first names the workspace
+    assert says in line
+
+
+ANY = settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+
+
+@ANY
+@given(bytes_of(b"a@x.com\n", b"username,active\n", b"userName;x\n"))
+def test_any_bytes_as_users_file(tmp_path, data):
+    path = tmp_path / "users"
+    path.write_bytes(data)
+    try:
+        names = scanner.read_usernames([], str(path))
+    except databricks_user_list.InventoryError as error:
+        assert str(path) in str(error)
+    else:
+        assert names
+        assert len(set(names)) == len(names)
+        for name in names:
+            databricks_user_list.check_username(name)
+
+
+@ANY
+@given(st.lists(USERNAMES, min_size=1, max_size=5, unique=True))
+def test_the_users_file_of_one_command_is_read_by_the_other(tmp_path, names):
+    columns = databricks_user_list.USER_LIST_COLUMNS
+    rows = [dict.fromkeys(columns, "=1") | {"username": name} for name in names]
+    databricks_user_list.write_users(rows, str(tmp_path / "users"))
+    assert scanner.read_usernames([], str(tmp_path / "users")) == names
+
+
+def test_named_users_and_those_of_the_file_are_each_scanned_once(scan, nobody):
+    Path("users").write_text("b\na\nc\n")
+    assert scan(nobody, "a", "--users-file", "users", "d", "a", "-o", "out.csv").code == 0
+    assert usernames() == ["a", "d", "b", "c"]
+
+
+@pytest.mark.parametrize("names", [["-a", "b", "c"], ["a", "b", "-c"], ["--debug", "b"]])
+def test_no_name_after_two_dashes_is_lost(scan, nobody, names):
+    assert scan(nobody, "-o", "out.csv", "--", *names).code == 0
+    assert usernames() == names
+
+
+def test_users_come_from_stdin_and_the_csv_goes_to_stdout(command, login, nobody):
+    data = "\ufeffusername;x\r\na;1\r\n\u00e9;2\r\n"
+    result = command(
+        SCANNER, "--users-file", "-", env={**login(nobody), "PYTHONIOENCODING": "ascii"}, stdin=data.encode()
+    )
+    assert result.code == 0, result
+    assert result.out == HEADER + "a,0,0,0.0000,empty,none,\n\u00e9,0,0,0.0000,empty,none,\n"
+
+
+# Results
+
+
+def test_the_inventorys_bytes(scan, three):
+    Path("users").write_text("d\nc\nb\na\n")
+    done = scan(three, "--users-file", "users")
+    truth = three.truth("a")
+    assert done.code == 1
+    assert (truth.file_count, truth.total_size) == (5, 3 * 1024**3 + 123_456_789 + 3 * 10_000)
+    expected = [
+        "d,0,0,0.0000,empty,none,",
+        "c,0,0,0.0000,error,none,dbfs:/Users/c: 403 PERMISSION_DENIED: The caller may not list this path. (and 1 more)",
+        "b,1,7,0.0000,partial,dbfs,dbfs:/Users/b/no: 403 PERMISSION_DENIED: The caller may not list this path.",
+        f"a,5,{truth.total_size},3.1150,success,both,",
+    ]
+    assert done.out == HEADER + "\n".join(expected) + "\n"
+
+
+@pytest.mark.parametrize(("words", "code"), [
+    (("a",), 0), (("d",), 0), (("a", "d"), 0), (("b",), 1), (("c",), 1), (("a", "b", "c", "d"), 1), (("--help",), 0),
+])  # fmt: skip
+def test_exit_codes(scan, three, words, code):
+    assert scan(three, *words).code == code
+
+
+def test_details_are_a_json_object_per_user(scan, three):
+    scan(three, "a", "b", "c", "d", "--details", "details.json")
+    text = Path("details.json").read_text(encoding="utf-8")
+    users = {record["username"]: record for record in map(json.loads, text.splitlines())}
+    assert list(users) == ["a", "b", "c", "d"]
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", record["scanned_at"]) for record in users.values())
+    dbfs, workspace = users["a"]["dbfs"], users["a"]["workspace"]
+    assert (dbfs["files"], dbfs["bytes"], dbfs["directories"]) == (2, 3 * 1024**3 + 123_456_789, 2)
+    assert dbfs["types"] == {"FILE": 2, "DIRECTORY": 1}
+    assert (workspace["files"], workspace["bytes"], workspace["directories"]) == (3, 30_000, 2)
+    assert workspace["types"] == {"NOTEBOOK": 1, "REPO": 1, "FILE": 1, "UNKNOWN": 1}
+    assert [at["path"] for at in users["b"]["dbfs"]["failures"]] == ["/Users/b/no"]
+    assert "403" in users["c"]["workspace"]["failures"][0]["error"]
+
+
+def test_a_path_with_a_line_break_stays_in_its_row(scan):
+    names = ["new\nline", "carriage\rreturn"]
+    with FakeDatabricks(users=["a", "z"], shape="none") as server:
+        server.add_tree("dbfs", {"/Users/a": [dbfs_directory(f"/Users/a/{name}") for name in names]})
+        server.change(faults=[Fault("403", path=f"/Users/a/{name}") for name in names])
+        assert scan(server, "a", "z", "-o", "out.csv").code == 1
+    assert [(row["username"], row["status"]) for row in rows_of()] == [("a", "partial"), ("z", "empty")]
+
+
+def test_only_options_leave_the_other_file_system_alone(scan, three):
+    for option, count, other in (("--dbfs-only", "2", "workspace"), ("--workspace-only", "3", "dbfs")):
+        assert scan(three, "a", option, "-o", "out.csv").code == 0
+        assert rows_of()[0]["file_count"] == count
+        assert other not in {api for api, _ in three.requests}
+
+
+def test_threads_1_is_one_request_at_a_time(scan):
+    with FakeDatabricks(users=12, latency=0.002) as server:
+        assert scan(server, *server.user_names, "--threads", "1").code == 0
+        assert server.max_in_flight == 1
+
+
+# What is said
+
+
+def test_the_first_line_names_the_workspace_and_the_login(scan, list_users, nobody):
+    for done in (scan(nobody, "a"), list_users(nobody)):
+        assert done.err.splitlines()[0] == f"Workspace {nobody.url}, login from environment"
+
+
+def test_the_summary_of_several_users(scan, three):
+    text = scan(three, "a", "b", "c", "d", "-o", "out.csv").err
+    assert "4 users: 1 success, 1 empty, 1 partial, 1 error" in text
+    table = text.splitlines()[text.splitlines().index("         files        size   estimated") :]
+    assert table[1:6] == [
+        "             3     3.1 GiB           -  DBFS",
+        "             3    29.3 KiB    29.3 KiB  Workspace, 10,000 bytes an object",
+        "             5     3.1 GiB    29.3 KiB  a",
+        "             1         7 B           -  b",
+        table[5],
+    ]
+    assert table[5] == "homes: 4 in DBFS, 2 in Workspace"
+    assert re.match(r"\d+ requests, ", table[6])
+    assert "  partial: b: dbfs:/Users/b/no: 403 PERMISSION_DENIED: The caller may not list this path." in table
+    assert [line.split(": ")[:2] for line in table if line.startswith("  error")] == [["  error", "c"]]
+
+
+def test_the_summary_names_five_of_those_that_could_not_be_listed_and_counts_the_others(scan):
+    names = [f"u{number}" for number in range(7)]
+    with FakeDatabricks(users=names, shape="empty", faults=[Fault("403", api="dbfs")]) as server:
+        text = scan(server, *names, "-q", "-o", "out.csv").err
+        one = scan(server, names[0], "-q", "-o", "out.csv").err
+    assert text.count("  partial: u") == 5
+    assert "  and 2 more users" in text
+    assert "1 user: 1 partial" in one
+    assert one.count("/Users/u0") == 1
+    assert all("--details names" in shown for shown in (text, one))
+
+
+def test_the_summary_counts_retries_and_429s(scan, monkeypatch):
+    for kind in ("server", "rate limit"):
+        monkeypatch.setitem(databricks_user_list.RETRIES, kind, (5, 0.01))
+    faults = [Fault("500", api="dbfs", times=3), Fault("429", api="workspace", times=2)]
+    with FakeDatabricks(users=["a"], shape="empty", faults=faults) as server:
+        done = scan(server, "a")
+        assert (done.code, server.total_requests) == (0, 12)
+    assert "12 requests, 5 of them repeats, 2 answered 429" in done.err
+
+
+def test_the_summary_of_one_user_is_its_breakdown(scan, three):
+    text = scan(three, "a", "-o", "out.csv").err
+    assert "DBFS: 2 directories listed with 1 DIRECTORY, 2 FILE" in text
+    assert "Workspace: 2 directories listed with 1 FILE, 1 NOTEBOOK, 1 REPO, 1 UNKNOWN" in text
+
+
+def test_quiet_says_warnings_errors_and_the_summary_only(scan):
+    with FakeDatabricks(users=3, shape="small", groups=["users"]) as server:
+        quiet = scan(server, *server.user_names, "--quiet").err
+        loud = scan(server, *server.user_names).err
+    assert "warning" in quiet
+    assert "3 users" in quiet
+    assert "sequential" in loud
+    assert "sequential" not in quiet
+
+
+def test_a_traceback_is_shown_with_debug_alone(here, monkeypatch, nobody):
+    def with_a_wrong_token(main):
+        return lambda argv: (monkeypatch.setenv("DATABRICKS_TOKEN", "wrong"), main(argv))[1]
+
+    for main, words in ((scanner.main, ["a"]), (databricks_user_list.main, [])):
+        for debug in ([], ["--debug"]):
+            done = here(with_a_wrong_token(main), nobody, *words, *debug)
+            assert (done.code, "Traceback" in done.err) == (2, bool(debug))
+            assert "wrong" not in done.err
+
+
+def test_debug_names_each_directory_and_not_the_token(scan):
+    with add_three_users(FakeDatabricks(users=0, token=SECRET)) as server:
+        done = scan(server, "a", "--debug")
+    assert done.code == 0, done
+    assert [path for path in ("/Users/a", "/Users/a/deep", "/Users/a/src") if path not in done.err] == []
+    assert SECRET not in done.err + done.out
+
+
+@pytest.mark.parametrize("form", [("--token", SECRET), (f"--token={SECRET}",)])
+def test_the_token_option_is_shown_and_saved_nowhere(command, tmp_path, form):
+    with FakeDatabricks(users=8, shape="small", token=SECRET, expire_after_requests=40) as server:
+        (tmp_path / "users").write_text("".join(f"{name}\n" for name in server.user_names))
+        words = ("--workspace-url", server.url, "--threads", "1", "-o", "out.csv", "--users-file", "users")
+        result = command(SCANNER, *words, *form)
+    assert result.code == 2, result
+    saved = len(json.loads((tmp_path / NAME).read_bytes())["results"])
+    assert result.err.endswith(f"{saved} of 8 users saved in {NAME}; the same command with --resume goes on\n")
+    assert saved > 0
+    assert SECRET not in result.err + result.out
+    for path in tmp_path.iterdir():
+        assert path.is_dir() or SECRET.encode() not in path.read_bytes()
+
+
+def test_without_a_terminal_there_are_no_control_characters(command, login):
+    red, lines = "/Users/a/\x1b[31mred\x1b]0;title\x07", "/Users/a/two\nlines"
+    with FakeDatabricks(users=["a", "b"], shape="none") as server:
+        server.add_tree("dbfs", {"/Users/a": [dbfs_directory(red), dbfs_directory(lines)]})
+        server.change(faults=[Fault("403", path=red)])
+        for words in ((), ("--debug",)):
+            result = command(SCANNER, "a", "b", *words, env={**login(server), "TERM": "xterm-256color"})
+            assert result.code == 1
+            assert not re.search(CONTROLS, result.err)
+            assert "%|" not in result.err
+
+
+def on_a_terminal(server, login, **variables):
+    """Exit code of a scan of all users on a terminal, and what it showed there."""
+    import fcntl
+    import pty
+    import termios
+
+    leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+    process = subprocess.Popen(
+        [sys.executable, "-B", ROOT / SCANNER, *server.user_names, "--threads", "2", "-o", "out.csv"],
+        env={**os.environ, **login(server), **variables}, stderr=follower, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    os.close(follower)
+    shown = b""
+    try:
+        while part := os.read(leader, 65536):
+            shown += part
+    except OSError:  # Linux: the other end is closed
+        pass
+    os.close(leader)
+    return process.wait(10), shown.decode()
+
+
+@needs_posix
+def test_on_a_terminal_a_bar_shows_users_and_requests_per_second(login):
+    with FakeDatabricks(users=12, shape="empty", latency=0.1) as server:
+        code, text = on_a_terminal(server, login)
+    assert code == 0
+    assert "12/12 users" in text
+    assert re.search(r"\d+ requests/s", text)
+    assert re.search(r"\d+ files", text)
+
+
+BROKEN_BARS = {  # variables, and the text of a package tqdm
+    "a variable that tqdm stumbles over later": ({"TQDM_ASCII": "1"}, None),
+    "cannot be imported": ({}, "raise RuntimeError('broken')"),
+    "cannot draw": ({}, "class tqdm:\n    def __init__(self, **_): self.disable = False"),
+    "cannot write": ({}, "class tqdm:\n    def __init__(self, **_): self.disable = False\n"
+                         "    update = set_postfix_str = close = lambda self, *_: None"),
+}  # fmt: skip
+
+
+@needs_posix
+@pytest.mark.parametrize("kind", BROKEN_BARS)
+def test_a_bar_that_does_not_work_changes_nothing_but_itself(login, tmp_path, kind):
+    variables, text = BROKEN_BARS[kind]
+    if text is not None:
+        (tmp_path / "tqdm").mkdir()
+        (tmp_path / "tqdm" / "__init__.py").write_text(text)
+        variables = {"PYTHONPATH": str(tmp_path)}
+    with FakeDatabricks(users=4, shape="empty", groups=["users"]) as server:
+        code, text = on_a_terminal(server, login, **variables)
+    assert code == 0, text
+    said = ("Workspace http", "warning: this login is not", "4 users: 4 empty", " requests, ")
+    assert [text.count(piece) for piece in said] == [1] * len(said), text
+    assert not re.search("Traceback|Exception", text), text
+
+
+def test_commands_in_threads_of_one_process_say_each_message_once(monkeypatch, capsys):
+    with FakeDatabricks(users=2, shape="empty", groups=["users"], latency=0.02) as server:
+        log_in(monkeypatch, server)
+        both, codes = threading.Barrier(2), []
+
+        def run(number):
+            both.wait()
+            codes.append(scanner.main([server.user_names[number], "-o", f"out{number}.csv"]))
+
+        threads = [threading.Thread(target=run, args=(number,)) for number in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert capsys.readouterr().err.count("warning: this login is not in the group admins") == 2
+        assert scanner.main([server.user_names[0], "-o", "out.csv"]) == 0
+    assert codes == [0, 0]
+    assert capsys.readouterr().err.count("warning: this login is not in the group admins") == 1
+    assert databricks_user_list.log.propagate
+    assert not databricks_user_list.log.handlers
+
+
+# Both files
+
+
+def test_the_files_have_no_name_in_common_but_main_and_what_one_imports():
+    ours = {name for name, value in vars(scanner).items() if not name.startswith("_")}
+    theirs = vars(databricks_user_list)
+    assert [name for name in ours & theirs.keys() if theirs[name] is not vars(scanner)[name]] == ["main"]
+    assert scanner.main is scanner.user_files
+    assert databricks_user_list.main is databricks_user_list.user_list
+
+
+@responses.activate
+def test_both_commands_have_one_version_and_tell_the_service(capsys):
+    responses.get(re.compile("https://"), status=403)
+    for main, words in ((scanner.main, ["a"]), (databricks_user_list.main, [])):
+        assert main(["--version"]) == 0
+        assert capsys.readouterr().out.endswith(f".py {databricks_user_list.VERSION}\n")
+        main(["--workspace-url", "https://adb-1.net", "--token", SECRET, *words])
+    agents = {call.request.headers["User-Agent"] for call in responses.calls}
+    assert agents == {f"databricks-user-files/{databricks_user_list.VERSION}"}
+
+
+@pytest.mark.parametrize("script", [SCANNER, USER_LIST])
+def test_help_names_every_option_and_that_a_token_shows_in_the_process_list(command, script):
+    result = command(script, "--help")
+    assert result.code == 0
+    assert result.err == ""
+    options = {"--profile", "--workspace-url", "--token", "--output", "--debug"}
+    options |= {"--max-users", "--active-only", "--list-profiles"} if script == USER_LIST else {
+        "--users-file", "--details", "--threads", "--dbfs-only", "--workspace-only", "--resume", "--checkpoint",
+        "--quiet",
+    }  # fmt: skip
+    assert options <= set(re.findall(r"--[a-z-]+", result.out))
+    assert "process list" in " ".join(result.out.split())
+
+
+@pytest.mark.parametrize("options", [("-P",), ("-I",), ("-m",)])
+def test_neither_command_needs_the_others_folder_on_the_path(login, options):
+    """-P is PYTHONSAFEPATH=1."""
+    if options == ("-P",) and sys.version_info < (3, 11):
+        pytest.skip("Python 3.10 has no -P")
+    with FakeDatabricks(users=3, shape="small") as server:
+        environment = {**os.environ, **login(server), "PYTHONPATH": str(ROOT) if options == ("-m",) else ""}
+        for script, words in (
+            (USER_LIST, ["-o", "users.csv"]),
+            (SCANNER, ["--users-file", "users.csv", "-o", "out.csv"]),
+        ):
+            place = Path(script).stem if options == ("-m",) else ROOT / script
+            done = subprocess.run([sys.executable, *options, place, *words], env=environment, capture_output=True,
+                                  check=False)  # fmt: skip
+            assert done.returncode == 0, done.stderr
+        assert Path("out.csv").read_bytes() == true_csv(server)
