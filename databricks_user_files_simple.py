@@ -173,7 +173,7 @@ class FileSystemTotals:
         self.directories += not listing.is_file
         for object_type, count in listing.types.items():
             self.types[object_type] = self.types.get(object_type, 0) + count
-        newest = max((entry.modified or 0 for entry in listing.files), default=0)
+        newest = max((entry.modified or 0 for entry in listing.files if (entry.modified or 0) < YEAR_3000), default=0)
         self.last_modified = max(self.last_modified, iso_time(newest))
         self.failures += [{"path": path, "error": NOT_TOLD} for path in listing.odd]
 
