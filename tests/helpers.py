@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,6 +24,7 @@ from databricks_user_files_simple import FileSystemTotals, UserResult, open_chec
 from databricks_user_list import DatabricksClient, DatabricksConfig
 from tests.fake import FakeDatabricks, Fault, dbfs_directory, dbfs_file, workspace_object
 
+PYENV = Path.home() / ".pyenv"  # other interpreters; tests have another home
 ROOT = Path(__file__).resolve().parent.parent
 SCANNER = "databricks_user_files_simple.py"
 USER_LIST = "databricks_user_list.py"
@@ -69,6 +71,16 @@ def free_port():
     """A port at which nobody listens."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return listener.getsockname()[1]
+
+
+def find_python(version):
+    """The path of a Python of that minor version ("3.12"), or None."""
+    pyenv = Path(os.environ.get("PYENV_ROOT") or PYENV)
+    for path in [*sorted(map(str, pyenv.glob(f"versions/{version}.*/bin/python"))), shutil.which(f"python{version}")]:
+        # pyenv's own python3.12 may be there, and say that it is not
+        if path and subprocess.run([path, "-c", ""], capture_output=True, check=False).returncode == 0:
+            return path
+    return None
 
 
 def block_imports(folder, *names):

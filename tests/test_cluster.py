@@ -1,56 +1,142 @@
-"""The rules of batches for a cluster: their share of the pace, their size, and what a worker's report counts for."""
+"""The workers of a cluster as further hands: the results are those of this machine alone, whatever goes wrong.
+
+First the rules, and what a worker does, without Spark. Then real workers: one Connect server, local[8], serves all
+tests; its workers may import nothing of this project, and sign their requests.
+"""
 
 import base64
+import itertools
 import json
+import logging
 import os
+import selectors
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
 import threading
 import zlib
+from concurrent import futures
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
 
 import pytest
 
-from databricks_user_files_simple import (
-    UNREADABLE,
-    fetch,
-    process_user_batch_parallel,
-    reach_past_proxy,
-    read_report,
-    schedule,
-    share_of_pace,
-    size_of_batch,
-    spark_problem,
-)
-from databricks_user_list import DatabricksConfig
+import databricks_user_files_simple as scanner
+from databricks_user_files_simple import process_user_batch_parallel
+from databricks_user_list import DatabricksClient, DatabricksConfig, InventoryError, load_databricks_config
 from tests.fake import FakeDatabricks, Fault
-from tests.helpers import set_constants
+from tests.helpers import (
+    NAME,
+    SCANNER,
+    WORDS,
+    asked_for,
+    block_imports,
+    find_python,
+    hang_when,
+    needs_posix,
+    running,
+    saved_users,
+    set_constants,
+    true_csv,
+    until,
+    write_users,
+)
 
 DBFS, WORKSPACE = "dbfs", "workspace"
 LIMITS = {"seconds": 2.0, "grace": 5.0, "connect": 5, "read": 5, "bytes": 8 * 1024**2, "failures": 3}
 
 
+def config_of(server):
+    return DatabricksConfig(server.url, server.settings.token, "test")
+
+
+def scan(spark, server, config=None, threads=4):
+    """A scan with these further hands, whose results are the truth."""
+    names = server.user_names
+    results = list(process_user_batch_parallel(spark, names, config or config_of(server), threads))
+    by_name = {result.username: result for result in results}
+    assert (by_name.keys(), len(results)) == (set(names), len(names))
+    scanner.write_results((by_name[name] for name in names), "scanned.csv", None)
+    assert Path("scanned.csv").read_bytes() == true_csv(server)
+
+
+@contextmanager
+def slow_until(server, condition, then=lambda: None, latency=0.3):
+    """So slow that no run ends before something has happened; `then` is done, and the rest is fast."""
+    server.change(latency=latency)
+
+    def hurry():
+        try:
+            until(condition, 180)
+            then()
+        finally:
+            server.change(latency=0.0)
+
+    thread = threading.Thread(target=hurry)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
+def workers_help(server):
+    """A condition: the workers have made 40 requests."""
+    return lambda: server.workers.total() > 40
+
+
+def warnings_of(log):
+    return [record.getMessage() for record in log.records
+            if record.name == "databricks_user_files" and record.levelno >= logging.WARNING]  # fmt: skip
+
+
+@pytest.fixture
+def many():
+    """Forty users with about twenty directories each."""
+    with FakeDatabricks(users=40, shape="small") as server:
+        yield server
+
+
+@pytest.fixture
+def early(monkeypatch):
+    """The cluster joins at once; its workers are warm."""
+    set_constants(monkeypatch, CLUSTER_DELAY=0.0)
+
+
+@pytest.fixture
+def log(caplog):
+    caplog.set_level(logging.INFO, "databricks_user_files")
+    return caplog
+
+
+# The rules of a batch
+
+
 @pytest.mark.parametrize(("rate", "lent", "idle", "share"), [
     (None, 0, 8, None),  # no limit is known
-    (100, 0, 4, 20),  # this process counts as a slot more
-    (100, 60, 3, 10),
+    (100, 60, 3, 10),  # this process counts as a slot more
     (100, 0, 32, 5),  # more slots than the pace feeds
     (30, 21, 8, 0),  # the rest is better kept here
-    (30, 0, 2, 10),
-    (20, 20, 1, 0),
+    (20, 10, 1, 5),
 ])  # fmt: skip
 def test_a_batch_takes_its_share_of_the_pace(rate, lent, idle, share):
-    assert share_of_pace(rate, lent, idle) == share
+    assert scanner.share_of_pace(rate, lent, idle) == share
 
 
-@pytest.mark.parametrize(("ready", "threads", "idle", "size"), [
-    (0, 16, 8, 0), (16, 16, 8, 0), (23, 16, 8, 0),  # what this process takes next stays here
-    (24, 16, 8, 8), (40, 16, 8, 8), (16 + 8 * 20, 16, 8, 20), (16 + 20, 16, 1, 20), (10_000, 16, 8, 128),
+@pytest.mark.parametrize(("ready", "size"), [
+    (16 + 7, 0),  # what this process takes next stays here
+    (16 + 8, 8), (16 + 8 * 20, 20), (10_000, 128),
 ])  # fmt: skip
-def test_a_batch_has_its_size(ready, threads, idle, size):
-    assert size_of_batch(ready, threads, idle) == size
+def test_a_batch_has_its_size(ready, size):
+    assert scanner.size_of_batch(ready, threads=16, idle=8) == size
 
 
 def test_places_are_spaced_by_the_share_of_their_api():
     places = [(DBFS, "/a"), (DBFS, "/b"), (WORKSPACE, "/c"), (DBFS, "/d"), (WORKSPACE, "/e")]
-    assert schedule(places, {DBFS: 10.0, WORKSPACE: None}, 0.5) == [
+    assert scanner.schedule(places, {DBFS: 10.0, WORKSPACE: None}, 0.5) == [
         (0.0, WORKSPACE, "/c"), (0.0, WORKSPACE, "/e"), (0.05, DBFS, "/a"), (0.15, DBFS, "/b"), (0.25, DBFS, "/d")
     ]  # fmt: skip
 
@@ -60,7 +146,7 @@ def test_places_are_spaced_by_the_share_of_their_api():
 
 def fetched(server, places, **limits):
     headers = {"Authorization": f"Bearer {server.settings.token}"}
-    return read_report(fetch(server.url, headers, places, 4, LIMITS | limits))
+    return scanner.read_report(scanner.fetch(server.url, headers, places, 4, LIMITS | limits))
 
 
 def test_a_worker_hands_back_bodies_and_judges_nothing():
@@ -68,43 +154,32 @@ def test_a_worker_hands_back_bodies_and_judges_nothing():
         home = f"/Users/{server.user_names[0]}"
         server.change(faults=[Fault("html", path=home, api=DBFS)])
         report = fetched(server, [(0.0, DBFS, home), (0.0, WORKSPACE, home), (0.0, DBFS, "/not/there")])
+        cut = fetched(server, [(0.0, WORKSPACE, home)], bytes=20)
     statuses = {place: status for place, (status, _) in report.answers.items()}
     assert statuses == {(DBFS, home): 200, (WORKSPACE, home): 200, (DBFS, "/not/there"): 404}
     assert b"html" in base64.b64decode(report.answers[DBFS, home][1])  # a page of a proxy is a body like any other
     assert report.not_asked == set()
+    assert cut.answers[WORKSPACE, home] == (0, "ValueError: ...the answer is too large for a report")
 
 
 def test_a_worker_asks_an_api_nothing_more_that_refuses_or_fails():
     with FakeDatabricks(users=1, shape="small") as server:
         limited = Fault("429", api=DBFS, headers={"Retry-After": "7"})
         server.change(faults=[limited, Fault("500", api=WORKSPACE)])
-        places = [(0.0, DBFS, f"/{number}") for number in range(40)]
-        places += [(0.0, WORKSPACE, f"/{number}") for number in range(40)]
+        places = [(0.0, name, f"/{number}") for name in (DBFS, WORKSPACE) for number in range(40)]
         report = fetched(server, places)
         assert server.total_requests <= 4 + 3 + 4  # what the threads had under way
     assert set(report.answers.values()) == {(429, "7"), (500, "")}
     assert len(report.not_asked) + len(report.answers) == 80
 
 
-def test_a_worker_starts_nothing_after_its_time():
-    with FakeDatabricks(users=1, shape="small", latency=0.2) as server:
-        report = fetched(server, [(0.0, DBFS, f"/{number}") for number in range(40)], seconds=0.3)
-        assert server.total_requests <= 8
-    assert len(report.not_asked) >= 32
-
-
-def test_a_worker_waits_for_nothing_that_hangs():
-    with FakeDatabricks(users=1, shape="small", faults=[Fault("hang", path="/slow")]) as server:
-        report = fetched(server, [(0.0, DBFS, "/slow"), (0.0, DBFS, "/x")], grace=0.3, seconds=0.1, read=3)
-    assert list(report.answers) == [(DBFS, "/x")]
-
-
-def test_a_worker_hands_back_no_more_than_a_report_may_have():
-    with FakeDatabricks(users=1, shape="bench", directories=3) as server:
-        home = f"/Users/{server.user_names[0]}"
-        report = fetched(server, [(0.0, DBFS, home)], bytes=20)
-    status, text = report.answers[DBFS, home]
-    assert (status, "too large" in text) == (0, True)
+def test_a_worker_starts_nothing_after_its_time_and_waits_for_nothing_that_hangs():
+    faults = [Fault("hang", path="/0", seconds=600.0)]
+    with FakeDatabricks(users=1, shape="small", latency=0.5, faults=faults) as server:
+        report = fetched(server, [(0.0, DBFS, f"/{number}") for number in range(40)], seconds=1.2, grace=0.6, read=600)
+        assert server.total_requests <= 1 + 3 * 3
+    assert (DBFS, "/0") not in report.answers
+    assert len(report.not_asked) >= 40 - server.total_requests
 
 
 # Reports
@@ -119,71 +194,650 @@ REPORT = {"worker": "w:1", "python": "3.12.1", "not_asked": [], "answers": []}
 
 def test_a_place_that_is_there_twice_does_not_count():
     answers = [[DBFS, "/a", 200, "e30="], [DBFS, "/b", 200, "e30="], [DBFS, "/a", 200, "e30="]]
-    report = read_report(packed(REPORT | {"answers": answers}))
+    report = scanner.read_report(packed(REPORT | {"answers": answers}))
     assert report.answers == {(DBFS, "/a"): (0, "answered twice"), (DBFS, "/b"): (200, "e30=")}
 
 
 @pytest.mark.parametrize("report", [
-    None, 7, "text", b"", b"abc", packed([]), packed(None), packed(REPORT)[:-3], zlib.compress(b"no json"), packed({}),
+    None, 7, "text", b"", packed([]), packed(REPORT)[:-3], zlib.compress(b"no json"), packed({}),
     packed(REPORT | {"answers": [[DBFS, "/a", "many", ""]]}), packed(REPORT | {"answers": [[DBFS, ["/a"], 200, ""]]}),
-    packed(REPORT | {"answers": [7]}), packed(REPORT | {"answers": "all"}), packed(REPORT | {"not_asked": [7]}),
+    packed(REPORT | {"answers": "all"}), packed(REPORT | {"not_asked": [7]}),
     packed(REPORT | {"answers": [[DBFS, "/a", float("inf"), ""]]}), zlib.compress(b"0" * (65 * 1024**2)),
 ])  # fmt: skip
 def test_what_is_no_report_is_refused(report):
-    with pytest.raises(UNREADABLE):
-        read_report(report)
+    with pytest.raises(scanner.UNREADABLE):
+        scanner.read_report(report)
 
 
-# What goes wrong with Spark
+# What is said where there is no cluster
 
 NO_REQUESTS = """An exception was thrown from the Python worker. Please see the stack trace below.
 Traceback (most recent call last):
   File "worker.py", line 1, in main
-    func = read_udfs(pickleSer, infile)
 ModuleNotFoundError: No module named 'requests'
 
 JVM stacktrace: ...
 """
+MISMATCH = "[PYTHON_VERSION_MISMATCH] Python in worker has different version{} than that in driver{} 3.12, PySpark"
+NOT_AVAILABLE = "Parallel processing not available: "
 
 
-@pytest.mark.parametrize(("text", "cause"), [
-    (NO_REQUESTS, "ModuleNotFoundError: No module named 'requests'"),
-    ("Connection refused", "Connection refused"),
-    ("x.SparkException: first\nCaused by: java.net.UnknownHostException: spark", "Caused by: java.net.Unknown"),
-    ("bad url sc://h/;token=dapi123456789", "bad url sc://h/;token=***"),
+@pytest.mark.parametrize(("text", "told"), [
+    (NO_REQUESTS, NOT_AVAILABLE + "ModuleNotFoundError: No module named 'requests'"),
+    ("x.SparkException: first\nCaused by: java.net.UnknownHostException: spark", NOT_AVAILABLE + "Caused by: java.net"),
+    ("bad url sc://h/;token=dapi123456789", NOT_AVAILABLE + "bad url sc://h/;token=***"),
+    (MISMATCH.format(": 3.9", ":"), "Python version mismatch: client 3.12, cluster 3.9. "),
+    (MISMATCH.format(" (3, 11)", ""), "Python version mismatch: client 3.12, cluster 3.11. "),  # pyspark 3.5
 ])  # fmt: skip
-def test_the_last_cause_is_told_without_secrets(text, cause):
-    told = spark_problem(RuntimeError(text))
-    assert told.startswith(f"Parallel processing not available: {cause}")
-    assert "dapi" not in told
+def test_what_spark_says_is_told_as_a_sentence(text, told):
+    sentence = scanner.spark_problem(RuntimeError(text))
+    assert sentence.startswith(told)
+    assert "dapi" not in sentence
+
+
+STATES = {  # what clusters/get shows in turn, seconds waited, what is raised
+    "resizing": (["RESIZING"], 0, None),
+    "starts": (["PENDING", "RESTARTING", "RUNNING"], 20, None),
+    "fails": (["PENDING", "TERMINATED"], 10, "c is TERMINATED about TERMINATED. Start it"),
+    "never": (["PENDING"], 600, "PENDING"),
+    "unknown state": (["UNKNOWN"], 0, "UNKNOWN"),
+    "unknown": ([], 0, "Cluster c does not exist"),
+}
+
+
+@pytest.mark.parametrize("case", STATES)
+def test_a_cluster_is_waited_for(small, clock, log, case):
+    states, seconds, raised = STATES[case]
+    small.change(clusters={"c": [{"state": state, "state_message": f"about {state}"} for state in states]})
+    client = DatabricksClient(config_of(small), clock=clock, sleep=clock.sleep)
+    problem = None
+    try:
+        scanner.wait_for_cluster(client, "c")
+    except scanner.SparkUnavailable as error:
+        problem = str(error)
+    assert raised in problem if raised else problem is None
+    assert sum(clock.waits) == pytest.approx(seconds, abs=10 if case == "never" else 0)
+    assert log.text.count("about") >= len(states) - 1
+
+
+def gone(tag):
+    raise ConnectionError("UNAVAILABLE: failed to connect to sc://h/;token=dapi123456789")
+
+
+class Session:
+    """A Spark session of which nothing works but what marks a thread's queries, if that."""
+
+    def __init__(self, add_tag):
+        self.addTag = add_tag
+
+
+@pytest.mark.parametrize(("add_tag", "seconds", "cause"), [
+    (gone, 60.0, "UNAVAILABLE: failed to connect to sc://h/;token=*** (Spark client "),
+    (lambda tag: threading.Event().wait(600), 0.1, "no answer within 0 s"),  # Spark's client itself tries for minutes
+])  # fmt: skip
+def test_a_server_that_cannot_be_reached(many, log, monkeypatch, early, add_tag, seconds, cause):
+    set_constants(monkeypatch, SPARK_START_SECONDS=seconds)
+    with slow_until(many, lambda: "not available" in log.text, latency=0.1):
+        scan(Session(add_tag), many)
+    [warning] = warnings_of(log)
+    assert warning.startswith(NOT_AVAILABLE + cause)
+
+
+@pytest.fixture
+def run_here(many, log, monkeypatch, capsys):
+    """run_here(condition, *words): what the command in this process has said; its results are the truth."""
+
+    def run(condition, *words):
+        logging.getLogger("databricks_user_files").addHandler(log.handler)  # commands let nothing through to others
+        monkeypatch.setenv("DATABRICKS_HOST", many.url)
+        monkeypatch.setenv("DATABRICKS_TOKEN", many.settings.token)
+        write_users(many.user_names)
+        with slow_until(many, condition, latency=0.1):
+            assert scanner.main([*WORDS, *words]) == 0
+        assert Path("out.csv").read_bytes() == true_csv(many)
+        return capsys.readouterr().err
+
+    return run
+
+
+STOPPED = {"state": "TERMINATED", "state_message": "Inactive for 60 minutes."}
+
+
+@pytest.mark.parametrize(("words", "blocked", "texts"), [
+    (("--cluster-id", "c"), "", ["cluster c is TERMINATED Inactive for 60 minutes.", "Start it"]),
+    (("--cluster-id", "c"), "pyspark", ["pyspark", "pip install"]),
+    (("--spark-remote", "sc://localhost:1"), "pyspark.sql", ["pyspark", "pip install"]),
+])  # fmt: skip
+def test_a_command_without_a_cluster_warns_once_and_goes_on(
+    many, run_here, log, monkeypatch, early, words, blocked, texts
+):
+    many.change(clusters={"c": STOPPED})
+    if blocked:
+        monkeypatch.setitem(sys.modules, blocked, None)
+    err = run_here(lambda: "not available" in log.text, *words)
+    [warning] = [line for line in err.splitlines() if line.startswith("warning: ")]
+    assert [text for text in [NOT_AVAILABLE, *texts] if text not in warning] == []
+    assert "no directory was listed by the cluster: Parallel" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("words", [("--cluster-id", "c"), ("--spark-remote", "sc://localhost:1"), ()], ids=" ".join)
+def test_no_parallel_wins(many, run_here, monkeypatch, early, words):
+    """Nothing of Spark is touched: pyspark cannot even be imported, and nothing is said about it."""
+    monkeypatch.setitem(sys.modules, "pyspark", None)
+    monkeypatch.setenv("SPARK_REMOTE", "local[2]")
+    err = run_here(lambda: True, "--no-parallel", *words)
+    assert "sequential" in err
+    assert "warning" not in err
+    assert not any(api == "clusters" for api, _ in many.requests)
+
+
+def test_without_pyspark_all_else_works(small, command, login, tmp_path):
+    environment = {**login(small), "PYTHONPATH": str(block_imports(tmp_path / "blocked", "pyspark"))}
+    write_users(small.user_names)
+    done = command(SCANNER, *WORDS, env=environment)
+    assert (done.code, "warning" in done.err) == (0, False), done
+    assert Path("out.csv").read_bytes() == true_csv(small)
 
 
 @pytest.mark.parametrize("before", [{}, {"no_proxy": "a.example.com"}, {"no_grpc_proxy": "b", "no_proxy": "a"}])
 def test_grpc_reaches_this_machine_past_a_proxy(monkeypatch, before):
-    monkeypatch.delenv("no_grpc_proxy", raising=False)
+    monkeypatch.setenv("no_grpc_proxy", "")
     for name, value in before.items():
         monkeypatch.setenv(name, value)
-    reach_past_proxy()
-    names = os.environ["no_grpc_proxy"].split(",")
-    assert {"localhost", "127.0.0.1"} <= set(names)
-    assert [name for name in names if name in ("a", "b", "a.example.com")] == list(before.values())[:1]
-    monkeypatch.setenv("no_grpc_proxy", "")
+    scanner.reach_past_proxy()
+    assert os.environ["no_grpc_proxy"].split(",") == [*list(before.values())[:1], "localhost", "127.0.0.1", "::1"]
 
 
-def test_a_machine_that_has_no_thread_for_a_cluster_goes_on_alone(monkeypatch, caplog):
-    start, began = threading.Thread.start, []
+# Real workers
 
-    def start_three(thread):
-        if len(began) == 3:
-            raise RuntimeError("can't start new thread")
-        began.append(thread)
-        start(thread)
 
-    set_constants(monkeypatch, CLUSTER_DELAY=0.0)
-    with FakeDatabricks(users=5, shape="small", latency=0.001) as server:
-        monkeypatch.setattr(threading.Thread, "start", start_three)
-        config = DatabricksConfig(server.url, server.settings.token)
-        results = list(process_user_batch_parallel(None, server.user_names, config, 16))
-        truth = [server.truth(result.username).file_count for result in results]
-    assert [result.file_count for result in results] == truth
-    assert "not available: can't start new thread" in caplog.text
+def test_workers_cannot_import_this_project(connect_server):
+    """What the other tests show, that code goes by value, they show because of this."""
+    text = "for name in ('databricks_user_files_simple', 'databricks_user_list', 'tqdm'):\n"
+    text += "    try: __import__(name)\n    except ModuleNotFoundError as error: print(error)"
+    done = subprocess.run([connect_server.python, "-c", text], capture_output=True, text=True, check=False)
+    assert done.stdout.count("No module named") == 3, done
+
+
+def test_one_giant_user_is_spread_over_the_workers(spark, early):
+    with FakeDatabricks(users=1, shape="bench", directories=600) as server:
+        with slow_until(server, lambda: sum(number > 5 for number in server.workers.values()) >= 4):
+            scan(spark, server)
+        assert {path for (_, path), number in server.requests.items() if number > 1} <= {"/", "/Users"}
+
+
+FAULTS = [Fault(kind, rate=0.03) for kind in ("500", "503", "reset", "truncated", "html", "empty_429")]
+
+
+def test_through_faults_the_results_are_the_truth(spark, many, hasty, log, monkeypatch, early):
+    set_constants(monkeypatch, FIRST_RATE=500.0)  # a 429 is none of a limit
+    many.change(faults=FAULTS)
+    with slow_until(many, lambda: many.workers.total() > 100, latency=0.15):
+        scan(spark, many)
+    assert set(many.counts.faults) >= {"500", "503", "html"}
+    assert warnings_of(log) == []
+
+
+def test_an_outage_in_mid_run_is_waited_for(spark, many, hasty, log, early):
+    def outage():
+        many.change(outage="503")
+        until(lambda: "until the service is back" in log.text, 120)
+        many.change(outage=None)
+
+    with slow_until(many, workers_help(many), outage):
+        scan(spark, many)
+
+
+def test_a_login_that_is_refused_in_mid_run_stops_it(spark, many, early):
+    def refuse():
+        many.change(faults=[Fault("401")])
+
+    with slow_until(many, workers_help(many), refuse), pytest.raises(InventoryError, match="token"):
+        scan(spark, many)
+
+
+@needs_posix
+def test_workers_killed_in_mid_scan_cost_nothing(spark, many, early):
+    killed = []
+
+    def kill():
+        many.change(latency=20.0)  # answers that none of them is to see
+        until(lambda: workers_that_wait(many), 60)
+        killed.extend(workers_that_wait(many))
+        for worker in killed:
+            os.kill(int(worker), signal.SIGKILL)
+        many.change(latency=0.0)
+
+    with slow_until(many, workers_help(many), kill):
+        scan(spark, many)
+    assert killed
+
+
+# Reports that are false: what they do not bring is listed here
+
+
+def rewritten(change):
+    """A false report: change(report, bodies) has what was reported, and the bodies of its answers."""
+
+    def rewrite(packed):
+        report = json.loads(zlib.decompress(packed))
+        bodies = [base64.b64decode(text) for *_, text in report["answers"]]
+        change(report, bodies)
+        for answer, body in zip(report["answers"], bodies, strict=True):
+            answer[3] = base64.b64encode(body).decode()
+        return zlib.compress(json.dumps(report).encode())
+
+    return rewrite
+
+
+def drop(report, bodies):
+    report["answers"], bodies[:] = report["answers"][1:], bodies[1:]
+
+
+def double(report, bodies):
+    report["answers"] += [list(report["answers"][0])]
+    bodies += bodies[:1]
+
+
+def cut(report, bodies):
+    bodies[0] = bodies[0][:-1]
+
+
+def swap(report, bodies):
+    """Each body is told to be of another directory of the batch; of {} alone nobody can tell that it is not."""
+    told = [index for index, body in enumerate(bodies) if body != b"{}"]
+    for index, body in zip(told, [bodies[index] for index in [*told[1:], *told[:1]]], strict=True):
+        bodies[index] = body
+
+
+def of_others(report, bodies):
+    """Answers of directories that this batch did not have."""
+    for answer in report["answers"]:
+        answer[1] += "/x"
+
+
+def all_left(report, bodies):
+    """Answers and not asked, both."""
+    report["not_asked"] = [answer[:2] for answer in report["answers"]]
+
+
+def half(packed):
+    return packed[: len(packed) // 2]
+
+
+FALSE = [rewritten(change) for change in (drop, double, cut, swap, of_others, all_left)]
+
+
+def change_reports(monkeypatch, change):
+    """Makes change(packed) of what batches bring, the probe's reports left as they are."""
+    from pyspark.sql.connect.dataframe import DataFrame
+
+    collect = DataFrame.collect
+
+    def changed(frame):
+        rows = collect(frame)
+        return [(change(rows[0][0]),)] if len(rows) == 1 else rows
+
+    monkeypatch.setattr(DataFrame, "collect", changed)
+
+
+def test_false_reports_make_no_row_wrong(spark, many, log, monkeypatch, early):
+    """Every other one is false, in one way after the other."""
+    set_constants(monkeypatch, LARGEST_BATCH=8, OVERDUE_SECONDS=600.0, LOST_BATCHES=1000)
+    changes, seen, numbers = [half, *FALSE, lambda packed: None], [], itertools.count()
+
+    def sometimes(packed):
+        if next(numbers) % 2:
+            return packed
+        seen.append(changes[len(seen) % len(changes)])
+        return seen[-1](packed)
+
+    change_reports(monkeypatch, sometimes)
+    with slow_until(many, lambda: len(seen) > len(changes), latency=0.15):
+        scan(spark, many)
+    unreadable = [line for line in warnings_of(log) if "cannot be read" in line]
+    assert len(unreadable) == sum(change in (changes[0], changes[-1]) for change in seen)
+
+
+def test_where_every_report_is_none_the_cluster_is_left_alone(spark, many, log, monkeypatch, early):
+    set_constants(monkeypatch, LARGEST_BATCH=8)
+    change_reports(monkeypatch, lambda packed: packed[:-1])
+    with slow_until(many, lambda: "left alone" in log.text):
+        scan(spark, many)
+    assert warnings_of(log)[-1].startswith("The cluster is left alone, 3 batches in a row failed: ")
+
+
+# Interrupted, and servers that go away
+
+
+def requests_of_workers(server):
+    """Those that have no answer yet."""
+    requests = [connection.request for connection in list(server.connections)]
+    return [request for request in requests if request and request.worker]
+
+
+def workers_that_wait(server):
+    return {request.worker for request in requests_of_workers(server)}
+
+
+@needs_posix
+def test_an_interrupted_command_goes_on_with_resume(connect_server, command, login):
+    with FakeDatabricks(users=30, shape="small", latency=0.1) as server:
+        write_users(server.user_names)
+        gate = hang_when(server, lambda: server.workers.total() > 40 and len(saved_users()) >= 5)
+        gate.seconds = 600.0
+        words = (*WORDS, "--spark-remote", connect_server.remote)
+        with running(server, login, *words) as process:
+            until(lambda: process.poll() is not None or gate.hits >= 8, 180)
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=60)  # no thread is waited for: a request has 90 s
+        saved = saved_users()
+        assert (process.returncode, len(saved) >= 5, Path("out.csv").exists()) == (130, True, False), err
+        assert "--resume" in err
+        assert "Traceback" not in err, err
+        server.change(faults=[], latency=0.005)
+        for connection in list(server.connections):
+            server.loop.call_soon_threadsafe(connection.transport.abort)
+        until(lambda: server.in_flight == 0, 60)
+        server.counts_reset()
+        done = command(SCANNER, *words, "--resume", env=login(server), timeout=120)
+        assert done.code == 0, done
+        assert [asked_for(server, name) for name in saved] == [0] * len(saved)
+        assert Path("out.csv").read_bytes() == true_csv(server)
+        assert not Path(NAME).exists()
+
+
+@contextmanager
+def interrupted_when(condition):
+    """A KeyboardInterrupt of what stands in it, once the condition is true."""
+
+    def interrupt():
+        try:
+            until(condition, 180)
+        finally:
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
+@needs_posix
+def test_interrupting_leaves_the_users_own_queries_alone(spark, monkeypatch, early, tmp_path):
+    """Of the session of a notebook: the batches are cancelled by their tag, a query of the user's goes on."""
+    from pyspark.sql.connect.functions import udf
+
+    set_constants(monkeypatch, GRACE_SECONDS=600.0, OVERDUE_SECONDS=600.0)  # of itself no batch ends
+    answers, go_on = [], tmp_path / "go_on"
+
+    def wait(_, path=str(go_on)):
+        import os
+        import time
+
+        while not os.path.exists(path):
+            time.sleep(0.02)
+        return "done"
+
+    query = threading.Thread(
+        target=lambda: answers.extend(spark.range(0, 1, 1, 1).select(udf(wait, "string")("id")).collect())
+    )
+    query.start()
+    with FakeDatabricks(users=60, shape="small", latency=0.1) as server:
+        gate = hang_when(server, workers_help(server))
+        gate.seconds = 600.0
+
+        def all_hangs():
+            """No answer is under way, and no query of ours on its way to the server."""
+            queries = [thread for thread in threading.enumerate() if "run_query" in thread.name]
+            return gate.hits == server.in_flight and 0 < len(queries) <= len(workers_that_wait(server))
+
+        results = process_user_batch_parallel(spark, server.user_names, config_of(server), 4)
+        with pytest.raises(KeyboardInterrupt), closing(results), interrupted_when(all_hangs):
+            for _ in results:
+                pass
+        until(lambda: not workers_that_wait(server), 60)  # the threads of this process wait on
+    assert query.is_alive()
+    go_on.touch()
+    query.join()
+    assert [row[0] for row in answers] == ["done"]
+
+
+@needs_posix
+def test_a_connect_server_that_is_killed_and_stays_away(connect_servers, tmp_path, login):
+    """The rest is scanned from here, and at the end nobody waits long for a server that is gone."""
+    folder = tmp_path / "connect"
+    folder.mkdir()
+    with connect_servers(folder, "local[4]") as connect, FakeDatabricks(users=30, shape="small") as server:
+        write_users(server.user_names)
+        server.change(latency=0.3)
+        with running(server, login, *WORDS, "--spark-remote", connect.remote) as process:
+            until(lambda: process.poll() is not None or server.workers.total() > 40, 180)
+            connect.kill()
+            said = next(line for line in process.stderr if line.startswith("warning: "))
+            server.change(latency=0.0)
+            _, err = process.communicate(timeout=60)  # pyspark itself looks for its server for minutes
+        assert process.returncode == 0, err
+        assert "left alone" in said
+        assert Path("out.csv").read_bytes() == true_csv(server)
+    assert "Traceback" not in err, err
+    assert "RETRIES_EXCEEDED" not in said + err, err
+
+
+# Workers that cannot do it
+
+
+@pytest.mark.parametrize(("kind", "text"), [("403", "(403)"), ("reset", "(ConnectionError: ")])
+def test_workers_that_do_not_reach_the_workspace(spark, many, log, early, kind, text):
+    """An IP access list that has this machine and not the cluster; a network without a way out."""
+    many.change(faults=[Fault(kind, of_workers=True)])
+    with slow_until(many, lambda: "not available" in log.text):
+        scan(spark, many)
+    [warning] = warnings_of(log)
+    assert warning.startswith(f"{NOT_AVAILABLE}workers cannot reach {many.url} {text}")
+    assert "network" in warning
+
+
+def test_workers_of_another_python_version(connect_server, many, log, early):
+    """With two real interpreters. The other needs no packages: a mismatched worker runs nothing."""
+    own = f"3.{sys.version_info.minor}"
+    others = {version: find_python(version) for version in ("3.10", "3.12", "3.13") if version != own}
+    version = next(filter(others.get, others), None)
+    if version is None:
+        pytest.skip("there is no other Python 3 on this machine")
+    with connect_server.workers(others[version]):
+        session = connect_server.session()
+        with slow_until(many, lambda: "mismatch" in log.text):
+            scan(session, many)
+        session.stop()
+    [warning] = warnings_of(log)
+    assert f"Python version mismatch: client {own}, cluster {version}." in warning
+    assert many.workers == {}
+
+
+# Logins
+
+
+@pytest.fixture
+def oauth(monkeypatch):
+    """oauth(server): the variables of a login by databricks-sdk, which no worker has, with client id and secret."""
+    pytest.importorskip("databricks.sdk.core")
+    set_constants(monkeypatch, HELD_SECONDS=0.01, FAILED_SECONDS=0.01)
+
+    def log_in(server):
+        server.change(clients={"the-client": "the-secret"}, token="dapi-nobody-has-this")
+        for name, value in {"HOST": server.url, "CLIENT_ID": "the-client", "CLIENT_SECRET": "the-secret"}.items():
+            monkeypatch.setenv(f"DATABRICKS_{name}", value)
+
+    return log_in
+
+
+def test_tokens_that_are_revoked_in_mid_run(spark, many, hasty, oauth, early):
+    """The workers hand their directories back, and a new token serves."""
+    oauth(many)
+    with slow_until(many, workers_help(many), many.revoke):
+        scan(spark, many, load_databricks_config())
+    assert many.statuses[401]
+
+
+def test_each_batch_leaves_with_the_token_of_the_moment(spark, many, early):
+    tokens = ["first"]
+    many.issued.update({"first": float("inf"), "second": float("inf")})
+    config = DatabricksConfig(many.url, "", "test", renew=lambda refused: tokens[-1])
+
+    def renew():
+        tokens.append("second")
+        until(lambda: "Bearer second" in {request.authorization for request in requests_of_workers(many)}, 60)
+
+    with slow_until(many, workers_help(many), renew):
+        scan(spark, many, config)
+
+
+def spellings(token):
+    """The token, and what it is within base64 at any position."""
+    encoded = [base64.b64encode(b"x" * shift + token.encode()).decode()[4:-4] for shift in range(3)]
+    return [token, *encoded]
+
+
+def test_the_token_is_nowhere_on_the_server(spark, many, connect_server, monkeypatch, early):
+    from pyspark.sql.connect.dataframe import DataFrame
+
+    token, plans, collect = "dapi0123456789secret9876543210", [], DataFrame.collect
+
+    def explain_and_collect(frame):
+        plans.append(frame._explain_string(extended=True))
+        return collect(frame)
+
+    monkeypatch.setattr(DataFrame, "collect", explain_and_collect)
+    many.change(token=token)
+    with slow_until(many, workers_help(many)):
+        scan(spark, many)
+    assert len(plans) >= 2
+    assert all("Physical Plan" in plan for plan in plans)
+    texts = {
+        **connect_server.texts(),
+        "explain": "\n".join(plans),
+        "configuration": str([tuple(row) for row in spark.sql("SET -v").collect()]),
+    }
+    assert any("SparkListenerJobEnd" in text for text in texts.values()), list(texts)
+    assert [name for name, text in texts.items() if any(spelling in text for spelling in spellings(token))] == []
+
+
+# The connection as Databricks wants it
+
+
+@pytest.mark.parametrize(("host", "url"), [
+    ("https://adb-1.2.azuredatabricks.net", "sc://adb-1.2.azuredatabricks.net:443/;use_ssl=true"),
+    ("https://localhost:8443", "sc://localhost:8443/;use_ssl=true"),
+    ("https://[::1]", "sc://[::1]:443/;use_ssl=true"),
+])  # fmt: skip
+def test_the_url_of_a_cluster(host, url):
+    assert scanner.connect_url(host) == url
+
+
+class Endpoint:
+    """One TLS port with a certificate of its own: REST goes to the fake workspace, gRPC to a Connect server.
+
+    It keeps method and metadata (pairs) of every gRPC call.
+    """
+
+    def __init__(self, folder, rest_port, connect_port):
+        import grpc
+
+        self.certificate, self.calls = folder / "certificate.pem", []
+        words = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=DNS:localhost"
+        files = ("-keyout", folder / "key.pem", "-out", self.certificate)
+        subprocess.run(["openssl", *words.split(), *files], check=True, capture_output=True)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.certificate, folder / "key.pem")
+        context.set_alpn_protocols(["h2", "http/1.1"])
+        self.upstream = grpc.insecure_channel(f"127.0.0.1:{connect_port}")
+        self.grpc = grpc.server(futures.ThreadPoolExecutor(64), [self])
+        self.ports = {"h2": self.grpc.add_insecure_port("127.0.0.1:0"), "http/1.1": rest_port, None: rest_port}
+        self.grpc.start()
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"https://localhost:{self.listener.getsockname()[1]}"
+        self.thread = threading.Thread(target=self.accept, args=(context,), daemon=True)
+        self.thread.start()
+
+    def service(self, details):
+        """Takes note of a gRPC call's metadata, and forwards bytes as they are."""
+        import grpc
+
+        self.calls.append((details.method.rpartition("/")[2], [tuple(pair) for pair in details.invocation_metadata]))
+        call = self.upstream.stream_stream(details.method)
+
+        def forward(requests, context):
+            try:
+                yield from call(requests)
+            except grpc.RpcError as error:
+                context.set_trailing_metadata(error.trailing_metadata() or ())
+                context.abort(error.code(), error.details())
+
+        return grpc.stream_stream_rpc_method_handler(forward)
+
+    def accept(self, context):
+        with suppress(OSError):  # closed
+            while True:
+                plain, _ = self.listener.accept()
+                threading.Thread(target=self.serve, args=(context, plain), daemon=True).start()
+
+    def serve(self, context, plain):
+        """One connection, forwarded according to the protocol that was agreed on."""
+        with suppress(OSError), context.wrap_socket(plain, server_side=True) as client:
+            port = self.ports[client.selected_alpn_protocol()]
+            with socket.create_connection(("127.0.0.1", port)) as upstream, selectors.DefaultSelector() as ready:
+                ready.register(client, selectors.EVENT_READ, upstream)
+                ready.register(upstream, selectors.EVENT_READ, client)
+                while True:
+                    for key, _ in ready.select():
+                        data = key.fileobj.recv(65536)
+                        while key.fileobj is client and client.pending():
+                            data += client.recv(65536)
+                        if not data:
+                            return
+                        key.data.sendall(data)
+
+    def close(self):
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        self.thread.join()
+        self.grpc.stop(0).wait()
+        self.upstream.close()
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="makes a certificate with openssl")
+def test_a_run_on_a_cluster_sends_its_login_over_tls_with_every_call(connect_server, many, oauth, command, tmp_path):
+    """The login of the moment: databricks-sdk renews it 40 s before its end, here every second."""
+    endpoint = Endpoint(tmp_path, many.port, connect_server.port)
+    oauth(many)
+    running_cluster = {"0123-456789-abc": [{"state": "RUNNING"}]}
+    many.change(clusters=running_cluster, workspace_ids=("111",), token_lifetime=41.0)
+    write_users(many.user_names)
+    certificate = str(endpoint.certificate)
+    environment = {
+        "DATABRICKS_HOST": f"{endpoint.url}/?o=111",
+        "REQUESTS_CA_BUNDLE": certificate,
+        "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": certificate,
+    }
+
+    def sent(name):
+        """The values of that name in each call."""
+        return [[value for key, value in metadata if key == name] for _, metadata in endpoint.calls]
+
+    def logins():
+        return {" ".join(values) for values in sent("authorization")}
+
+    workers = connect_server.workers(REQUESTS_CA_BUNDLE=certificate)
+    with closing(endpoint), workers, slow_until(many, lambda: len(logins()) > 2 and workers_help(many)()):
+        done = command(SCANNER, *WORDS, "--cluster-id", "0123-456789-abc", "--debug", env=environment, timeout=240)
+    assert done.code == 0, done
+    assert "warning" not in done.err, done
+    assert Path("out.csv").read_bytes() == true_csv(many)
+    assert {"ExecutePlan", "AddArtifacts"} & {method for method, _ in endpoint.calls}
+    assert logins() <= {f"Bearer {token}" for token in many.issued}
+    assert all(values == ["0123-456789-abc"] for values in sent("x-databricks-cluster-id"))
+    assert all(values == ["111"] for values in sent("x-databricks-workspace-id"))

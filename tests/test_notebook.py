@@ -153,7 +153,7 @@ def slow_until_workers_help():
 
 @pytest.mark.parametrize("way", WAYS[:2])
 def test_a_recipe_on_spark(connect_server, new_kernel, slow_until_workers_help, way):
-    """Interrupted, it cancels its own queries alone: see test_parallel.py."""
+    """Interrupted, it cancels its own queries alone: see test_cluster.py."""
     kernel, small = new_kernel(), slow_until_workers_help
     bring_in(kernel, small, way)
     run_all(kernel, small, [SPARK.format(remote=connect_server.remote)])
