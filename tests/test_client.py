@@ -208,21 +208,6 @@ def test_retry_after_as_a_date(service, client, clock, ahead, low, high):
     assert low <= sum(clock.waits) <= high
 
 
-def test_a_429_uses_up_no_attempt_while_others_of_its_api_succeed():
-    """14 of them would otherwise be more than two rounds of 5 attempts. The clock is 1,000 times as fast."""
-    others = [f"u{number}" for number in range(200)]
-    with FakeDatabricks(users=0, faults=[Fault("429", path="/Users/slow", times=14)]) as server:
-        server.add_tree("dbfs", {f"/Users/{name}": [dbfs_file(f"/Users/{name}/f", 1)] for name in ["slow", *others]})
-        client = DatabricksClient(
-            DatabricksConfig(server.url, server.settings.token), 2, jitter=lambda: 0.0,
-            clock=lambda: time.monotonic() * 1000, sleep=lambda seconds: time.sleep(seconds / 1000),
-        )  # fmt: skip
-        scan = inventory.scan_users(["slow", *others], client.config, threads=2, file_systems=("dbfs",), client=client)
-        statuses = {result.username: result.status for result in scan}
-    assert set(statuses.values()) == {"success"}
-    assert server.counts.path_statuses["dbfs", "/Users/slow", 429] == 14
-
-
 def test_too_large_a_directory_names_it_and_dbutils(service, client):
     add(service, {"status": 503, "json": SLOW}, {"status": 503, "json": SLOW})
     text = str(fail(client, "/Users/a/huge"))

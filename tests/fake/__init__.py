@@ -5,29 +5,15 @@ From a test:
     with FakeDatabricks(users=50, latency=0.01, faults=[Fault("500", rate=0.05)]) as server:
         requests.get(server.url + "/api/2.0/dbfs/list", params={"path": "/Users"}, headers=server.headers)
 
-As a program: `python -m tests.fake --users 50 --port 8099`. It prints its URL and its token when it is
-ready. `GET /_fake/counts` and `POST /_fake/settings` are for the test that started it; they need no token.
+As a program: `python -m tests.fake --users 50 --port 8099`. It prints its URL and its token when it is ready.
+`GET /_fake/counts` and `POST /_fake/settings` are for the test that started it; they need no token.
 """
 
 from tests.fake.faults import FAULT_KINDS, FORMS, Answer, Fault
 from tests.fake.server import DEFAULT_TOKEN, TOKEN_URL, FakeDatabricks, take_token
-from tests.fake.trees import AWKWARD_NAMES, ESTIMATED_OBJECT_SIZE, dbfs_directory, dbfs_file, workspace_object
-from tests.fake.workspace import Workspace, make_user_name
+from tests.fake.trees import AWKWARD_NAMES, dbfs_directory, dbfs_file, workspace_object
+from tests.fake.workspace import ESTIMATED_OBJECT_SIZE, Workspace, make_user_name
 
-__all__ = [
-    "AWKWARD_NAMES",
-    "DEFAULT_TOKEN",
-    "ESTIMATED_OBJECT_SIZE",
-    "FAULT_KINDS",
-    "FORMS",
-    "TOKEN_URL",
-    "Answer",
-    "FakeDatabricks",
-    "Fault",
-    "Workspace",
-    "dbfs_directory",
-    "dbfs_file",
-    "make_user_name",
-    "take_token",
-    "workspace_object",
-]
+__all__ = ["AWKWARD_NAMES", "DEFAULT_TOKEN", "ESTIMATED_OBJECT_SIZE", "FAULT_KINDS", "FORMS", "TOKEN_URL", "Answer",
+           "FakeDatabricks", "Fault", "Workspace", "dbfs_directory", "dbfs_file", "make_user_name", "take_token",
+           "workspace_object"]  # fmt: skip

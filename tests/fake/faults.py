@@ -1,17 +1,20 @@
-"""Answers, the faults that spoil them, and the forms in which they are sent."""
+"""Answers, the faults that spoil them, and the forms in which they are sent.
+
+A new fault is a row of FAULT_ERRORS if it is an answer with a status; else a name in FAULT_KINDS and a line in
+fault_answer(), and if it breaks the connection, a line in CUTS of http.py.
+"""
 
 import codecs
 import gzip
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from http import HTTPStatus
+from random import Random
 from typing import NamedTuple
 
 from tests.fake.trees import encode
 
-FAMILIES = ("dbfs", "workspace", "scim")
-
-
-# Answers
+Headers = tuple[tuple[str, str], ...]
+Key = str | int  # what a request asks for: a path; for scim the startIndex, or "Me"
 
 
 class Answer(NamedTuple):
@@ -20,13 +23,12 @@ class Answer(NamedTuple):
     status: int
     body: bytes = b"{}"
     content_type: str = "application/json"
-    headers: tuple = ()
-    cut: str | None = None
+    headers: Headers = ()
+    cut: str = ""
     seconds: float = 0.0
     chunked: bool = False
 
 
-REASONS = {status.value: status.phrase for status in HTTPStatus}
 LOGIN_PAGE = b"<!DOCTYPE html><html><head><title>Login</title></head><body>Sign in to continue</body></html>"
 SLOW_MESSAGE = (
     "The service at this URL is taking too long to process your request. "
@@ -41,16 +43,14 @@ FAULT_ERRORS = {
     "404_other": (404, "FEATURE_DISABLED", "This feature is not enabled in this workspace."),
     "429": (429, "REQUEST_LIMIT_EXCEEDED", "Request limit exceeded."),
     "500": (500, "INTERNAL_ERROR", TIMEOUT_MESSAGE),
-    "502": (502, "BAD_GATEWAY", "Bad gateway."),
     "503": (503, "TEMPORARILY_UNAVAILABLE", "The service is temporarily unavailable."),
-    "504": (504, "DEADLINE_EXCEEDED", "Gateway timeout."),
     "slow": (503, "TEMPORARILY_UNAVAILABLE", SLOW_MESSAGE),
 }
-CUT_FAULTS = ("reset", "reset_body", "truncated", "hang", "drip")
-FAULT_KINDS = (*FAULT_ERRORS, *CUT_FAULTS, "truncated_json", "empty_429", "html", "redirect", "body")
+CUT_KINDS = ("reset", "reset_body", "truncated", "hang", "drip")
+FAULT_KINDS = (*FAULT_ERRORS, *CUT_KINDS, "truncated_json", "empty_429", "html", "redirect", "body")
 
 
-def error_answer(api, status, error_code, message, headers=()):
+def error_answer(api: str, status: int, error_code: str, message: str, headers: Headers = ()) -> Answer:
     """An error in the form of its API."""
     if api == "scim":
         schemas = ["urn:ietf:params:scim:api:messages:2.0:Error"]
@@ -64,32 +64,31 @@ class Fault:
 
     kind is one of FAULT_KINDS. seconds: how long `hang` keeps silent, the pause after each byte of `drip`.
     status, error_code, message, headers, body, content_type: used in the answer in place of the kind's own.
-    path: as in the counts, so for scim the startIndex (a number), "ServicePrincipals <startIndex>" or "Me".
     of_workers: only requests that say in X-Worker which worker of a cluster they come from (tests/connect_server.py).
+    A test may set `applies` to a rule of its own.
     """
 
     kind: str
     rate: float = 1.0
     api: str | None = None
-    path: str | int | None = None
+    path: Key | None = None
     times: int | None = None
     seconds: float = 1.0
     status: int | None = None
     error_code: str | None = None
     message: str | None = None
-    headers: dict = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict)
     body: str | bytes = b""
     content_type: str = "application/json"
     location: str = "/login.html"
     of_workers: bool = False
     hits: int = 0
 
-    def __post_init__(self):
-        """Refuse a kind that would never do anything."""
+    def __post_init__(self) -> None:
         if self.kind not in FAULT_KINDS:
             raise ValueError(f"unknown fault {self.kind!r}; there are {', '.join(FAULT_KINDS)}")
 
-    def applies(self, api, path, generator):
+    def applies(self, api: str, path: Key, generator: Random) -> bool:
         """Whether this request fails."""
         if self.api not in (None, api) or (self.path is not None and self.path != path):
             return False
@@ -98,7 +97,7 @@ class Fault:
         return self.rate >= 1 or generator.random() < self.rate
 
 
-def fault_answer(fault, api, content, retry_headers):
+def fault_answer(fault: Fault, api: str, content: Callable[[], Answer], retry_headers: Headers) -> Answer:
     """The answer of a fault; content is called for those that spoil the real answer."""
     headers = tuple(fault.headers.items())
     if fault.kind in FAULT_ERRORS:
@@ -116,17 +115,16 @@ def fault_answer(fault, api, content, retry_headers):
         return Answer(fault.status or 200, body, fault.content_type, headers)
     if fault.kind in ("reset", "hang"):
         return Answer(0, cut=fault.kind, seconds=fault.seconds)
-    return spoiled_answer(fault, content())
-
-
-def spoiled_answer(fault, answer):
-    """The real answer, not arriving whole or not in time."""
+    answer = content()
     if fault.kind == "truncated_json":
         return answer._replace(body=answer.body[: len(answer.body) // 2])
     return answer._replace(cut=fault.kind, seconds=fault.seconds)
 
 
-def in_form(answer, form, encoding):
+FORMS = ("plain", "gzip", "chunked", "gzip chunked")  # that the service itself answers in
+
+
+def in_form(answer: Answer, form: str, encoding: str | None) -> Answer:
     """The answer as a gateway alters it: any of the words utf-16, bom, gzip, chunked; encoding: what headers claim."""
     body = answer.body
     if "utf-16" in form:
@@ -137,15 +135,7 @@ def in_form(answer, form, encoding):
         body = gzip.compress(body, 1)
         encoding = "gzip" if encoding is None else encoding
     if "chunked" in form:
-        body = chunks(body)
-    headers = () if encoding is None else (("Content-Encoding", encoding),)
+        pieces = [body[start : start + 100] for start in range(0, len(body), 100)]
+        body = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in [*pieces, b""])
+    headers: Headers = () if encoding is None else (("Content-Encoding", encoding),)
     return answer._replace(body=body, chunked="chunked" in form, headers=(*answer.headers, *headers))
-
-
-def chunks(body):
-    """The body in pieces of 100 bytes, as `Transfer-Encoding: chunked` has them."""
-    pieces = [body[start : start + 100] for start in range(0, len(body), 100)]
-    return b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in [*pieces, b""])
-
-
-FORMS = ("plain", "gzip", "chunked", "gzip chunked")  # that the service itself answers in

@@ -1,17 +1,14 @@
-"""Entries of listings, and trees of them: generated ones, computed ones, and the truth about each."""
+"""Entries of listings, and generators of trees: to add a shape, add a builder and its number of directories."""
 
 import json
-from collections import Counter
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections.abc import Callable
+from random import Random
+from typing import Any, NamedTuple
 from zlib import crc32
 
 FILE_SYSTEMS = ("dbfs", "workspace")
 FOLDER_TYPES = ("DIRECTORY", "REPO")
-ESTIMATED_OBJECT_SIZE = 10_000  # what the inventory assumes for a Workspace object, which has no size
-
-
-# Entries of a listing
+Listed = dict[str, Any]  # an entry as the API shows it
 
 
 class Entry(NamedTuple):
@@ -23,33 +20,37 @@ class Entry(NamedTuple):
     number: int = 0
 
 
-def dbfs_file(path, size, modification_time=1_700_000_000_000):
-    """A file as dbfs/list shows it."""
+Tree = dict[str, list[Entry]]  # by path below the home: "" is the home, "/a/b" deeper
+
+
+# Entries as the APIs show them
+
+
+def dbfs_file(path: str, size: Any, modification_time: Any = 1_700_000_000_000) -> Listed:
     return {"path": path, "is_dir": False, "file_size": size, "modification_time": modification_time}
 
 
-def dbfs_directory(path):
-    """A directory as dbfs/list shows it."""
+def dbfs_directory(path: str) -> Listed:
     return {"path": path, "is_dir": True, "file_size": 0, "modification_time": 1_700_000_000_000}
 
 
-def workspace_object(path, object_type="NOTEBOOK", **more):
-    """An object as workspace/list shows it; object_type None leaves the type out."""
+def workspace_object(path: str, object_type: Any = "NOTEBOOK", **more: Any) -> Listed:
+    """object_type None leaves the type out."""
     number = crc32(path.encode(errors="surrogatepass"))
     return {**workspace_json(path, Entry(path.rpartition("/")[2], object_type, 0, number)), **more}
 
 
-def dbfs_json(path, entry):
-    """The answer's form of a generated DBFS entry; the modification time is sometimes absent."""
-    result = {"path": path, "is_dir": entry.type == "DIRECTORY", "file_size": entry.size}
+def dbfs_json(path: str, entry: Entry) -> Listed:
+    """A generated entry; the modification time is sometimes absent."""
+    result: Listed = {"path": path, "is_dir": entry.type == "DIRECTORY", "file_size": entry.size}
     if entry.number:
         result["modification_time"] = entry.number
     return result
 
 
-def workspace_json(path, entry):
-    """The answer's form of a generated Workspace entry: no sizes, a language for notebooks only."""
-    result = {"path": path, "object_id": entry.number, "resource_id": str(entry.number)}
+def workspace_json(path: str, entry: Entry) -> Listed:
+    """No sizes, a language for notebooks only."""
+    result: Listed = {"path": path, "object_id": entry.number, "resource_id": str(entry.number)}
     if entry.type:
         result["object_type"] = entry.type
     if entry.type == "NOTEBOOK":
@@ -59,23 +60,23 @@ def workspace_json(path, entry):
     return result
 
 
-JSON_FORMS = {"dbfs": dbfs_json, "workspace": workspace_json}
+JSON_FORMS: dict[str, Callable[[str, Entry], Listed]] = {"dbfs": dbfs_json, "workspace": workspace_json}
 
 
-def encode(value):
-    """JSON as the service sends it: UTF-8, nothing escaped that need not be."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")
-
-
-def entry_from_json(listed):
-    """The entry behind a listed dictionary of either file system."""
+def entry_from_json(listed: Listed) -> Entry:
+    """The entry behind a listed one of either file system."""
     name = listed.get("path", "").rpartition("/")[2]
     if "is_dir" in listed:
         return Entry(name, "DIRECTORY" if listed["is_dir"] else "FILE", listed.get("file_size", 0))
     return Entry(name, listed.get("object_type"))
 
 
-# Generated trees: a dictionary from the path below the home ("" is the home, "/a/b" deeper) to its entries
+def encode(value: Any) -> bytes:
+    """JSON as the service sends it: UTF-8, nothing escaped that need not be."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")
+
+
+# Generated trees
 
 FILES_PER_DIRECTORY = (0, 0, 1, 2, 3, 5, 8, 30)
 WORKSPACE_TYPES = ("NOTEBOOK",) * 6 + ("FILE",) * 5 + ("LIBRARY", "DASHBOARD", None)
@@ -89,22 +90,17 @@ AWKWARD_NAMES = (
 )  # fmt: skip
 
 
-def random_size(generator):
-    """Mostly small, at times several GB, so that sums do not fit into 32 bits."""
-    return 0 if generator.random() < 0.1 else int(2 ** (generator.random() * 32.5))
-
-
-def random_file(generator, file_system, number):
-    """A file or Workspace object; number makes its name unique in its directory."""
+def random_file(generator: Random, file_system: str, number: int) -> Entry:
+    """A file or Workspace object; number makes its name unique. Sizes are small, or several GB: beyond 32 bits."""
     name = FILE_NAMES[int(generator.random() * len(FILE_NAMES))].format(number)
     identity = int(generator.random() * 10**12)
-    if file_system == "dbfs":
-        modified = 0 if identity % 20 == 0 else 1_600_000_000_000 + identity // 10
-        return Entry(name, "FILE", random_size(generator), modified)
-    return Entry(name, WORKSPACE_TYPES[int(generator.random() * len(WORKSPACE_TYPES))], 0, identity)
+    if file_system == "workspace":
+        return Entry(name, WORKSPACE_TYPES[int(generator.random() * len(WORKSPACE_TYPES))], 0, identity)
+    size = 0 if generator.random() < 0.1 else int(2 ** (generator.random() * 32.5))
+    return Entry(name, "FILE", size, 0 if identity % 20 == 0 else 1_600_000_000_000 + identity // 10)
 
 
-def random_folder(generator, file_system, number):
+def random_folder(generator: Random, file_system: str, number: int) -> Entry:
     """A directory, in the Workspace now and then a REPO."""
     name = f"{FOLDER_WORDS[int(generator.random() * len(FOLDER_WORDS))]}_{number}"
     identity = int(generator.random() * 10**12)
@@ -113,10 +109,10 @@ def random_folder(generator, file_system, number):
     return Entry(name, "REPO" if identity % 15 == 0 else "DIRECTORY", 0, identity)
 
 
-def random_tree(generator, file_system, directories):
+def random_tree(generator: Random, file_system: str, directories: int) -> Tree:
     """An irregular tree of so many directories: chains where the newest gets the next child, bushes elsewhere."""
     paths = [""]
-    listings = {"": []}
+    listings: Tree = {"": []}
     for number in range(1, directories):
         chained = generator.random() < 0.3
         parent = paths[-1] if chained else paths[int(generator.random() * len(paths))]
@@ -130,9 +126,9 @@ def random_tree(generator, file_system, directories):
     return listings
 
 
-def deep_tree(generator, file_system, directories):
+def deep_tree(generator: Random, file_system: str, directories: int) -> Tree:
     """One directory within the other; short names keep the deepest path below 8 KB."""
-    listings = {}
+    listings: Tree = {}
     path = ""
     for level in range(directories):
         entries = [random_file(generator, file_system, level)] if level % 3 == 0 else []
@@ -144,9 +140,9 @@ def deep_tree(generator, file_system, directories):
     return listings
 
 
-def awkward_tree(generator, file_system, _):
+def awkward_tree(generator: Random, file_system: str, _: int) -> Tree:
     """Directories whose names need care in a URL, in JSON or on a terminal, each with awkward files in it."""
-    listings = {"": [Entry(name, "DIRECTORY", 0, 1 + i) for i, name in enumerate(AWKWARD_NAMES)]}
+    listings = {"": [Entry(name, "DIRECTORY", 0, 1 + number) for number, name in enumerate(AWKWARD_NAMES)]}
     for position, name in enumerate(AWKWARD_NAMES):
         others = [AWKWARD_NAMES[(position + step) % len(AWKWARD_NAMES)] for step in (1, 2)]
         files = [random_file(generator, file_system, 0)._replace(name=other) for other in others]
@@ -155,16 +151,12 @@ def awkward_tree(generator, file_system, _):
     return listings
 
 
-def empty_tree(generator, file_system, _):
-    """A home with nothing in it."""
+def empty_tree(*_: Any) -> Tree:
     return {"": []}
 
 
-BUILDERS = {"deep": deep_tree, "awkward": awkward_tree, "empty": empty_tree}
-SHAPES = ("mixed", "small", "dbfs", "workspace", "empty", "none", "giant", "deep", "awkward", "case", "bench")
-SPECIAL_SHAPES = {17: "giant", 23: "deep", 29: "awkward", 35: "case"}
-SHAPES_BY_LAST_DIGIT = {4: "dbfs", 6: "workspace", 8: "empty", 9: "none"}
-FIXED_COUNTS = {
+BUILDERS = {"deep": deep_tree, "awkward": awkward_tree, "empty": empty_tree}  # others: random_tree
+FIXED_COUNTS = {  # shape -> directories in DBFS and in the Workspace, home included
     "empty": (1, 1),
     "none": (0, 0),
     "giant": (1_200, 1_800),
@@ -172,21 +164,23 @@ FIXED_COUNTS = {
     "awkward": (1 + 2 * len(AWKWARD_NAMES),) * 2,
     "case": (8, 12),
 }
+SHAPES = ("mixed", "small", "dbfs", "workspace", "bench", *FIXED_COUNTS)
 
 
-def mixed_shape(index):
+def mixed_shape(index: int) -> str:
     """The shape of a user in a mixed workspace; the four special ones exist once, however many users there are."""
-    return SPECIAL_SHAPES.get(index) or SHAPES_BY_LAST_DIGIT.get(index % 10, "small")
+    special = {17: "giant", 23: "deep", 29: "awkward", 35: "case"}
+    return special.get(index) or {4: "dbfs", 6: "workspace", 8: "empty", 9: "none"}.get(index % 10, "small")
 
 
-def directory_counts(shape, seed, user_name):
+def directory_counts(shape: str, seed: int, user_name: str) -> tuple[int, int]:
     """How many directories the user has in DBFS and in the Workspace, home included."""
     if shape in FIXED_COUNTS:
         return FIXED_COUNTS[shape]
     number = crc32(f"{seed}:{user_name}".encode())
     total = 1 + number % 40
-    in_dbfs = (number >> 8) % (total + 1)
-    return {"dbfs": (total, 0), "workspace": (0, total), "small": (in_dbfs, total - in_dbfs)}[shape]
+    in_dbfs = {"dbfs": total, "workspace": 0}.get(shape, (number >> 8) % (total + 1))
+    return in_dbfs, total - in_dbfs
 
 
 # Benchmark trees: computed from the path, nothing stored
@@ -201,114 +195,30 @@ class Bench(NamedTuple):
     fan_out: int
     salt: int
 
+    def number(self, relative: str) -> int | None:
+        """Which directory a path is, or None when there is no such one."""
+        number = 0
+        for name in relative.split("/")[1:]:
+            digit = name[1:]
+            if name[:1] != "d" or not digit.isdecimal() or str(int(digit)) != digit or int(digit) >= self.fan_out:
+                return None
+            number = number * self.fan_out + int(digit) + 1
+        return number if number < self.directories else None
 
-def bench_number(bench, relative):
-    """Which directory a path is, or None when there is no such one."""
-    number = 0
-    for name in relative.split("/")[1:]:
-        digits = name[1:]
-        if name[:1] != "d" or not (digits.isascii() and digits.isdigit()) or (digits[0] == "0" and digits != "0"):
+    def file(self, directory: int, file: int) -> Entry:
+        """Sizes in DBFS are any value below 5 GB."""
+        number = 1 + directory * self.files + file
+        if self.file_system == "workspace":
+            return Entry(f"f{file}", WORKSPACE_TYPES[(directory + file) % len(WORKSPACE_TYPES)], 0, number)
+        size = (self.salt + directory * 2_654_435_761 + file * 40_503) % 5_000_000_000
+        return Entry(f"f{file}", "FILE", size, 1_600_000_000_000 + number)
+
+    def children(self, relative: str) -> list[Entry] | None:
+        """The entries of a directory of the tree, or None."""
+        number = self.number(relative)
+        if number is None:
             return None
-        if int(digits) >= bench.fan_out:
-            return None
-        number = number * bench.fan_out + int(digits) + 1
-    return number if number < bench.directories else None
-
-
-def bench_size(bench, directory, file):
-    """The size of a file in DBFS: any value below 5 GB."""
-    return (bench.salt + directory * 2_654_435_761 + file * 40_503) % 5_000_000_000
-
-
-def bench_file(bench, directory, file):
-    """One file of a directory of the tree."""
-    number = 1 + directory * bench.files + file
-    if bench.file_system == "dbfs":
-        return Entry(f"f{file}", "FILE", bench_size(bench, directory, file), 1_600_000_000_000 + number)
-    return Entry(f"f{file}", WORKSPACE_TYPES[(directory + file) % len(WORKSPACE_TYPES)], 0, number)
-
-
-def bench_children(bench, relative):
-    """The entries of a directory of the tree, or None."""
-    number = bench_number(bench, relative)
-    if number is None:
-        return None
-    first = number * bench.fan_out + 1
-    last = min(first + bench.fan_out, bench.directories)
-    entries = [Entry(f"d{child - first}", "DIRECTORY", 0, child) for child in range(first, last)]
-    entries.extend(bench_file(bench, number, file) for file in range(bench.files))
-    return entries
-
-
-# The truth about a tree, found without HTTP
-
-
-@dataclass(frozen=True)
-class Truth:
-    """What a complete and correct scan of one user finds."""
-
-    username: str
-    dbfs_home: bool = False
-    workspace_home: bool = False
-    dbfs_files: int = 0
-    dbfs_bytes: int = 0
-    dbfs_directories: int = 0
-    workspace_objects: int = 0
-    workspace_directories: int = 0
-    types: Counter = field(default_factory=Counter)
-
-    @property
-    def file_count(self):
-        """Files of both file systems."""
-        return self.dbfs_files + self.workspace_objects
-
-    @property
-    def total_size(self):
-        """Bytes of both file systems, those of the Workspace estimated."""
-        return self.dbfs_bytes + ESTIMATED_OBJECT_SIZE * self.workspace_objects
-
-
-class Tally(NamedTuple):
-    """Sums over one tree; types counts what was listed, so the home itself is not in it."""
-
-    directories: int = 0
-    files: int = 0
-    size: int = 0
-    types: Counter = Counter()  # noqa: RUF012 - never changed
-
-
-def tally_tree(children):
-    """Walk a tree through its children function; a directory that is listed but not there counts as vanished."""
-    directories = size = 0
-    types = Counter()
-    waiting = [""]
-    while waiting:
-        relative = waiting.pop()
-        entries = children(relative)
-        if entries is None:
-            continue
-        directories += 1
-        for entry in entries:
-            types[entry.type or "UNKNOWN"] += 1
-            size += entry.size
-            if entry.type in FOLDER_TYPES:
-                waiting.append(f"{relative}/{entry.name}")
-    files = sum(types.values()) - sum(types[folder] for folder in FOLDER_TYPES)
-    return Tally(directories, files, size, types)
-
-
-def tally_bench(bench):
-    """The same for a benchmark tree, without its paths: a million directories take seconds, not minutes."""
-    types = Counter()
-    size = 0
-    numbers = range(bench.files)
-    for directory in range(bench.directories):
-        if bench.file_system == "dbfs":
-            size += sum([bench_size(bench, directory, file) for file in numbers])
-        else:
-            types.update([WORKSPACE_TYPES[(directory + file) % len(WORKSPACE_TYPES)] or "UNKNOWN" for file in numbers])
-    files = bench.directories * bench.files
-    if bench.file_system == "dbfs":
-        types["FILE"] = files
-    types["DIRECTORY"] = max(bench.directories - 1, 0)
-    return Tally(bench.directories, files, size, +types)
+        first = number * self.fan_out + 1
+        folders = range(first, min(first + self.fan_out, self.directories))
+        entries = [Entry(f"d{child - first}", "DIRECTORY", 0, child) for child in folders]
+        return entries + [self.file(number, file) for file in range(self.files)]

@@ -3,18 +3,13 @@
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import NamedTuple
+from random import Random
+from typing import Any, NamedTuple
 
-from tests.fake import (
-    AWKWARD_NAMES,
-    ESTIMATED_OBJECT_SIZE,
-    FORMS,
-    FakeDatabricks,
-    Fault,
-    dbfs_directory,
-    dbfs_file,
-    workspace_object,
-)
+from tests.fake.faults import FORMS, Fault, Key
+from tests.fake.server import FakeDatabricks
+from tests.fake.trees import AWKWARD_NAMES, Listed, dbfs_directory, dbfs_file, workspace_object
+from tests.fake.workspace import ESTIMATED_OBJECT_SIZE
 
 REFUSED = "403 PERMISSION_DENIED: The caller may not list this path."
 
@@ -28,7 +23,7 @@ class Folder:
     `denied` folders answer 403. `deleted` ones are gone when they are asked for, and then from their parent's listing.
     """
 
-    entries: dict = field(default_factory=dict)
+    entries: dict[str, Any] = field(default_factory=dict)
     object_type: str | None = "DIRECTORY"
     git: bool = False
     denied: bool = False
@@ -49,13 +44,13 @@ class File(NamedTuple):
 class Deletion(Fault):
     """Never fails: it takes a folder out of its parent's listing when the folder is asked for."""
 
-    def __init__(self, listings, file_system, path):
+    def __init__(self, listings: dict[str, list[Listed]], file_system: str, path: str):
         super().__init__("404", api=file_system, path=path)
         self.listings = listings
 
-    def applies(self, api, path, _):
+    def applies(self, api: str, path: Key, _: Random) -> bool:
         if (api, path) == (self.api, self.path):
-            parent = path.rpartition("/")[0]
+            parent = str(path).rpartition("/")[0]
             self.listings[parent][:] = [entry for entry in self.listings[parent] if entry["path"] != path]
         return False
 
@@ -66,12 +61,19 @@ class World:
     `deletions` has users and file systems that have a deleted folder: nobody can say whether it is in the types.
     """
 
-    def __init__(self):
-        self.usernames, self.files, self.faults = [], [], []
-        self.listings = {"dbfs": {}, "workspace": {}}
-        self.directories, self.types, self.failures, self.deletions = Counter(), {}, {}, set()
+    def __init__(self) -> None:
+        self.usernames: list[str] = []
+        self.files: list[File] = []
+        self.faults: list[Fault] = []
+        self.listings: dict[str, dict[str, list[Listed]]] = {"dbfs": {}, "workspace": {}}
+        self.directories: Counter[tuple[str, str]] = Counter()
+        self.types: dict[tuple[str, str], Counter[str]] = {}
+        self.failures: dict[tuple[str, str], list[dict[str, str]]] = {}
+        self.deletions: set[tuple[str, str]] = set()
 
-    def add_user(self, username, dbfs=None, workspace=None, home=None):
+    def add_user(
+        self, username: str, dbfs: Folder | None = None, workspace: Folder | None = None, home: str | None = None
+    ) -> None:
         """A user with a home for each tree that is given, under another name if `home` is."""
         self.usernames.append(username)
         for file_system, folder in (("dbfs", dbfs), ("workspace", workspace)):
@@ -79,7 +81,7 @@ class World:
             if folder:
                 self.add_folder(username, file_system, f"/Users/{home or username}", folder)
 
-    def add_folder(self, username, file_system, path, folder, found=True):
+    def add_folder(self, username: str, file_system: str, path: str, folder: Folder, found: bool = True) -> None:
         """Below a denied folder nothing is to be `found`."""
         if folder.deleted:
             self.faults.append(Deletion(self.listings[file_system], file_system, path))
@@ -90,7 +92,8 @@ class World:
             self.failures[username, file_system].append({"path": path, "error": REFUSED})
             found = False
         self.directories[username, file_system] += found
-        entries = self.listings[file_system][path] = []
+        entries: list[Listed] = []
+        self.listings[file_system][path] = entries
         for name, value in folder.entries.items():
             below = f"{path}/{name}"
             entries.append(self.entry(file_system, below, value))
@@ -102,21 +105,21 @@ class World:
                 self.files.append(self.file(username, file_system, entries[-1]))
                 self.types[username, file_system][self.files[-1].object_type] += 1
 
-    def entry(self, file_system, path, value):
+    def entry(self, file_system: str, path: str, value: Any) -> Listed:
         """A file or folder as the listing of its parent shows it."""
         if file_system == "workspace":
             git = {"directory_info": {"is_git_folder": True}} if isinstance(value, Folder) and value.git else {}
             return workspace_object(path, value.object_type if isinstance(value, Folder) else value, **git)
         return dbfs_directory(path) if isinstance(value, Folder) else dbfs_file(path, value, 1_600_000_000_000 + value)
 
-    def file(self, username, file_system, entry):
+    def file(self, username: str, file_system: str, entry: Listed) -> File:
         path = entry["path"]
         if file_system == "dbfs":
             return File(username, file_system, path, "FILE", entry["file_size"], entry["modification_time"])
         object_type = entry.get("object_type", "UNKNOWN")
         return File(username, file_system, path, object_type, None, entry.get("modified_at"))
 
-    def server(self, *faults, **settings):
+    def server(self, *faults: Fault, **settings: Any) -> FakeDatabricks:
         """The workspace; `faults` beside those of denied and deleted folders."""
         server = FakeDatabricks(users=self.usernames, shape="none", forms=FORMS, **settings)
         for file_system, listings in self.listings.items():
@@ -125,7 +128,7 @@ class World:
         server.change(faults=[*self.faults, *faults])
         return server
 
-    def details(self, username):
+    def details(self, username: str) -> dict[str, dict[str, Any]]:
         """By file system: what --details has to say of a user."""
         result = {}
         for file_system in ("dbfs", "workspace"):
@@ -140,19 +143,19 @@ class World:
             }
         return result
 
-    def file_rows(self):
+    def file_rows(self) -> list[tuple[str, ...]]:
         """What --files has to say, as text, sorted; half of a surrogate pair is shown as what it is."""
         rows = []
         for file in self.files:
             size = "" if file.size is None else str(file.size)
-            modified = file.modified and datetime.fromtimestamp(file.modified // 1000, timezone.utc).isoformat()
+            modified = ""
+            if file.modified:
+                modified = f"{datetime.fromtimestamp(file.modified // 1000, timezone.utc):%Y-%m-%dT%H:%M:%SZ}"
             path = file.path.encode("utf-8", "backslashreplace").decode()
-            rows.append(
-                (file.username, file.file_system, path, file.object_type, size, (modified or "").replace("+00:00", "Z"))
-            )
+            rows.append((file.username, file.file_system, path, file.object_type, size, modified))
         return sorted(rows)
 
-    def row(self, username):
+    def row(self, username: str) -> dict[str, str]:
         """The user's row of the CSV, as text."""
         details = self.details(username)
         files = sum(found["files"] for found in details.values())
@@ -174,12 +177,12 @@ class World:
         }
 
 
-def awkward_folder(file):
+def awkward_folder(file: Any) -> Folder:
     """Directories whose names need care in a URL, in JSON or on a terminal, each with an awkward file in it."""
     return Folder({name: Folder({name: file, "within": Folder()}) for name in AWKWARD_NAMES})
 
 
-def deep_folder(file, depth):
+def deep_folder(file: Any, depth: int) -> Folder:
     """Directories in directories, a file in each."""
     folder = Folder({"file": file})
     for _ in range(depth):
@@ -187,7 +190,7 @@ def deep_folder(file, depth):
     return folder
 
 
-def make_world(bulk=4, directories=10):
+def make_world(bulk: int = 4, directories: int = 10) -> World:
     """Users with one oddity each, and `bulk` users with so many directories in each file system."""
     world = World()
     types = ("FILE", "LIBRARY", "DASHBOARD", "SOMETHING_NEW", None)
@@ -216,7 +219,7 @@ def make_world(bulk=4, directories=10):
     return world
 
 
-def passing_faults():
+def passing_faults() -> list[Fault]:
     """Of all kinds, with and without Retry-After: after one or two of them each of these folders can be listed."""
     return [
         Fault("500", api="dbfs", path="/Users/plain@example.com/a", times=2),
