@@ -64,6 +64,31 @@ def until(condition, seconds=20):
         time.sleep(0.001)
 
 
+@contextmanager
+def slow_until(server, condition, then=lambda: None, latency=0.3):
+    """So slow that no run ends before something has happened; `then` is done, and the rest is fast."""
+    server.change(latency=latency)
+
+    def hurry():
+        try:
+            until(condition, 180)
+            then()
+        finally:
+            server.change(latency=0.0)
+
+    thread = threading.Thread(target=hurry)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
+def workers_help(server):
+    """A condition: the workers of a cluster have made 40 requests."""
+    return lambda: server.workers.total() > 40
+
+
 # The machine
 
 

@@ -34,23 +34,23 @@ from tests.helpers import (
     WORDS,
     asked_for,
     block_imports,
+    config_of,
     find_python,
     hang_when,
+    log_in,
     needs_posix,
     running,
     saved_users,
     set_constants,
+    slow_until,
     true_csv,
     until,
+    workers_help,
     write_users,
 )
 
 DBFS, WORKSPACE = "dbfs", "workspace"
 LIMITS = {"seconds": 2.0, "grace": 5.0, "connect": 5, "read": 5, "bytes": 8 * 1024**2, "failures": 3}
-
-
-def config_of(server):
-    return DatabricksConfig(server.url, server.settings.token, "test")
 
 
 def scan(spark, server, config=None, threads=4):
@@ -61,31 +61,6 @@ def scan(spark, server, config=None, threads=4):
     assert (by_name.keys(), len(results)) == (set(names), len(names))
     scanner.write_results((by_name[name] for name in names), "scanned.csv", None)
     assert Path("scanned.csv").read_bytes() == true_csv(server)
-
-
-@contextmanager
-def slow_until(server, condition, then=lambda: None, latency=0.3):
-    """So slow that no run ends before something has happened; `then` is done, and the rest is fast."""
-    server.change(latency=latency)
-
-    def hurry():
-        try:
-            until(condition, 180)
-            then()
-        finally:
-            server.change(latency=0.0)
-
-    thread = threading.Thread(target=hurry)
-    thread.start()
-    try:
-        yield
-    finally:
-        thread.join()
-
-
-def workers_help(server):
-    """A condition: the workers have made 40 requests."""
-    return lambda: server.workers.total() > 40
 
 
 def warnings_of(log):
@@ -289,8 +264,7 @@ def run_here(many, log, monkeypatch, capsys):
 
     def run(condition, *words):
         logging.getLogger("databricks_user_files").addHandler(log.handler)  # commands let nothing through to others
-        monkeypatch.setenv("DATABRICKS_HOST", many.url)
-        monkeypatch.setenv("DATABRICKS_TOKEN", many.settings.token)
+        log_in(monkeypatch, many)
         write_users(many.user_names)
         with slow_until(many, condition, latency=0.1):
             assert scanner.main([*WORDS, *words]) == 0
@@ -667,12 +641,12 @@ def oauth(monkeypatch):
     pytest.importorskip("databricks.sdk.core")
     set_constants(monkeypatch, HELD_SECONDS=0.01, FAILED_SECONDS=0.01)
 
-    def log_in(server):
+    def log_in_as_client(server):
         server.change(clients={"the-client": "the-secret"}, token="dapi-nobody-has-this")
         for name, value in {"HOST": server.url, "CLIENT_ID": "the-client", "CLIENT_SECRET": "the-secret"}.items():
             monkeypatch.setenv(f"DATABRICKS_{name}", value)
 
-    return log_in
+    return log_in_as_client
 
 
 def test_tokens_that_are_revoked_in_mid_run(spark, many, hasty, oauth, early):

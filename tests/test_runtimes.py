@@ -12,7 +12,6 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -21,14 +20,13 @@ from pathlib import Path
 import pytest
 
 from tests.fake import FakeDatabricks
-from tests.helpers import ROOT, SCANNER, USER_LIST, true_csv, until
+from tests.helpers import ROOT, SCANNER, USER_LIST, find_python, slow_until, true_csv, workers_help
 
 fcntl = pytest.importorskip("fcntl", reason="a Spark Connect server needs POSIX")
 pytestmark = pytest.mark.runtimes
 
 HOME = str(Path.home())  # tests have another, where pip would find neither its settings nor its cache
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or f"{HOME}/.cache") / "databricks-user-files-tests"
-PYENV = Path(os.environ.get("PYENV_ROOT") or f"{HOME}/.pyenv")
 OWN = f"3.{sys.version_info.minor}"
 try:
     NEWEST = version("pyspark")
@@ -58,7 +56,7 @@ def environment(pyspark, python):
 @cache
 def make_environment(pyspark, python):
     """Interpreter, and why there is none."""
-    base = interpreter(python)
+    base = sys.executable if python == OWN else find_python(python)
     if base is None:
         return None, f"there is no Python {python} on this machine"
     packages = [*PACKAGES[pyspark], "requests"]
@@ -79,42 +77,13 @@ def make_environment(pyspark, python):
     return str(folder / "bin/python"), None
 
 
-def interpreter(python):
-    """The path of a Python of that minor version, or None."""
-    if python == OWN:
-        return sys.executable
-    found = [*sorted(map(str, PYENV.glob(f"versions/{python}.*/bin/python"))), shutil.which(f"python{python}")]
-    for path in filter(None, found):  # pyenv's own python3.12 may be there, and say that it is not
-        show = [path, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
-        done = subprocess.run(show, capture_output=True, text=True, check=False)
-        if done.stdout.strip() == python:
-            return path
-    return None
-
-
-# A workspace that is slow until workers are at work, so that they have to be
-
-
 @contextmanager
 def workspace():
-    """Forty users with forty directories each: minutes for this machine alone."""
-    with FakeDatabricks(users=40, shape="bench", directories=40, latency=0.3) as server:
-        over = threading.Event()
-
-        def hurry():
-            until(lambda: server.workers.total() > 40 or over.is_set(), 600)
-            server.change(latency=0.02)
-
-        thread = threading.Thread(target=hurry)
-        thread.start()
-        try:
+    """Forty users with forty directories each: minutes for this machine alone, until workers are at work."""
+    with FakeDatabricks(users=40, shape="bench", directories=40) as server:
+        with slow_until(server, workers_help(server)):
             yield server
-        finally:
-            over.set()
-            thread.join()
-        number = server.workers.total()
-        print(f"{number} of {server.total_requests} requests came from {len(server.workers)} workers")
-        assert number > server.total_requests / 10
+        print(f"{server.workers.total()} of {server.total_requests} requests came from {len(server.workers)} workers")
 
 
 def run(*words, **variables):
