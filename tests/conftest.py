@@ -7,14 +7,18 @@ import logging
 import os
 import signal
 import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 import databricks_user_files_simple
 import databricks_user_list
-from tests.connect_server import connect_server_of, why_not
+from tests.connect_server import ConnectServer, connect_server_of, why_not
 from tests.fake import FakeDatabricks
-from tests.helpers import FakeClock, Result, log_in, run_command, set_constants, shorter_waits, write_users
+from tests.helpers import FakeClock, Login, Result, log_in, run_command, set_constants, shorter_waits, write_users
 from tests.kernel import Kernel
 
 PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
@@ -27,7 +31,7 @@ FIXTURES_OF = {  # marker -> the fixtures of which a test with this marker uses 
 }
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
     for item in items:
         for marker, fixtures in FIXTURES_OF.items():
             if fixtures.intersection(item.fixturenames):
@@ -41,7 +45,7 @@ for name, handler in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.
 
 
 @pytest.fixture(autouse=True)
-def clean_environment(monkeypatch, tmp_path):
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No login, proxy, Spark or home of the machine; the working directory is tmp_path, HOME is tmp_path/home."""
     for name in list(os.environ):
         is_proxy = name.upper() in PROXY_VARIABLES
@@ -56,7 +60,7 @@ def clean_environment(monkeypatch, tmp_path):
 
 
 @pytest.fixture(autouse=True)
-def clean_log():
+def clean_log() -> None:
     """A command that ran in this process leaves its log handler behind; caplog needs none."""
     log = logging.getLogger("databricks_user_files")
     log.handlers, log.propagate = [], True
@@ -64,21 +68,21 @@ def clean_log():
 
 
 @pytest.fixture
-def clock():
+def clock() -> FakeClock:
     return FakeClock()
 
 
 @pytest.fixture
-def command():
+def command() -> Callable[..., Result]:
     """run_command(script, *words, env=..., stdin=...) in tmp_path."""
     return run_command
 
 
 @pytest.fixture
-def here(monkeypatch, capsys):
+def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
     """here(main, server, *words): a command in this process, logged in at the server, which counts anew."""
 
-    def run(main, server, *words):
+    def run(main: Callable[[list[str]], int], server: FakeDatabricks, *words: object) -> Result:
         log_in(monkeypatch, server)
         server.counts_reset()
         code = main([*map(str, words)])
@@ -88,25 +92,25 @@ def here(monkeypatch, capsys):
 
 
 @pytest.fixture
-def scan(here):
+def scan(here: Callable[..., Result]) -> Callable[..., Result]:
     """scan(server, *words): the scanner in this process."""
     return lambda server, *words: here(databricks_user_files_simple.main, server, *words)
 
 
 @pytest.fixture
-def list_users(here):
+def list_users(here: Callable[..., Result]) -> Callable[..., Result]:
     """list_users(server, *words): the user list in this process."""
     return lambda server, *words: here(databricks_user_list.main, server, *words)
 
 
 @pytest.fixture
-def hasty(monkeypatch):
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waits of a tenth, on the workers too: what the functions refer to goes with them."""
     set_constants(monkeypatch, RETRIES=shorter_waits(10), FIRST_PROBE=0.3)
 
 
 @pytest.fixture
-def server():
+def server() -> Iterator[FakeDatabricks]:
     """Ten users with about twenty directories each, answers after 4 ms; users.txt names them all."""
     with FakeDatabricks(users=10, shape="small", latency=0.004) as server:
         write_users(server.user_names)
@@ -114,33 +118,33 @@ def server():
 
 
 @pytest.fixture
-def small():
+def small() -> Iterator[FakeDatabricks]:
     """Twelve users with about twenty directories each, answers after 5 ms."""
     with FakeDatabricks(users=12, shape="small", latency=0.005) as server:
         yield server
 
 
 @pytest.fixture
-def processes():
+def processes() -> None:
     """For tests that start processes without `command`, and log them in without `login`."""
 
 
 @pytest.fixture
-def login():
+def login() -> Login:
     """login(server): the variables that log a process in at a fake server."""
     return lambda server: {"DATABRICKS_HOST": server.url, "DATABRICKS_TOKEN": server.settings.token}
 
 
 @pytest.fixture
-def small_disk(tmp_path):
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], None]]:
     """mount(size) makes a file system of that size in the folder `disk`, or gives it another size."""
     folder = tmp_path / "disk"
     folder.mkdir()
 
-    def mount(options):
-        mounted = os.path.ismount(folder)
-        words = ["mount", "-o", f"remount,{options}", folder] if mounted else ["mount", "-t", "tmpfs", "-o", options,
-                                                                              "tmpfs", folder]  # fmt: skip
+    def mount(options: str) -> None:
+        words = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+        if os.path.ismount(folder):
+            words = ["mount", "-o", f"remount,{options}", str(folder)]
         try:
             subprocess.run(words, check=True, capture_output=True)
         except (OSError, subprocess.CalledProcessError) as error:
@@ -151,8 +155,11 @@ def small_disk(tmp_path):
         subprocess.run(["umount", "-l", folder], check=True)
 
 
+StartServer = Callable[[Path, str], AbstractContextManager[ConnectServer]]
+
+
 @pytest.fixture(scope="session")
-def connect_servers():
+def connect_servers() -> StartServer:
     """connect_servers(folder, master) is a Connect server of the test's own, in a `with`."""
     if reason := why_not():
         pytest.skip(reason)
@@ -160,14 +167,14 @@ def connect_servers():
 
 
 @pytest.fixture(scope="session")
-def connect_server(tmp_path_factory, connect_servers):
+def connect_server(tmp_path_factory: pytest.TempPathFactory, connect_servers: StartServer) -> Iterator[ConnectServer]:
     """The one that serves all tests of this process."""
     with connect_servers(tmp_path_factory.mktemp("connect"), "local[8]") as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-def spark(connect_server):
+def spark(connect_server: ConnectServer) -> Iterator[Any]:
     """One session for all tests of this process; stopped, because at exit it would look for its server for minutes."""
     session = connect_server.session()
     yield session
@@ -175,12 +182,12 @@ def spark(connect_server):
 
 
 @pytest.fixture
-def new_kernel(tmp_path):
+def new_kernel(tmp_path: Path) -> Iterator[Callable[[], Kernel]]:
     """new_kernel(): a kernel in tmp_path."""
     pytest.importorskip("jupyter_client.manager", reason="ipykernel is not installed")
-    kernels = []
+    kernels: list[Kernel] = []
 
-    def start():
+    def start() -> Kernel:
         kernels.append(Kernel(tmp_path))
         return kernels[-1]
 

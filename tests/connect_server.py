@@ -1,13 +1,15 @@
-"""A real Spark Connect server on this machine, and a cluster of a master and two workers: pyspark carries both."""
+"""A real Spark Connect server on this machine: pyspark carries it."""
 
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from tests.helpers import block_imports, free_port, until
 
@@ -32,11 +34,18 @@ http.client.HTTPConnection.endheaders = endheaders
 """
 
 
+def spark_home() -> Path:
+    """The folder of pyspark, which has Spark itself."""
+    package = find_spec("pyspark")
+    assert package and package.origin, "pyspark is not installed"
+    return Path(package.origin).parent
+
+
 class ConnectServer:
     """A Spark Connect server of its own process group; its workers start through a script that tests can change."""
 
-    def __init__(self, folder, master):
-        home = Path(find_spec("pyspark").origin).parent
+    def __init__(self, folder: Path, master: str):
+        home = spark_home()
         self.folder, self.port, self.python = folder, free_port(), folder / "worker-python"
         self.remote = f"sc://127.0.0.1:{self.port}"
         self.blocked = block_imports(folder / "blocked", *NOT_ON_WORKERS)
@@ -65,13 +74,13 @@ class ConnectServer:
             )
         until(self.is_started, 90)
 
-    def is_started(self):
+    def is_started(self) -> bool:
         """From its console: whoever tries to connect to a free port may be connected to himself."""
         text = (self.folder / "console").read_text(encoding="utf-8")
         assert self.process.poll() is None, text[-3000:]
         return "Spark Connect server started at" in text
 
-    def set_workers(self, python=sys.executable, site=None, **variables):
+    def set_workers(self, python: str = sys.executable, site: Path | None = None, **variables: str) -> None:
         """What the workers of new sessions are: Spark starts each session's anew; `site` has a sitecustomize."""
         lines = ["#!/bin/sh", f"export PYTHONPATH='{site or self.blocked}':\"$PYTHONPATH\""]
         lines += [f"export {name}='{value}'" for name, value in variables.items()]
@@ -81,28 +90,28 @@ class ConnectServer:
         temporary.replace(self.python)
 
     @contextmanager
-    def workers(self, python=sys.executable, site=None, **variables):
+    def workers(self, python: str = sys.executable, site: Path | None = None, **variables: str) -> Iterator[None]:
         self.set_workers(python, site, **variables)
         yield
         self.set_workers()
 
-    def session(self):
+    def session(self) -> Any:
         from pyspark.sql import SparkSession
 
         return SparkSession.builder.remote(self.remote).create()
 
-    def texts(self):
+    def texts(self) -> dict[str, str]:
         """What the server has written: console and event log."""
         files = [self.folder / "console", *(self.folder / "events").rglob("*")]
         return {path.name: path.read_text(encoding="utf-8", errors="replace") for path in files if path.is_file()}
 
-    def kill(self):
+    def kill(self) -> None:
         """As a machine that is gone: no farewell to the client."""
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
 
-def why_not():
+def why_not() -> str | None:
     """Why no Spark Connect server can run here; None if it can."""
     if os.name == "nt" or not shutil.which("java") or find_spec("pyspark") is None:
         return "a Spark Connect server needs POSIX, Java and pyspark[connect]"
@@ -110,7 +119,7 @@ def why_not():
 
 
 @contextmanager
-def connect_server_of(folder, master):
+def connect_server_of(folder: Path, master: str) -> Iterator[ConnectServer]:
     """A server, killed in the end."""
     server = ConnectServer(folder, master)
     try:
@@ -118,27 +127,3 @@ def connect_server_of(folder, master):
     finally:
         if server.process.poll() is None:
             server.kill()
-
-
-@contextmanager
-def standalone_cluster(folder):
-    """A master and two workers with four slots each; the master's URL."""
-    home, port = Path(find_spec("pyspark").origin).parent, free_port()
-    url, started = f"spark://127.0.0.1:{port}", []
-    package = "org.apache.spark.deploy"
-    commands = [[f"{package}.master.Master", "--host", "127.0.0.1", "--port", port, "--webui-port", 0]]
-    commands += [[f"{package}.worker.Worker", "--cores", 4, "--memory", "1g", "--webui-port", 0, "--work-dir",
-                  folder / f"work{number}", url] for number in (1, 2)]  # fmt: skip
-    environment = {**os.environ, "SPARK_HOME": str(home)}
-    with open(folder / "cluster", "wb") as output:
-        for words in commands:
-            command = [str(home / "bin" / "spark-class"), *map(str, words)]
-            started.append(subprocess.Popen(command, env=environment, cwd=folder, stdout=output, stderr=output,
-                                            start_new_session=True))  # fmt: skip
-    try:
-        until(lambda: (folder / "cluster").read_text(encoding="utf-8").count("Registering worker") == 2, 60)
-        yield url
-    finally:
-        for process in started:
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait()

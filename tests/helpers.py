@@ -12,9 +12,11 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +24,7 @@ import databricks_user_files_simple as scanner
 import databricks_user_list
 from databricks_user_files_simple import FileSystemTotals, UserResult, open_checkpoint
 from databricks_user_list import DatabricksClient, DatabricksConfig
-from tests.fake import FakeDatabricks, Fault, dbfs_directory, dbfs_file, workspace_object
+from tests.fake import FakeDatabricks, Fault, Key, Truth, dbfs_directory, dbfs_file, workspace_object
 
 PYENV = Path.home() / ".pyenv"  # other interpreters; tests have another home
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,6 +33,7 @@ USER_LIST = "databricks_user_list.py"
 NAME = ".checkpoint_progress.json"
 WORDS = ("--users-file", "users.txt", "-o", "out.csv", "--threads", "4")
 needs_posix = pytest.mark.skipif(os.name == "nt", reason="signals and mounts of POSIX")
+Login = Callable[[FakeDatabricks], dict[str, str]]  # the fixture `login`
 
 
 # Waiting
@@ -39,24 +42,24 @@ needs_posix = pytest.mark.skipif(os.name == "nt", reason="signals and mounts of 
 class FakeClock:
     """A clock for DatabricksClient(config, threads, clock=clock, sleep=clock.sleep): sleeping takes no time."""
 
-    def __init__(self, now=1000.0):
+    def __init__(self, now: float = 1000.0):
         self.now = now
-        self.sleeps = []
+        self.sleeps: list[float] = []
 
-    def __call__(self):
+    def __call__(self) -> float:
         return self.now
 
-    def sleep(self, seconds):
+    def sleep(self, seconds: float) -> None:
         self.sleeps.append(seconds)
         self.now += seconds
 
     @property
-    def waits(self):
+    def waits(self) -> list[float]:
         """The sleeps that were longer than nothing."""
         return [seconds for seconds in self.sleeps if seconds > 0]
 
 
-def until(condition, seconds=20):
+def until(condition: Callable[[], object], seconds: float = 20) -> None:
     """Wait for something to become true."""
     limit = time.monotonic() + seconds
     while not condition():
@@ -92,13 +95,14 @@ def workers_help(server):
 # The machine
 
 
-def free_port():
+def free_port() -> int:
     """A port at which nobody listens."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
+        port: int = listener.getsockname()[1]
+        return port
 
 
-def find_python(version):
+def find_python(version: str) -> str | None:
     """The path of a Python of that minor version ("3.12"), or None."""
     pyenv = Path(os.environ.get("PYENV_ROOT") or PYENV)
     for path in [*sorted(map(str, pyenv.glob(f"versions/{version}.*/bin/python"))), shutil.which(f"python{version}")]:
@@ -108,7 +112,7 @@ def find_python(version):
     return None
 
 
-def block_imports(folder, *names):
+def block_imports(folder: Path, *names: str) -> Path:
     """A folder for PYTHONPATH with which Python cannot import these packages."""
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(
@@ -136,26 +140,26 @@ raise SystemExit(script.main(sys.argv[1:]))
 """
 
 
-def places_of(name):
+def places_of(name: str) -> list[Any]:
     """The scripts that have this constant; each of them may have it from the other."""
     places = [script for script in (scanner, databricks_user_list) if hasattr(script, name)]
     assert places, f"neither script has {name}"
     return places
 
 
-def set_constants(monkeypatch, **constants):
+def set_constants(monkeypatch: pytest.MonkeyPatch, **constants: Any) -> None:
     for name, value in constants.items():
         for place in places_of(name):
             monkeypatch.setattr(place, name, value)
 
 
-def program_with(script, **constants):
+def program_with(script: str, **constants: Any) -> str:
     """The text of a program that runs the script with these constants."""
     assert all(map(places_of, constants))
     return PROGRAM.format(root=str(ROOT), module=script.removesuffix(".py"), constants=constants)
 
 
-def shorter_waits(divisor):
+def shorter_waits(divisor: float) -> dict[str, tuple[int, float]]:
     """RETRIES with waits divided by so much."""
     return {kind: (attempts, first / divisor) for kind, (attempts, first) in databricks_user_list.RETRIES.items()}
 
@@ -163,13 +167,13 @@ def shorter_waits(divisor):
 # The commands
 
 
-def log_in(monkeypatch, server):
+def log_in(monkeypatch: pytest.MonkeyPatch, server: FakeDatabricks) -> None:
     """Variables for this process."""
     monkeypatch.setenv("DATABRICKS_HOST", server.url)
     monkeypatch.setenv("DATABRICKS_TOKEN", server.settings.token)
 
 
-def config_of(server):
+def config_of(server: FakeDatabricks) -> DatabricksConfig:
     return DatabricksConfig(server.url, server.settings.token, "test")
 
 
@@ -181,15 +185,22 @@ class Result:
     out: str
     err: str
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"exit {self.code}\n--- stdout\n{self.out}\n--- stderr\n{self.err}"
 
 
-def run_command(script, *words, env=None, stdin=None, cwd=None, timeout=30):
+def run_command(
+    script: str,
+    *words: object,
+    env: dict[str, str] | None = None,
+    stdin: str | bytes | None = None,
+    cwd: Path | None = None,
+    timeout: float = 30,
+) -> Result:
     """Run one of the two scripts (SCANNER, USER_LIST) as a process; env is added to this process's environment."""
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **(env or {})}
     data = stdin.encode() if isinstance(stdin, str) else stdin
-    where = {"stdin": subprocess.DEVNULL} if data is None else {"input": data}
+    where: dict[str, Any] = {"stdin": subprocess.DEVNULL} if data is None else {"input": data}
     done = subprocess.run(
         [sys.executable, str(ROOT / script), *map(str, words)],
         env=environment,
@@ -203,7 +214,9 @@ def run_command(script, *words, env=None, stdin=None, cwd=None, timeout=30):
 
 
 @contextmanager
-def running(server, login, *words, prefix=(), **variables):
+def running(
+    server: FakeDatabricks, login: Login, *words: str, prefix: Iterable[str] = (), **variables: str
+) -> Iterator[subprocess.Popen[str]]:
     """The scanner as a process that is not waited for; killed at the end."""
     environment = {**os.environ, **login(server), "PYTHONDONTWRITEBYTECODE": "1", **variables}
     command = [*prefix, sys.executable, str(ROOT / SCANNER), *(words or WORDS)]
@@ -215,15 +228,14 @@ def running(server, login, *words, prefix=(), **variables):
             process.kill()
 
 
-def hang_when(server, condition):
+def hang_when(server: FakeDatabricks, condition: Callable[[], object]) -> Fault:
     """From the request on at which the condition is true all hang; the fault that does it, which counts them."""
-    gate = Fault("hang", seconds=60)
-    gate.applies = lambda *_: condition()
+    gate = Fault("hang", seconds=60, when=condition)
     server.change(faults=[gate])
     return gate
 
 
-def run_and_kill(server, login, condition, *words):
+def run_and_kill(server: FakeDatabricks, login: Login, condition: Callable[[], object], *words: str) -> None:
     """Run the scanner until the condition is true when it makes a request, then kill it with -9."""
     gate = hang_when(server, condition)
     with running(server, login, *words) as process:
@@ -234,7 +246,7 @@ def run_and_kill(server, login, condition, *words):
     server.change(faults=[])
 
 
-def leave_unfinished(server, login, users=2, *words):
+def leave_unfinished(server: FakeDatabricks, login: Login, users: int = 2, *words: str) -> bytes:
     """A checkpoint of a run that was killed after so many users, as bytes."""
     run_and_kill(server, login, lambda: len(saved_users()) >= users, *words)
     return Path(NAME).read_bytes()
@@ -243,11 +255,11 @@ def leave_unfinished(server, login, users=2, *words):
 # What they read and leave behind, found without the program
 
 
-def write_users(names, path="users.txt"):
+def write_users(names: Iterable[str], path: str | Path = "users.txt") -> None:
     Path(path).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
 
 
-def saved_users(path=NAME):
+def saved_users(path: str | Path = NAME) -> list[str]:
     """The users in a checkpoint, found without the program; a torn last line is left out."""
     try:
         data = Path(path).read_bytes()
@@ -262,7 +274,7 @@ def saved_users(path=NAME):
     return names
 
 
-def read_file_rows(path="files.csv"):
+def read_file_rows(path: str | Path = "files.csv") -> list[tuple[str, ...]]:
     """The rows that --files has written, sorted, found without the program."""
     with (gzip.open if str(path).endswith(".gz") else open)(path, "rt", encoding="utf-8", newline="") as file:
         header, *rows = csv.reader(file)
@@ -270,7 +282,7 @@ def read_file_rows(path="files.csv"):
     return sorted(map(tuple, rows))
 
 
-def rows_of(path="out.csv"):
+def rows_of(path: str | Path = "out.csv") -> list[dict[str, str]] | None:
     """The rows of a CSV by column; None where there is no such file."""
     try:
         with open(path, encoding="utf-8", newline="") as file:
@@ -279,12 +291,12 @@ def rows_of(path="out.csv"):
         return None
 
 
-def asked_for(server, name):
+def asked_for(server: FakeDatabricks, name: str) -> int:
     """How often one of the user's homes was listed."""
     return sum(server.requests[api, f"/Users/{name}"] for api in ("dbfs", "workspace"))
 
 
-def true_csv(server, names=None):
+def true_csv(server: FakeDatabricks, names: Iterable[str] | None = None) -> bytes:
     """The CSV of a complete inventory, found without the program."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -302,15 +314,18 @@ def true_csv(server, names=None):
 
 # Results and checkpoints
 
-HEADER = {"workspace_url": "https://adb-1.azuredatabricks.net", "options": {"file_systems": ["dbfs", "workspace"]}}
+HEADER: dict[str, Any] = {
+    "workspace_url": "https://adb-1.azuredatabricks.net",
+    "options": {"file_systems": ["dbfs", "workspace"]},
+}
 
 
-def make_result(number, files=1, failures=()):
+def make_result(number: int, files: int = 1, failures: Iterable[dict[str, str]] = ()) -> UserResult:
     totals = FileSystemTotals(files, 10 * files, 1, {"FILE": files}, list(failures))
     return UserResult(f"user{number}@example.com", "2026-11-23T04:00:00Z", totals, FileSystemTotals(0, 0, 1))
 
 
-def write_checkpoint(path, results, workspace_url=HEADER["workspace_url"]):
+def write_checkpoint(path: Path, results: Iterable[UserResult], workspace_url: str = HEADER["workspace_url"]) -> bytes:
     """A checkpoint with these results; its bytes."""
     with open_checkpoint(path, HEADER | {"workspace_url": workspace_url}, resume=False) as checkpoint:
         for result in results:
@@ -326,13 +341,15 @@ HOME = f"/Users/{ANN}"
 MINUTE = 60
 
 
-def make_client(server, clock, threads=16, jitter=1.0, host=None):
+def make_client(
+    server: FakeDatabricks, clock: FakeClock, threads: int = 16, jitter: float = 1.0, host: str | None = None
+) -> DatabricksClient:
     config = DatabricksConfig(host or server.url, server.settings.token, "test")
     return DatabricksClient(config, threads, clock=clock, sleep=clock.sleep, jitter=lambda: jitter)
 
 
 @contextmanager
-def ended_threads():
+def ended_threads() -> Iterator[None]:
     """Waits for the threads that were started: they use the server."""
     before = threading.enumerate()
     try:
@@ -342,12 +359,21 @@ def ended_threads():
             thread.join(10)
 
 
-def crawl(server, clock, names=None, threads=16, jitter=1.0, on_tick=lambda: None, host=None, **more):
+def crawl(
+    server: FakeDatabricks,
+    clock: FakeClock,
+    names: list[str] | None = None,
+    threads: int = 16,
+    jitter: float = 1.0,
+    on_tick: Callable[[], object] = lambda: None,
+    host: str | None = None,
+    **more: Any,
+) -> dict[str, UserResult]:
     """User name -> result of scan_users(); one that would go on for ever is ended."""
     client = make_client(server, clock, threads, jitter, host)
     last = clock.now + 40 * MINUTE
 
-    def tick():
+    def tick() -> None:
         assert clock.now < last, "no end after forty minutes"
         on_tick()
 
@@ -359,18 +385,18 @@ def crawl(server, clock, names=None, threads=16, jitter=1.0, on_tick=lambda: Non
     return {result.username: result for result in results}
 
 
-def figures(result):
+def figures(result: UserResult) -> tuple[int, ...]:
     """Files, bytes and directories of DBFS, then of the Workspace, as found by a scan."""
     totals = [getattr(result, name) or FileSystemTotals() for name in FILE_SYSTEMS]
     return tuple(count for found in totals for count in (found.files, found.bytes, found.directories))
 
 
-def true_figures(truth):
+def true_figures(truth: Truth) -> tuple[int, ...]:
     return (truth.dbfs_files, truth.dbfs_bytes, truth.dbfs_directories,
             truth.workspace_objects, 10_000 * truth.workspace_objects, truth.workspace_directories)  # fmt: skip
 
 
-def assert_truth(result, truth):
+def assert_truth(result: UserResult, truth: Truth) -> None:
     assert figures(result) == true_figures(truth)
     assert (result.file_count, result.total_size) == (truth.file_count, truth.total_size)
     assert (result.status, result.error) == ("success" if truth.file_count else "empty", "")
@@ -381,18 +407,18 @@ def assert_truth(result, truth):
         assert result.workspace.types == dict(truth.types)
 
 
-def assert_all_true(server, results):
+def assert_all_true(server: FakeDatabricks, results: dict[str, UserResult]) -> None:
     assert sorted(results) == sorted(server.user_names)
     for name, result in results.items():
         assert_truth(result, server.truth(name))
 
 
-def listings(server):
+def listings(server: FakeDatabricks) -> dict[tuple[str, Key], int]:
     """(file system, path) -> how often it was asked for; without /Users, which is listed to see who has a home."""
     return {key: number for key, number in server.requests.items() if key[0] in FILE_SYSTEMS and key[1] != "/Users"}
 
 
-def small_server(names=(ANN,), **more):
+def small_server(names: Iterable[str] = (ANN,), **more: Any) -> FakeDatabricks:
     """Users with four directories in DBFS (files of 128 bytes in all) and two in the Workspace (two objects)."""
     server = FakeDatabricks(users=list(names), shape="none", **more)
     for name in names:

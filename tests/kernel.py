@@ -3,8 +3,11 @@
 import os
 import queue
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
+from typing import Any
 
 
 @dataclass
@@ -20,9 +23,9 @@ class Cell:
 class Kernel:
     """An IPython kernel in a process of its own; what it writes elsewhere than into cells is in `console`."""
 
-    def __init__(self, folder):
+    def __init__(self, folder: Path):
         self.folder, self.console = folder, folder / "console"
-        self.manager = import_module("jupyter_client.manager").KernelManager(
+        self.manager: Any = import_module("jupyter_client.manager").KernelManager(
             connection_file=str(folder / "kernel.json")
         )
         keep = {name: value for name, value in os.environ.items() if not name.startswith(("DATABRICKS_", "SPARK_"))}
@@ -34,7 +37,7 @@ class Kernel:
         self.client.start_channels()
         self.client.wait_for_ready(timeout=60)
 
-    def run(self, code, interrupt_when=None, timeout=120):
+    def run(self, code: str, interrupt_when: Callable[[], object] | None = None, timeout: float = 120) -> Cell:
         """Runs a cell; with `interrupt_when` it is interrupted, as by the stop button, when that has become true."""
         cell, request, limit = Cell(), self.client.execute(code), time.monotonic() + timeout
         while time.monotonic() < limit and self.manager.is_alive():
@@ -50,13 +53,13 @@ class Kernel:
         raise AssertionError(f"the kernel is {'slow' if self.manager.is_alive() else 'dead'}: {cell}\n"
                              + self.console.read_text(encoding="utf-8", errors="replace")[-2000:])  # fmt: skip
 
-    def close(self):
+    def close(self) -> None:
         self.client.stop_channels()
         self.manager.shutdown_kernel(now=True)
         self.manager.context.destroy()
 
 
-def take(cell, message):
+def take(cell: Cell, message: dict[str, Any]) -> bool:
     """Notes what a message tells; False for a cell's last one."""
     content = message["content"]
     if message["msg_type"] == "stream":

@@ -1,12 +1,15 @@
 """What hypothesis makes up for several test files: results of users, and trees of any names."""
 
 import json
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import responses
 from hypothesis import strategies as st
 
 from databricks_user_files_simple import FileSystemTotals, UserResult
 from databricks_user_list import DatabricksClient, DatabricksConfig, DatabricksError
+from tests.fake import Listed
 
 COUNTS = st.integers(0, 2**63 - 1)
 TEXTS = st.text(st.characters(), max_size=20)  # surrogates, too: a path may have them
@@ -20,18 +23,23 @@ USERNAMES = USERNAMES.filter(
 RESULTS = st.builds(UserResult, username=USERNAMES, scanned_at=st.just("2026-11-23T04:00:00Z"),
                     dbfs=st.none() | TOTALS, workspace=st.none() | TOTALS)  # fmt: skip
 
+Parsed = TypeVar("Parsed")
+Tree = dict[str, Any]  # names to trees and files
+
 # Any text without "/" that is neither "." nor ".."
 NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/"), min_size=1, max_size=12).filter(
     lambda name: name not in (".", ".."))  # fmt: skip
 
 
-def trees(files):
+def trees(files: st.SearchStrategy[Any]) -> st.SearchStrategy[Tree]:
     """A tree is a dictionary from names to trees and files."""
     return st.recursive(st.dictionaries(NAMES, files, max_size=4),
                         lambda inner: st.dictionaries(NAMES, files | inner, max_size=4), max_leaves=12)  # fmt: skip
 
 
-def flatten(path, tree, as_file, as_directory):
+def flatten(
+    path: str, tree: Tree, as_file: Callable[[str, Any], Listed], as_directory: Callable[[str], Listed]
+) -> dict[str, list[Listed]]:
     """The listings of a tree, as the fake server takes them."""
     result = {path: [as_directory(f"{path}/{name}") if isinstance(value, dict) else as_file(f"{path}/{name}", value)
                      for name, value in tree.items()]}  # fmt: skip
@@ -41,7 +49,7 @@ def flatten(path, tree, as_file, as_directory):
     return result
 
 
-def plain_count(tree):
+def plain_count(tree: Tree) -> tuple[int, int, int]:
     """Files, sum of their values, directories."""
     inner = [plain_count(value) for value in tree.values() if isinstance(value, dict)]
     files = [value for value in tree.values() if not isinstance(value, dict)]
@@ -64,7 +72,7 @@ PIECES = st.sampled_from([
 ])  # fmt: skip
 
 
-def bytes_of(*pieces):
+def bytes_of(*pieces: bytes) -> st.SearchStrategy[bytes]:
     """Any bytes, and such as are nearly right."""
     return st.binary(max_size=60) | st.lists(PIECES | st.sampled_from(pieces), max_size=14).map(b"".join)
 
@@ -72,7 +80,9 @@ def bytes_of(*pieces):
 BODIES = JSON.map(json.dumps) | bytes_of(b"{}", b'{"files": [', b"<html>")
 
 
-def answered(parse, status, body, headers):
+def answered(
+    parse: Callable[[Any], Parsed], status: int, body: str | bytes, headers: dict[str, str]
+) -> Parsed | DatabricksError:
     """What attempt() returns for this answer, or its error."""
     config = DatabricksConfig("https://adb-1.2.azuredatabricks.net", "dapi-5ecret-0123456789")
     with responses.RequestsMock() as mocked:

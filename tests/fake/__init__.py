@@ -9,11 +9,28 @@ As a program: `python -m tests.fake --users 50 --port 8099`. It prints its URL a
 `GET /_fake/counts` and `POST /_fake/settings` are for the test that started it; they need no token.
 """
 
-from tests.fake.faults import FAULT_KINDS, FORMS, Answer, Fault
+from tests.fake.faults import FAULT_KINDS, FORMS, Answer, Fault, Key
 from tests.fake.server import DEFAULT_TOKEN, TOKEN_URL, FakeDatabricks, take_token
-from tests.fake.trees import AWKWARD_NAMES, dbfs_directory, dbfs_file, workspace_object
-from tests.fake.workspace import ESTIMATED_OBJECT_SIZE, Workspace, make_user_name
+from tests.fake.trees import AWKWARD_NAMES, Listed, dbfs_directory, dbfs_file, workspace_object
+from tests.fake.workspace import ESTIMATED_OBJECT_SIZE, Truth, Workspace, make_user_name
 
-__all__ = ["AWKWARD_NAMES", "DEFAULT_TOKEN", "ESTIMATED_OBJECT_SIZE", "FAULT_KINDS", "FORMS", "TOKEN_URL", "Answer",
-           "FakeDatabricks", "Fault", "Workspace", "dbfs_directory", "dbfs_file", "make_user_name", "take_token",
-           "workspace_object"]  # fmt: skip
+__all__ = [
+    "AWKWARD_NAMES",
+    "DEFAULT_TOKEN",
+    "ESTIMATED_OBJECT_SIZE",
+    "FAULT_KINDS",
+    "FORMS",
+    "TOKEN_URL",
+    "Answer",
+    "FakeDatabricks",
+    "Fault",
+    "Key",
+    "Listed",
+    "Truth",
+    "Workspace",
+    "dbfs_directory",
+    "dbfs_file",
+    "make_user_name",
+    "take_token",
+    "workspace_object",
+]

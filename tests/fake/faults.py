@@ -65,7 +65,7 @@ class Fault:
     kind is one of FAULT_KINDS. seconds: how long `hang` keeps silent, the pause after each byte of `drip`.
     status, error_code, message, headers, body, content_type: used in the answer in place of the kind's own.
     of_workers: only requests that say in X-Worker which worker of a cluster they come from (tests/connect_server.py).
-    A test may set `applies` to a rule of its own.
+    when: and only while this is true. A test may set `applies` to a rule of its own.
     """
 
     kind: str
@@ -82,6 +82,7 @@ class Fault:
     content_type: str = "application/json"
     location: str = "/login.html"
     of_workers: bool = False
+    when: Callable[[], object] | None = None
     hits: int = 0
 
     def __post_init__(self) -> None:
@@ -93,6 +94,8 @@ class Fault:
         if self.api not in (None, api) or (self.path is not None and self.path != path):
             return False
         if self.times is not None and self.hits >= self.times:
+            return False
+        if self.when is not None and not self.when():
             return False
         return self.rate >= 1 or generator.random() < self.rate
 
