@@ -383,6 +383,9 @@ def test_of_two_runs_at_once_the_second_is_refused_also_through_a_link(server, s
     assert [asked_for(server, name) for name in saved] == [0] * len(saved)
     assert scan(server, *WORDS).code == 1  # a new one: the old one is moved aside where it is
     assert len(list(Path("kept").iterdir())) == 2
+    server.change(faults=[])
+    assert scan(server, *WORDS, "--resume").code == 0  # which removes the checkpoint, and not the link
+    assert not Path("kept/c.json").exists()
     assert (os.readlink(NAME), Path(f"{NAME}.lock").read_text()) == ("kept/c.json", "mine")
 
 
