@@ -851,20 +851,21 @@ class Tally:
         """What a failure means that is not to be tried again at once."""
         user = self.open[directory.user]
         home = user.homes[directory.file_system]
-        if error.retried and not directory.last_round:
+        if error.retried and not directory.last_round:  # one more round, when the user's others are done
             directory.last_round = True
             directory.attempts = 0
             directory.failed_at = None
             user.failed_once.append(directory)
-        elif directory.missing:
-            gone = error.kind == "not found"
-            self.decide(directory, [] if gone else list(directory.missing), f"404, and of its directory: {error}")
+        elif directory.missing and error.kind == "not found":  # deleted, with all that was in it
+            self.decide(directory, [], "")
+        elif directory.missing:  # nobody can tell about what answered 404
+            self.decide(directory, list(directory.missing), f"404, and of its directory: {error}")
         elif error.kind != "not found":
             self.give_up(directory, str(error))
-        elif not directory.home:
+        elif not directory.home:  # its directory decides, listed once more
             parent = directory.file_system, directory.path.rpartition("/")[0]
             user.not_found.setdefault(parent, []).append(directory.path)
-        elif home.error:
+        elif home.error:  # a home that has to be there
             self.give_up(directory, home.error)
         else:
             user.without.add(directory.file_system)
@@ -1716,8 +1717,7 @@ class Checkpoint:
         checkpoint = cls(file, path, run)
         size = os.fstat(file.fileno()).st_size
         offset = 0
-        file.seek(0)
-        with open(file.fileno(), "rb", closefd=False) as lines:
+        with lines_of(file) as lines:
             for number, line in enumerate(lines, 1):
                 if number == 1:
                     checkpoint.end = len(line.rstrip())
@@ -1761,8 +1761,7 @@ class Checkpoint:
 
     def write(self, data: bytes) -> None:
         self.file.seek(self.end)
-        while data:
-            data = data[self.file.write(data) :]
+        write_all(self.file, data)
 
     def note(self, result: UserResult, offset: int, length: int) -> None:
         self.lines[result.username] = SavedLine(offset, length, result.status, result.scanned_at[:10])
@@ -1787,6 +1786,17 @@ class Checkpoint:
             os.unlink(os.path.realpath(self.path))
         except OSError as error:
             log.warning("%s cannot be removed (%s); nobody needs it any more", self.path, error.strerror)
+
+
+def write_all(file: Any, data: bytes) -> None:
+    while data:
+        data = data[file.write(data) :]
+
+
+def lines_of(file: Any) -> Any:
+    """The file from its beginning, to be read line by line; it stays open when that is closed."""
+    file.seek(0)
+    return open(file.fileno(), "rb", closefd=False)
 
 
 @contextmanager
@@ -1874,8 +1884,7 @@ def lock(file: Any) -> None:
 
 def read_header(file: Any, path: Path) -> dict[str, Any]:
     """The first line of a checkpoint. Raises OSError, and InventoryError for a file that is none."""
-    file.seek(0)
-    with open(file.fileno(), "rb", closefd=False) as lines:
+    with lines_of(file) as lines:
         line = lines.readline(100_000)
     with suppress(ValueError, KeyError, TypeError, RecursionError):
         header: dict[str, Any] = json.loads(line.rstrip() + b"]}")
@@ -1938,13 +1947,11 @@ class FileRows:
 
     def write(self, data: bytes) -> None:
         with keeping(self.path):
-            while data:
-                data = data[self.file.write(data) :]
+            write_all(self.file, data)
 
     def read(self) -> Iterator[tuple[str, int, str]]:
         """Scan, number of rows, and rows of every line; one that is torn or damaged is left out."""
-        self.file.seek(0)
-        with keeping(self.path), open(self.file.fileno(), "rb", closefd=False) as lines:
+        with keeping(self.path), lines_of(self.file) as lines:
             for line in lines:
                 try:
                     record = json.loads(line)
