@@ -68,11 +68,16 @@ def until(condition: Callable[[], object], seconds: float = 20) -> None:
 
 
 @contextmanager
-def slow_until(server, condition, then=lambda: None, latency=0.3):
+def slow_until(
+    server: FakeDatabricks,
+    condition: Callable[[], object],
+    then: Callable[[], object] = lambda: None,
+    latency: float = 0.3,
+) -> Iterator[None]:
     """So slow that no run ends before something has happened; `then` is done, and the rest is fast."""
     server.change(latency=latency)
 
-    def hurry():
+    def hurry() -> None:
         try:
             until(condition, 180)
             then()
@@ -87,7 +92,7 @@ def slow_until(server, condition, then=lambda: None, latency=0.3):
         thread.join()
 
 
-def workers_help(server):
+def workers_help(server: FakeDatabricks) -> Callable[[], bool]:
     """A condition: the workers of a cluster have made 40 requests."""
     return lambda: server.workers.total() > 40
 
