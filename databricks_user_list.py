@@ -23,7 +23,6 @@ import json
 import logging
 import math
 import os
-import queue
 import random
 import re
 import shlex
@@ -36,6 +35,7 @@ import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -111,65 +111,47 @@ TOLD_SECONDS = 30  # between two lines that tell how far the listing is
 
 # --- Errors ---------------------------------------------------------------------------------------------------------
 
-
-class InventoryError(Exception):
-    """The run cannot go on (usage, configuration, login, outage): the message is for people, the exit code is 2."""
-
-
-def check_username(username: str) -> None:
-    """Raises ValueError, with the reason, for a text that is no name of a user.
-
-    Whoever is nobody would have no home, and so an inventory of nothing that looks right.
-    """
-    hidden = [sign for sign in username if unicodedata.category(sign) in ("Cc", "Cf", "Cs")]
-    reason = ""
-    if username in ("", ".", ".."):
-        reason = "it is empty or dots"
-    elif hidden or any(sign in username for sign in NOT_IN_NAMES):
-        reason = f"it has one of {NOT_IN_NAMES} or a character that does not show"
-    elif username != username.strip():
-        reason = "it begins or ends with a blank"
-    elif username.startswith("'") or username.endswith("'"):
-        reason = "it begins or ends with an apostrophe"
-    if reason:
-        raise ValueError(f"{one_line(repr(username), 200)} is not a user name: {reason}")
-
-
 ErrorKind = Literal[
     "rate limit", "server", "connection", "malformed", "unexpected", "too slow",  # those of RETRIES
     "login", "not found", "dbfs disabled", "refused",
 ]  # fmt: skip
 
 
-Parsed = TypeVar("Parsed")
+class InventoryError(Exception):
+    """The run cannot go on (usage, configuration, login, outage): the message is for people, the exit code is 2."""
 
 
-class MalformedAnswer(ValueError):
-    """A 200 whose body is not what was asked for."""
-
-
+@dataclass(eq=False)
 class DatabricksError(Exception):
     """A request that failed. `kind` decides about retries; `status` is None where no HTTP answer came."""
 
-    def __init__(
-        self,
-        kind: ErrorKind,
-        message: str,
-        path: str,
-        status: int | None = None,
-        error_code: str = "",
-        retry_after: float = 0.0,
-        unreachable: bool = False,
-    ):
-        head = " ".join(str(part) for part in (status, error_code) if part)
-        super().__init__(f"{head}: {message}" if head else message)
-        self.kind, self.message, self.path, self.status, self.error_code = kind, message, path, status, error_code
-        self.retry_after, self.unreachable = retry_after, unreachable  # seconds; whether no connection came about
+    kind: ErrorKind
+    message: str
+    path: str
+    status: int | None = None
+    error_code: str = ""
+    retry_after: float = 0.0  # seconds
+    unreachable: bool = False  # no connection came about
+
+    def __str__(self) -> str:
+        head = " ".join(str(part) for part in (self.status, self.error_code) if part)
+        return f"{head}: {self.message}" if head else self.message
 
     @property
     def retried(self) -> bool:
         """Whether RETRIES has more than one attempt for it."""
         return self.kind in RETRIES
+
+
+def one_line(text: str, longest: int) -> str:
+    """The text for a line of a message, at most so many characters long."""
+    text = " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text).split())
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
+
+
+def without_secrets(text: str) -> str:
+    """Without the tokens and user information of URLs in it."""
+    return re.sub(r"(?i)(token=)[^;&\s']+|(//)[^/\s]*@", r"\1\2***", text)
 
 
 # --- Login ----------------------------------------------------------------------------------------------------------
@@ -199,30 +181,10 @@ class DatabricksConfig:
         return self.renew(refused) if self.renew else self.token
 
 
-def in_thread(function: Callable[[], Any], seconds: float) -> Any:
-    """function(), given up after so many seconds with TimeoutError: Spark's client itself tries for ten minutes."""
-    answers: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
-
-    def call() -> None:
-        try:
-            answers.put((function(), None))
-        except BaseException as error:
-            answers.put((None, error))
-
-    threading.Thread(target=call, daemon=True).start()
-    try:
-        answer, error = answers.get(timeout=seconds)
-    except queue.Empty:
-        raise TimeoutError(f"no answer within {seconds:.0f} s") from None
-    if error:
-        raise error
-    return answer
-
-
 def load_databricks_config(
     profile: str | None = None, workspace_url: str | None = None, token: str | None = None
 ) -> DatabricksConfig:
-    """Finds the workspace and a login: what is given here, else the CLI profile, the environment, the notebook's own.
+    """The workspace and a login: what is given here, else the CLI profile, the environment, the notebook's own.
 
     Reads DATABRICKS_CONFIG_FILE (else ~/.databrickscfg), DATABRICKS_CONFIG_PROFILE, DATABRICKS_WORKSPACE_URL (else
     DATABRICKS_HOST) and DATABRICKS_TOKEN. A token goes only to the host it was configured with, or that is given
@@ -235,7 +197,9 @@ def load_databricks_config(
     if token is not None:
         if host is None:
             raise InventoryError("--token goes to no host but the one that is given with it: add --workspace-url")
-        number = number or number_in_environment(host)
+        if not number and variable("DATABRICKS_WORKSPACE_ID"):
+            configured, number_there = read_environment()
+            number = number_there if configured in ("", host) else ""
         return DatabricksConfig(host, check_token(unquoted(token), "--token"), "command line", workspace_id=number)
     config = config_from_profile(profile, host) or config_from_environment(host) or config_from_notebook(host)
     if config is None:
@@ -246,20 +210,106 @@ def load_databricks_config(
     return replace(config, workspace_id=number) if number else config
 
 
-def unquoted(text: str) -> str:
-    """A value without the blanks and the pair of quotes that people, and files of variables, have around it."""
-    text = text.strip()
-    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
-        return text[1:-1]
-    return text
+def config_from_profile(profile: str | None, host: str | None) -> DatabricksConfig | None:
+    """The login of the named or default profile; None if there is no default, or it is of another host than `host`."""
+    where = "--profile"
+    if profile is None:
+        where = "DATABRICKS_CONFIG_PROFILE"
+        profile = variable(where) or None
+    is_named = profile is not None
+    path = profile_file()
+    if not os.path.exists(path):
+        if is_named:
+            log.warning("%s is not used, because there is no %s: the environment serves", where, path)
+        return None
+    profiles, default = read_profiles()
+    if profile is None:
+        where = "default_profile"
+        profile = default or "DEFAULT"
+        if not default and not profiles.get(profile):  # a new file of the CLI begins with an empty one
+            return None
+    profile = unquoted(profile)
+    if profile not in profiles:
+        raise InventoryError(f"{where} names no profile of {path}; it has: {', '.join(profiles) or 'none'}")
+    source = f"profile {profile} in {path}"
+    values = profiles[profile]
+    if not values.get("host"):
+        raise InventoryError(f"{source} has no host")
+    configured, number = read_workspace_url(values["host"], f"host of {source}")
+    number = number or check_number(values.get("workspace_id", ""), f"workspace_id of {source}")
+    if host not in (None, configured):
+        if not is_named:
+            return None
+        raise InventoryError(f"{source} is for {configured}, and its token is not sent to {host}")
+    if not is_named and host is None:
+        warn_of_environment(source, configured)
+    return replace(log_in_with(profile, values, source, configured), workspace_id=number)
 
 
-def variable(name: str) -> str:
-    """That of the environment, "" where there is none."""
-    return unquoted(os.environ.get(name, ""))
+def warn_of_environment(source: str, host: str) -> None:
+    """A warning where a profile that nobody named wins over the environment, as in no other Databricks tool."""
+    with suppress(InventoryError):  # it names no host
+        other, _ = read_environment()
+        if other not in ("", host):
+            log.warning("the environment's host %s is not used, but %s for %s: see --profile", other, source, host)
+
+
+def log_in_with(profile: str, values: dict[str, str], source: str, host: str) -> DatabricksConfig:
+    """The login of a profile with these values, which is for `host`. Raises InventoryError."""
+    kind = kind_of_login(values)
+    if kind != "token":
+        cli_profile = profile if kind == "databricks-cli" else ""  # which databricks-sdk would read the file for
+        return Login(source, host, {**values, "auth_type": kind, "profile": cli_profile}).config()
+    if not values.get("token"):
+        raise InventoryError(f"{source} has no token; `databricks configure --profile {profile}` asks for one")
+    return DatabricksConfig(host, check_token(values["token"], f"token of {source}"), source)
+
+
+def kind_of_login(values: dict[str, str]) -> str:
+    """What a profile logs in with: "token", or an auth_type of databricks-sdk."""
+    on_azure = re.search(r"azuredatabricks\.|databricks\.azure\.", values.get("host", ""))
+    without_key = "azure-cli" if on_azure else "databricks-cli"  # `databricks auth login` leaves no secret in the file
+    kind = values.get("auth_type") or next((LOGIN_KEYS[key] for key in LOGIN_KEYS if values.get(key)), without_key)
+    return "token" if kind == "pat" else kind
+
+
+def config_from_environment(host: str | None) -> DatabricksConfig | None:
+    """The login of the environment; None if it has none, or one of another host than `host`."""
+    configured, number = read_environment()
+    target = configured or host
+    if target is None or host not in (None, target):
+        return None
+    token = variable("DATABRICKS_TOKEN")
+    if token and variable("DATABRICKS_AUTH_TYPE") in ("", "pat"):
+        return DatabricksConfig(target, check_token(token, "DATABRICKS_TOKEN"), "environment", workspace_id=number)
+    if any(map(variable, LOGIN_VARIABLES)):
+        return replace(Login("environment", target).config(), workspace_id=number)
+    return None
+
+
+def config_from_notebook(host: str | None) -> DatabricksConfig | None:
+    """The notebook's own login; None outside of one, or if it is of another host than `host`."""
+    if "DATABRICKS_RUNTIME_VERSION" not in os.environ:
+        return None
+    login = Login("notebook", "", NOTEBOOK_LOGIN)
+    try:
+        found, _ = read_workspace_url(login.connect().host, "the notebook's host")
+    except InventoryError:
+        raise
+    except Exception as error:  # a process beside the notebook, which has no login of its own
+        version = import_module("databricks.sdk.version").__version__
+        if version.startswith("0.") and int(version.split(".")[1]) < 20:  # 0.1.6 on DBR 14.3
+            raise InventoryError(
+                f"databricks-sdk {version} is too old for the notebook's own login: run "
+                "`%pip install --upgrade databricks-sdk`, then `dbutils.library.restartPython()`"
+            ) from None
+        log.debug("no login of a notebook: %s", error)
+        return None
+    return replace(login.config(), host=found) if host in (None, found) else None
 
 
 def profile_file() -> Path:
+    """Where the profiles are, whether or not there is such a file."""
     path = Path(variable("DATABRICKS_CONFIG_FILE") or "~/.databrickscfg")
     with suppress(RuntimeError):  # a container's user may have no home; then there is no such file
         path = path.expanduser()
@@ -294,80 +344,6 @@ def read_profiles() -> tuple[dict[str, dict[str, str]], str | None]:
     return profiles, profiles.pop("__settings__", {}).get("default_profile")
 
 
-def config_from_profile(profile: str | None, host: str | None) -> DatabricksConfig | None:
-    """The login of the named or default profile; None if there is no default, or it is of another host than `host`."""
-    where = "--profile"
-    if profile is None and variable("DATABRICKS_CONFIG_PROFILE"):
-        profile, where = variable("DATABRICKS_CONFIG_PROFILE"), "DATABRICKS_CONFIG_PROFILE"
-    is_named, path = profile is not None, profile_file()
-    if not os.path.exists(path):
-        if is_named:
-            log.warning("%s is not used, because there is no %s: the environment serves", where, path)
-        return None
-    profiles, default = read_profiles()
-    if profile is None and default:
-        profile, where = default, "default_profile"
-    if profile is None and profiles.get("DEFAULT"):  # a new file of the CLI begins with an empty one
-        profile = "DEFAULT"
-    if profile is None:
-        return None
-    profile = unquoted(profile)
-    if profile not in profiles:
-        raise InventoryError(f"{where} names no profile of {path}; it has: {', '.join(profiles) or 'none'}")
-    values, source = profiles[profile], f"profile {profile} in {path}"
-    if not values.get("host"):
-        raise InventoryError(f"{source} has no host")
-    configured, number = read_workspace_url(values["host"], f"host of {source}")
-    number = number or check_number(values.get("workspace_id", ""), f"workspace_id of {source}")
-    if host not in (None, configured):
-        if not is_named:
-            return None
-        raise InventoryError(f"{source} is for {configured}, and its token is not sent to {host}")
-    if not is_named and host is None:
-        warn_of_environment(source, configured)
-    return replace(log_in_with(profile, values, source, configured), workspace_id=number)
-
-
-def log_in_with(profile: str, values: dict[str, str], source: str, host: str) -> DatabricksConfig:
-    """The login of a profile with these values, which is for `host`. Raises InventoryError."""
-    kind = kind_of_login(values)
-    if kind != "token":
-        cli_profile = profile if kind == "databricks-cli" else ""  # which databricks-sdk would read the file for
-        return Login(source, host, {**values, "auth_type": kind, "profile": cli_profile}).config()
-    if not values.get("token"):
-        raise InventoryError(f"{source} has no token; `databricks configure --profile {profile}` asks for one")
-    return DatabricksConfig(host, check_token(values["token"], f"token of {source}"), source)
-
-
-def warn_of_environment(source: str, host: str) -> None:
-    """A warning where a profile that nobody named wins over the environment, as in no other Databricks tool."""
-    with suppress(InventoryError):  # it names no host
-        other, _ = read_environment()
-        if other not in ("", host):
-            log.warning("the environment's host %s is not used, but %s for %s: see --profile", other, source, host)
-
-
-def kind_of_login(values: dict[str, str]) -> str:
-    """What a profile logs in with: "token", or an auth_type of databricks-sdk."""
-    on_azure = re.search(r"azuredatabricks\.|databricks\.azure\.", values.get("host", ""))
-    without_key = "azure-cli" if on_azure else "databricks-cli"  # `databricks auth login` leaves no secret in the file
-    kind = values.get("auth_type") or next((LOGIN_KEYS[key] for key in LOGIN_KEYS if values.get(key)), without_key)
-    return "token" if kind == "pat" else kind
-
-
-def config_from_environment(host: str | None) -> DatabricksConfig | None:
-    token, kind = variable("DATABRICKS_TOKEN"), variable("DATABRICKS_AUTH_TYPE") or "pat"
-    configured, number = read_environment()
-    target = configured or host
-    if target is None or host not in (None, target):
-        return None
-    if token and kind == "pat":
-        return DatabricksConfig(target, check_token(token, "DATABRICKS_TOKEN"), "environment", workspace_id=number)
-    if any(map(variable, LOGIN_VARIABLES)):
-        return replace(Login("environment", target).config(), workspace_id=number)
-    return None
-
-
 def read_environment() -> tuple[str, str]:
     """Host and workspace's number that the environment names, "" for none. Raises InventoryError."""
     name = "DATABRICKS_WORKSPACE_URL" if variable("DATABRICKS_WORKSPACE_URL") else "DATABRICKS_HOST"
@@ -375,132 +351,17 @@ def read_environment() -> tuple[str, str]:
     return host, number or check_number(variable("DATABRICKS_WORKSPACE_ID"), "DATABRICKS_WORKSPACE_ID")
 
 
-def number_in_environment(host: str) -> str:
-    """DATABRICKS_WORKSPACE_ID, unless it stands beside another host than this."""
-    if not variable("DATABRICKS_WORKSPACE_ID"):
-        return ""
-    configured, number = read_environment()
-    return number if configured in ("", host) else ""
+def variable(name: str) -> str:
+    """That of the environment, "" where there is none."""
+    return unquoted(os.environ.get(name, ""))
 
 
-def config_from_notebook(host: str | None) -> DatabricksConfig | None:
-    if "DATABRICKS_RUNTIME_VERSION" not in os.environ:
-        return None
-    login = Login("notebook", "", NOTEBOOK_LOGIN)
-    try:
-        found, _ = read_workspace_url(login.connect().host, "the notebook's host")
-    except InventoryError:
-        raise
-    except Exception as error:  # a process beside the notebook, which has no login of its own
-        version = import_module("databricks.sdk.version").__version__
-        if version.startswith("0.") and int(version.split(".")[1]) < 20:  # 0.1.6 on DBR 14.3
-            raise InventoryError(
-                f"databricks-sdk {version} is too old for the notebook's own login: run "
-                "`%pip install --upgrade databricks-sdk`, then `dbutils.library.restartPython()`"
-            ) from None
-        log.debug("no login of a notebook: %s", error)
-        return None
-    return replace(login.config(), host=found) if host in (None, found) else None
-
-
-class Login:
-    """A login by databricks-sdk, which renews its tokens before they expire. Any thread may call it.
-
-    The SDK is asked every HELD_SECONDS, because for some kinds of login that means a request each time. While it
-    fails, the old token serves until the workspace refuses it.
-    """
-
-    def __init__(self, source: str, host: str, values: dict[str, str] | None = None):
-        """With the values of a profile and nothing else; without any, with those of the environment."""
-        self.source, self.host, self.values = source, host, values
-        self.lock = threading.Lock()
-        self.sdk: Any = None
-        self.token = ""
-        self.failure: tuple[ErrorKind, str] | None = None  # kind and message
-        self.fresh_until = -math.inf
-
-    def config(self) -> DatabricksConfig:
-        """Logs in. Raises InventoryError."""
-        try:
-            token = self()
-        except DatabricksError as error:
-            raise InventoryError(error.message) from None
-        return DatabricksConfig(self.host, token, f"{self.source} (OAuth, {self.sdk.auth_type})", self)
-
-    def __call__(self, refused: str = "") -> str:
-        """The token of the moment, another than `refused`. Raises DatabricksError, kind "login" if none will come."""
-        with self.lock:
-            stale = time.monotonic() >= self.fresh_until
-            is_refused = self.token == refused
-            if stale or is_refused and not self.failure:
-                self.ask(anew=is_refused)
-            if self.failure and self.token in ("", refused):
-                raise DatabricksError(*self.failure, path="")
-            return self.token
-
-    def ask(self, anew: bool) -> None:
-        """Gets a token, or notes why there is none for now. Raises InventoryError where there never will be one."""
-        try:
-            if self.values == NOTEBOOK_LOGIN:  # which is one of its thread
-                self.sdk, self.token = self.authenticate(anew)
-            else:
-                self.sdk, self.token = in_thread(partial(self.authenticate, anew), LOGIN_SECONDS)
-            self.failure = None
-            self.fresh_until = time.monotonic() + HELD_SECONDS
-        except InventoryError:
-            raise
-        except Exception as error:
-            self.sdk = None  # a late one may keep its lock for ever
-            self.failure = self.explain(error)
-            self.fresh_until = time.monotonic() + FAILED_SECONDS
-            log.debug("%s", self.failure[1])
-
-    def authenticate(self, anew: bool) -> tuple[Any, str]:
-        sdk = self.connect() if anew or self.sdk is None else self.sdk
-        scheme, _, token = sdk.authenticate().get("Authorization", "").partition(" ")
-        if scheme.lower() != "bearer":
-            raise InventoryError(f"{self.source} has a login ({sdk.auth_type}) that gives no token")
-        return sdk, check_token(token, f"the token of {self.source}")
-
-    def explain(self, error: Exception) -> tuple[ErrorKind, str]:
-        """Kind and message of a failure: the SDK's words, without the secrets that it, or who answered it, repeats."""
-        text = str(error).partition(". Config: ")[0]
-        for name, value in (*os.environ.items(), *(self.values or {}).items()):
-            if re.search("secret|token|password|credentials", name, re.I) and len(value) > 7:
-                text = text.replace(value, "***")
-        kind: ErrorKind = "login" if re.search(REFUSED_LOGIN, text) else "connection"
-        remedy = (
-            f"can {self.host or 'the workspace'} be reached, and is this login still good "
-            "(client_id and client_secret, `databricks auth login`, `az login`)?"
-        )
-        return kind, f"no token from {self.source}: {one_line(text, 300)}; {remedy}"
-
-    def connect(self) -> Any:
-        """A Config of databricks-sdk."""
-        try:
-            from databricks.sdk.core import Config
-        except ImportError:
-            raise InventoryError(
-                f"{self.source} has no token, and databricks-sdk, which can log in without, is not "
-                "installed: pip install databricks-sdk"
-            ) from None
-        known = {attribute.name: attribute for attribute in Config.attributes()}
-        settings: dict[str, Any] = {
-            name: variable(attribute.env)
-            for name, attribute in known.items()
-            if os.environ.get(attribute.env or "") and attribute.transform is str
-        }
-        settings["profile"] = ""
-        if self.values is not None:  # nothing of another login that the environment may have
-            settings = {name: value if name in MACHINE_SETTINGS else "" for name, value in settings.items()}
-            settings |= {name: value for name, value in self.values.items() if value and name in known}
-        if self.host:
-            settings["host"] = self.host
-        sdk = Config(**settings | {"disable_async_token_refresh": True, "retry_timeout_seconds": 1})
-        found, _ = read_workspace_url(sdk.host, f"host of {self.source}")
-        if self.host and found != self.host.removesuffix(":443"):
-            raise InventoryError(f"{self.source} is for {self.host}, and logs in to another host")
-        return sdk
+def unquoted(text: str) -> str:
+    """A value without the blanks and the pair of quotes that people, and files of variables, have around it."""
+    text = text.strip()
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
+        return text[1:-1]
+    return text
 
 
 def read_workspace_url(text: str, where: str) -> tuple[str, str]:
@@ -536,12 +397,144 @@ def check_number(text: str, where: str) -> str:
 
 
 def check_token(token: str, where: str) -> str:
+    """The token. Raises InventoryError if it is none."""
     if not re.fullmatch(r"[\x21-\x7e]+", token):
         raise InventoryError(f"{where} is empty, or has characters that no token has (spaces, line breaks)")
     return token
 
 
+class Login:
+    """A login by databricks-sdk, which renews its tokens before they expire. Any thread may call it.
+
+    The SDK is asked every HELD_SECONDS, because for some kinds of login that means a request each time. While it
+    fails, the old token serves until the workspace refuses it.
+    """
+
+    def __init__(self, source: str, host: str, values: dict[str, str] | None = None):
+        """With the values of a profile and nothing else; without any, with those of the environment."""
+        self.source, self.host, self.values = source, host, values
+        self.lock = threading.Lock()
+        self.sdk: Any = None  # its Config, once it has given a token
+        self.token = ""
+        self.failure: tuple[ErrorKind, str] | None = None  # kind and message
+        self.fresh_until = -math.inf
+
+    def config(self) -> DatabricksConfig:
+        """Logs in. Raises InventoryError."""
+        try:
+            token = self()
+        except DatabricksError as error:
+            raise InventoryError(error.message) from None
+        return DatabricksConfig(self.host, token, f"{self.source} (OAuth, {self.sdk.auth_type})", self)
+
+    def __call__(self, refused: str = "") -> str:
+        """The token of the moment, another than `refused`. Raises DatabricksError, kind "login" if none will come."""
+        with self.lock:
+            is_refused = self.token == refused
+            if time.monotonic() >= self.fresh_until or is_refused and not self.failure:
+                self.ask(anew=is_refused)
+            if self.failure and self.token in ("", refused):
+                raise DatabricksError(*self.failure, path="")
+            return self.token
+
+    def ask(self, anew: bool) -> None:
+        """Gets a token, or notes why there is none for now. Raises InventoryError where there never will be one."""
+        try:
+            if self.values == NOTEBOOK_LOGIN:  # which is one of its thread
+                self.sdk, self.token = self.authenticate(anew)
+            else:
+                self.sdk, self.token = in_thread(partial(self.authenticate, anew), LOGIN_SECONDS)
+            self.failure = None
+            self.fresh_until = time.monotonic() + HELD_SECONDS
+        except InventoryError:
+            raise
+        except Exception as error:
+            self.sdk = None  # a late one may keep its lock for ever
+            self.failure = self.explain(error)
+            self.fresh_until = time.monotonic() + FAILED_SECONDS
+            log.debug("%s", self.failure[1])
+
+    def authenticate(self, anew: bool) -> tuple[Any, str]:
+        """The SDK's Config and its token."""
+        sdk = self.connect() if anew or self.sdk is None else self.sdk
+        scheme, _, token = sdk.authenticate().get("Authorization", "").partition(" ")
+        if scheme.lower() != "bearer":
+            raise InventoryError(f"{self.source} has a login ({sdk.auth_type}) that gives no token")
+        return sdk, check_token(token, f"the token of {self.source}")
+
+    def connect(self) -> Any:
+        """A Config of databricks-sdk."""
+        try:
+            from databricks.sdk.core import Config
+        except ImportError:
+            raise InventoryError(
+                f"{self.source} has no token, and databricks-sdk, which can log in without, is not "
+                "installed: pip install databricks-sdk"
+            ) from None
+        known = {attribute.name: attribute for attribute in Config.attributes()}
+        settings: dict[str, Any] = {
+            name: variable(attribute.env)
+            for name, attribute in known.items()
+            if os.environ.get(attribute.env or "") and attribute.transform is str
+        }
+        settings["profile"] = ""
+        if self.values is not None:  # nothing of another login that the environment may have
+            settings = {name: value if name in MACHINE_SETTINGS else "" for name, value in settings.items()}
+            settings |= {name: value for name, value in self.values.items() if value and name in known}
+        if self.host:
+            settings["host"] = self.host
+        sdk = Config(**settings | {"disable_async_token_refresh": True, "retry_timeout_seconds": 1})
+        found, _ = read_workspace_url(sdk.host, f"host of {self.source}")
+        if self.host and found != self.host.removesuffix(":443"):
+            raise InventoryError(f"{self.source} is for {self.host}, and logs in to another host")
+        return sdk
+
+    def explain(self, error: Exception) -> tuple[ErrorKind, str]:
+        """Kind and message of a failure: the SDK's words, without the secrets that it, or who answered it, repeats."""
+        text = str(error).partition(". Config: ")[0]
+        for name, value in (*os.environ.items(), *(self.values or {}).items()):
+            if re.search("secret|token|password|credentials", name, re.I) and len(value) > 7:
+                text = text.replace(value, "***")
+        kind: ErrorKind = "login" if re.search(REFUSED_LOGIN, text) else "connection"
+        remedy = (
+            f"can {self.host or 'the workspace'} be reached, and is this login still good "
+            "(client_id and client_secret, `databricks auth login`, `az login`)?"
+        )
+        return kind, f"no token from {self.source}: {one_line(text, 300)}; {remedy}"
+
+
+def in_thread(function: Callable[[], Any], seconds: float) -> Any:
+    """function(), given up after so many seconds with TimeoutError, whatever its thread then still does."""
+    answer: futures.Future[Any] = futures.Future()
+
+    def call() -> None:
+        try:
+            answer.set_result(function())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=call, daemon=True).start()  # a thread of an executor would be waited for at the end
+    futures.wait([answer], seconds)
+    if not answer.done():
+        raise TimeoutError(f"no answer within {seconds:.0f} s")
+    return answer.result()
+
+
 # --- REST client ----------------------------------------------------------------------------------------------------
+
+Parsed = TypeVar("Parsed")
+
+
+class MalformedAnswer(ValueError):
+    """A 200 whose body is JSON, but not what was asked for."""
+
+    kind: ErrorKind = "unexpected"
+
+
+class UnreadableAnswer(MalformedAnswer):
+    """A 200 whose body is no JSON."""
+
+    kind = "malformed"
 
 
 def retry_wait(error: DatabricksError, attempts: int, jitter: float) -> float | None:
@@ -580,6 +573,22 @@ class DatabricksClient:
         if config.host.startswith("http:"):  # a loopback address: through a proxy the token would travel unencrypted
             self.settings["proxies"] = {}
 
+    def get(self, api_path: str, params: dict[str, Any], parse: Callable[[Any], Parsed]) -> Parsed:
+        """attempt(), as often as RETRIES says. A host that was never reached is not asked again."""
+        attempts = 0
+        while True:
+            attempts += 1
+            self.statistics["requests"] += 1
+            try:
+                return self.attempt(api_path, params, parse)
+            except DatabricksError as error:
+                wait = retry_wait(error, attempts, self.jitter())
+                if wait is None or (error.unreachable and not self.reached):
+                    raise
+                self.statistics.update(retries=1, rate_limited=error.kind == "rate limit")
+                log.debug("%s: %s; again in %.1f s", api_path, error, wait)
+            self.sleep(wait)
+
     def attempt(self, api_path: str, params: dict[str, Any], parse: Callable[[Any], Parsed]) -> Parsed:
         """One GET; returns parse(the decoded body). Raises DatabricksError, also where parse raises MalformedAnswer.
 
@@ -597,19 +606,17 @@ class DatabricksClient:
         return self.request(another, api_path, params, parse)
 
     def request(self, token: str, api_path: str, params: dict[str, Any], parse: Callable[[Any], Parsed]) -> Parsed:
+        """As attempt(), with this token."""
         path = str(params.get("path", api_path))
         self.tokens.add(token)
-        kind: ErrorKind = "malformed"
         try:
             response, body = self.send(token, api_path, params)
             with self.decoding:
                 if response.status_code == 200:
-                    answer = decode_body(body)
-                    kind = "unexpected"
-                    return parse(answer)
+                    return parse(decode_body(body))
                 error = self.answer_error(response, body, path)
         except MalformedAnswer as malformed:
-            error = DatabricksError(kind, self.mask(str(malformed)), path)
+            error = DatabricksError(malformed.kind, self.mask(str(malformed)), path)
         except UnicodeError:  # half a surrogate pair: there is no way to ask for this name
             error = DatabricksError("refused", "the name is not valid Unicode", path)
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as broken:
@@ -627,22 +634,6 @@ class DatabricksClient:
         with sent as response:
             self.reached = True
             return response, read_body(response)
-
-    def get(self, api_path: str, params: dict[str, Any], parse: Callable[[Any], Parsed]) -> Parsed:
-        """attempt(), as often as RETRIES says. A host that was never reached is not asked again."""
-        attempts = 0
-        while True:
-            attempts += 1
-            self.statistics["requests"] += 1
-            try:
-                return self.attempt(api_path, params, parse)
-            except DatabricksError as error:
-                wait = retry_wait(error, attempts, self.jitter())
-                if wait is None or (error.unreachable and not self.reached):
-                    raise
-                self.statistics.update(retries=1, rate_limited=error.kind == "rate limit")
-                log.debug("%s: %s; again in %.1f s", api_path, error, wait)
-            self.sleep(wait)
 
     def answer_error(self, response: requests.Response, body: bytes, path: str) -> DatabricksError:
         """For an answer that is no 200."""
@@ -664,24 +655,13 @@ class DatabricksClient:
         asked = response.headers.get("Retry-After", "") if status in (429, 503) else ""
         return DatabricksError(kind, message, path, status, error_code, retry_after_seconds(asked))
 
-    def connection_error(self, error: BaseException, path: str) -> DatabricksError:
+    def connection_error(self, error: Exception, path: str) -> DatabricksError:
         """For an exception of requests, whose own text is a page long: its first cause in a few words."""
         chain = causes(error)
         log.debug("%s: %s", path, ", from ".join(type(link).__name__ for link in chain))
-        message = "the connection broke off"
-        if isinstance(error, (requests.exceptions.InvalidSchema, requests.exceptions.InvalidURL)):
-            message = "no connection through the proxy"
-        elif isinstance(error, requests.ConnectTimeout):
-            message = f"no connection within {CONNECT_SECONDS} s"
-        elif isinstance(error, (requests.ReadTimeout, urllib3.exceptions.TimeoutError)):
-            message = f"no answer within {READ_SECONDS} s"
-        elif isinstance(error, requests.Timeout):
-            message = f"the answer took longer than {BODY_SECONDS} s"
-        else:
-            for link in chain:
-                if isinstance(link, OSError) and (link.strerror or type(link) is OSError):
-                    message = one_line(self.mask(str(link.strerror or link)), 300)
-        no_bundle = type(error) is OSError and not error.errno  # requests, where REQUESTS_CA_BUNDLE names no file
+        message = one_line(self.mask(first_cause(chain)), 300)
+        # requests raises a bare OSError where REQUESTS_CA_BUNDLE names no file
+        no_bundle = type(error) is OSError and not error.errno
         unreachable = no_bundle or any(isinstance(link, NO_CONNECTION) for link in chain)
         if unreachable:
             message = f"{message}; {self.remedy(chain)}"
@@ -709,10 +689,16 @@ class DatabricksClient:
         return text
 
 
+def authorize(token: str, request: requests.PreparedRequest) -> requests.PreparedRequest:
+    """As an auth object of requests: a header set on the session would be replaced from ~/.netrc."""
+    request.headers["Authorization"] = f"Bearer {token}"
+    return request
+
+
 def read_body(response: requests.Response) -> bytes:
     """The body as it comes over the wire, not unzipped.
 
-    Raises MalformedAnswer where it is over LONGEST_BODY, requests.Timeout after BODY_SECONDS, and an error of urllib3
+    Raises UnreadableAnswer where it is over LONGEST_BODY, requests.Timeout after BODY_SECONDS, and an error of urllib3
     where it is shorter than announced. read1() returns what has come; urllib3 1.26 has only read(), which waits until
     the piece is whole.
     """
@@ -720,54 +706,52 @@ def read_body(response: requests.Response) -> bytes:
     raw.enforce_content_length = True  # not the default in urllib3 1.26
     read = getattr(raw, "read1", raw.read)
     until = time.monotonic() + BODY_SECONDS
-    pieces = []
-    length = 0
+    body = bytearray()
     while piece := read(BODY_PIECE, decode_content=False):
-        pieces.append(piece)
-        length += len(piece)
-        if length > LONGEST_BODY:
-            raise too_long()
+        body += piece
+        check_length(body)
         if time.monotonic() > until:
             raise requests.Timeout
-    return b"".join(pieces)
+    return bytes(body)
+
+
+def check_length(body: bytes | bytearray) -> None:
+    """Raises UnreadableAnswer for what is over LONGEST_BODY."""
+    if len(body) > LONGEST_BODY:
+        raise UnreadableAnswer(f"the answer is longer than {LONGEST_BODY // 1024**2} MB")
 
 
 def decode_body(raw: bytes) -> Any:
     """The JSON of a body as it came over the wire: it decides itself what it is, whatever its headers claim.
 
-    Gzipped or not; UTF-8 or UTF-16, with or without BOM. Raises MalformedAnswer, with a text for people.
+    Gzipped or not; UTF-8 or UTF-16, with or without BOM. Raises UnreadableAnswer, with a text for people.
     """
     body = unzip(raw)
-    if len(body) > LONGEST_BODY:
-        raise too_long()
     # Decoded, the smallest values take thirty times their length in memory.
     if len(body) > MOST_VALUES and sum(map(body.count, (b"{", b"[", b","))) > MOST_VALUES:
-        raise MalformedAnswer(f"the answer has more than {MOST_VALUES:,} values")
+        raise UnreadableAnswer(f"the answer has more than {MOST_VALUES:,} values")
     try:
         return json.loads(body.decode(json.detect_encoding(body)))
     except (ValueError, RecursionError) as error:
         what = "an HTML page" if "<html" in readable(body)[:2000].lower() else "not JSON"
-        raise MalformedAnswer(f"the answer is {what}: is this the workspace's URL, is there a proxy?") from error
+        raise UnreadableAnswer(f"the answer is {what}: is this the workspace's URL, is there a proxy?") from error
 
 
 def unzip(raw: bytes) -> bytes:
-    """The body, unzipped if it is gzipped. Raises MalformedAnswer."""
-    if not raw.startswith(GZIP_MAGIC):
-        return raw
-    stream = zlib.decompressobj(wbits=31)  # 31: with the head and the check sum of gzip
-    try:
-        body = stream.decompress(raw, LONGEST_BODY + 1)
-    except zlib.error as error:
-        raise MalformedAnswer("the answer is gzipped, and cut short or damaged") from error
-    if len(body) > LONGEST_BODY:
-        raise too_long()
-    if not stream.eof or stream.unused_data:
-        raise MalformedAnswer("the answer is gzipped, and cut short or damaged")
+    """The body, unzipped if it is gzipped. Raises UnreadableAnswer."""
+    body = raw
+    is_whole = True
+    if raw.startswith(GZIP_MAGIC):
+        stream = zlib.decompressobj(wbits=31)  # 31: with the head and the check sum of gzip
+        try:
+            body = stream.decompress(raw, LONGEST_BODY + 1)
+            is_whole = stream.eof and not stream.unused_data
+        except zlib.error:
+            is_whole = False
+    check_length(body)
+    if not is_whole:
+        raise UnreadableAnswer("the answer is gzipped, and cut short or damaged")
     return body
-
-
-def too_long() -> MalformedAnswer:
-    return MalformedAnswer(f"the answer is longer than {LONGEST_BODY // 1024**2} MB")
 
 
 def readable(body: bytes) -> str:
@@ -779,32 +763,21 @@ def error_text(raw: bytes) -> tuple[str, bool]:
     """The text in the body of an error, for people, and whether it was cut short."""
     try:
         text = readable(unzip(raw))
-    except MalformedAnswer:
+    except UnreadableAnswer:
         return "", True
     return text, text.lstrip()[:1] == "{" and text.rstrip()[-1:] != "}"
 
 
-def retry_after_seconds(text: str) -> float:
-    """What a Retry-After asks for, in seconds or as a date; LONGEST_RETRY_AFTER at most, 0 if it says nothing."""
-    try:
-        asked = urllib3.Retry().parse_retry_after(text)
-    except (urllib3.exceptions.InvalidHeader, TypeError, ValueError, OverflowError):
-        return 0.0
-    return min(asked, LONGEST_RETRY_AFTER)
-
-
-def authorize(token: str, request: requests.PreparedRequest) -> requests.PreparedRequest:
-    """As an auth object of requests: a header set on the session would be replaced from ~/.netrc."""
-    request.headers["Authorization"] = f"Bearer {token}"
-    return request
-
-
-def causes(error: BaseException) -> list[BaseException]:
-    """The exception, and what it came from."""
-    chain = [error]
-    while cause := chain[-1].__cause__ or chain[-1].__context__:
-        chain.append(cause)
-    return chain
+def parse_error_body(text: str) -> tuple[str, str]:
+    """error_code and message of a JSON, SCIM, API 1.2, HTML or text body (errors of databricks-sdk)."""
+    with suppress(ValueError, RecursionError):
+        record = json.loads(text)
+        if isinstance(record, dict):
+            error_code = record.get("error_code") or record.get("scimType") or ""
+            text = record.get("message") or record.get("detail") or record.get("error") or ""
+            return str(error_code), str(text)
+    title = re.search(r"<(title|pre)[^>]*>(.*?)</\1>", text[:5000], re.I | re.S)  # its time grows with the square
+    return "", title[2] if title else text
 
 
 def classify_error(status: int, error_code: str, message: str) -> ErrorKind:
@@ -828,32 +801,36 @@ def classify_error(status: int, error_code: str, message: str) -> ErrorKind:
     return "refused"
 
 
-def parse_error_body(text: str) -> tuple[str, str]:
-    """error_code and message of a JSON, SCIM, API 1.2, HTML or text body (errors of databricks-sdk)."""
-    with suppress(ValueError, RecursionError):
-        record = json.loads(text)
-        if isinstance(record, dict):
-            error_code = record.get("error_code") or record.get("scimType") or ""
-            text = record.get("message") or record.get("detail") or record.get("error") or ""
-            return str(error_code), str(text)
-    title = re.search(r"<(title|pre)[^>]*>(.*?)</\1>", text[:5000], re.I | re.S)  # its time grows with the square
-    return "", title[2] if title else text
+def retry_after_seconds(text: str) -> float:
+    """What a Retry-After asks for, in seconds or as a date; LONGEST_RETRY_AFTER at most, 0 if it says nothing."""
+    try:
+        asked = urllib3.Retry().parse_retry_after(text)
+    except (urllib3.exceptions.InvalidHeader, TypeError, ValueError, OverflowError):
+        return 0.0
+    return min(asked, LONGEST_RETRY_AFTER)
 
 
-def one_line(text: str, longest: int) -> str:
-    text = " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text).split())
-    return text if len(text) <= longest else f"{text[: longest - 3]}..."
+def causes(error: BaseException) -> list[BaseException]:
+    """The exception, and what it came from."""
+    chain = [error]
+    while cause := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(cause)
+    return chain
 
 
-def without_secrets(text: str) -> str:
-    """Without the tokens and user information of URLs in it."""
-    return re.sub(r"(?i)(token=)[^;&\s']+|(//)[^/\s]*@", r"\1\2***", text)
-
-
-def parse_record(body: Any) -> dict[str, Any]:
-    if not isinstance(body, dict):
-        raise MalformedAnswer("the answer is not a JSON object")
-    return body
+def first_cause(chain: list[BaseException]) -> str:
+    """Why there was no answer, in a few words: a time-out, or what the system said."""
+    error = chain[0]
+    if isinstance(error, (requests.exceptions.InvalidSchema, requests.exceptions.InvalidURL)):
+        return "no connection through the proxy"
+    if isinstance(error, requests.ConnectTimeout):
+        return f"no connection within {CONNECT_SECONDS} s"
+    if isinstance(error, (requests.ReadTimeout, urllib3.exceptions.TimeoutError)):
+        return f"no answer within {READ_SECONDS} s"
+    if isinstance(error, requests.Timeout):  # of read_body()
+        return f"the answer took longer than {BODY_SECONDS} s"
+    said = [link for link in chain if isinstance(link, OSError) and (link.strerror or type(link) is OSError)]
+    return str(said[-1].strerror or said[-1]) if said else "the connection broke off"
 
 
 def run_error(error: DatabricksError, config: DatabricksConfig) -> InventoryError:
@@ -866,6 +843,13 @@ def run_error(error: DatabricksError, config: DatabricksConfig) -> InventoryErro
     if error.unreachable:
         return InventoryError(f"{place} cannot be reached: {error}")
     return InventoryError(f"{place} gave no proper answer: {error}")
+
+
+def parse_record(body: Any) -> dict[str, Any]:
+    """The body, if it is a JSON object. Raises MalformedAnswer."""
+    if not isinstance(body, dict):
+        raise MalformedAnswer("the answer is not a JSON object")
+    return body
 
 
 # --- Safe output ----------------------------------------------------------------------------------------------------
@@ -1042,43 +1026,36 @@ def tell(*lines: str) -> None:
 
 
 class StderrHandler(logging.Handler):
+    """Prints the log's messages while commands run, each once, however many run in threads of this process."""
+
+    commands = 0
+
     def emit(self, record: logging.LogRecord) -> None:
         level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
         text = self.format(record)
         tell(level + (text if record.levelno >= logging.ERROR else text.replace("\n", "?")))  # in a name
 
+    def count(self, change: int) -> None:
+        """One command more or less."""
+        with COUNTING:
+            self.commands += change
+            log.propagate = self.commands == 0
+            if self.commands:
+                log.addHandler(self)  # which it does once
+            else:
+                log.removeHandler(self)
 
+
+COUNTING = threading.Lock()
 HANDLER = StderrHandler()
-
-
-COMMANDS: list[int] = []  # the threads that run one
-
-
-COMMANDS_LOCK = threading.Lock()
-
-
-@contextmanager
-def log_on_stderr() -> Iterator[None]:
-    """The log is printed, each message once, however many commands run in threads of this process."""
-    with COMMANDS_LOCK:
-        COMMANDS.append(threading.get_ident())
-        log.addHandler(HANDLER)
-        log.propagate = False
-    try:
-        yield
-    finally:
-        with COMMANDS_LOCK:
-            COMMANDS.remove(threading.get_ident())
-            if not COMMANDS:
-                log.removeHandler(HANDLER)
-                log.propagate = True
 
 
 # --- Frame of a command ---------------------------------------------------------------------------------------------
 
 
 def whole_number(text: str, most: int) -> int:
-    if not (text.isascii() and text.isdecimal() and len(text) < 10 and 1 <= int(text) <= most):
+    """The number of an option, from 1 to `most`. Raises argparse's error, whose message is for people."""
+    if not re.fullmatch("[0-9]{1,9}", text) or not 1 <= int(text) <= most:
         raise argparse.ArgumentTypeError(f"not a number from 1 to {most:,}")
     return int(text)
 
@@ -1151,19 +1128,22 @@ def run_command(parser: argparse.ArgumentParser, argv: list[str] | None, run: Ca
     sys.stderr = sys.stderr or open(os.devnull, "w")
     debug = False
     logging.getLogger("databricks.sdk").setLevel(logging.CRITICAL)  # what matters of it comes as an exception
-    with log_on_stderr():
-        try:
-            words = sys.argv[1:] if argv is None else argv
-            parse = parser.parse_args if "--" in words else parser.parse_intermixed_args  # which does not know --
-            args = parse(words)
-            debug = args.debug
-            log.setLevel(logging.DEBUG if debug else logging.WARNING if getattr(args, "quiet", False) else logging.INFO)
-            with interrupts():
-                return run(args)
-        except SystemExit as stop:  # --help
-            return int(stop.code or 0)
-        except (Exception, KeyboardInterrupt) as error:
-            return explain(error, debug)
+    HANDLER.count(+1)
+    try:
+        words = sys.argv[1:] if argv is None else argv
+        parse = parser.parse_args if "--" in words else parser.parse_intermixed_args  # which does not know --
+        args = parse(words)
+        debug = args.debug
+        level = logging.WARNING if getattr(args, "quiet", False) else logging.INFO
+        log.setLevel(logging.DEBUG if debug else level)
+        with interrupts():
+            return run(args)
+    except SystemExit as stop:  # --help
+        return int(stop.code or 0)
+    except (Exception, KeyboardInterrupt) as error:
+        return explain(error, debug)
+    finally:
+        HANDLER.count(-1)
 
 
 def is_cell(code_name: str) -> bool:
@@ -1200,6 +1180,25 @@ def run_as_script(main: Callable[[], int]) -> None:
 # --- Users ----------------------------------------------------------------------------------------------------------
 
 
+def check_username(username: str) -> None:
+    """Raises ValueError, with the reason, for a text that is no name of a user.
+
+    Whoever is nobody would have no home, and so an inventory of nothing that looks right.
+    """
+    hidden = [sign for sign in username if unicodedata.category(sign) in ("Cc", "Cf", "Cs")]
+    reason = ""
+    if username in ("", ".", ".."):
+        reason = "it is empty or dots"
+    elif hidden or any(sign in username for sign in NOT_IN_NAMES):
+        reason = f"it has one of {NOT_IN_NAMES} or a character that does not show"
+    elif username != username.strip():
+        reason = "it begins or ends with a blank"
+    elif username.startswith("'") or username.endswith("'"):
+        reason = "it begins or ends with an apostrophe"
+    if reason:
+        raise ValueError(f"{one_line(repr(username), 200)} is not a user name: {reason}")
+
+
 def list_users(
     client: DatabricksClient, most: int | None = None, active_only: bool = False
 ) -> tuple[list[dict[str, str]], int]:
@@ -1217,15 +1216,19 @@ def list_users(
         missing = count_missing(users, max(total, total_again), most, active_only)
     if missing:
         log.warning("%s missing: the workspace says that it has more than it lists", counted(missing, "user"))
-    rows = [row for row in users.values() if is_wanted(row, active_only)]
-    return rows[:most], missing
+    return wanted(users, active_only)[:most], missing
 
 
 def count_missing(users: dict[str, dict[str, str]], total: int, most: int | None, active_only: bool) -> int:
     """How many of the `total` users are not there; 0 where there are `most` of those that are wanted."""
-    if most is not None and sum(is_wanted(row, active_only) for row in users.values()) >= most:
+    if most is not None and len(wanted(users, active_only)) >= most:
         return 0
     return max(total - len(users), 0)
+
+
+def wanted(users: dict[str, dict[str, str]], active_only: bool) -> list[dict[str, str]]:
+    """The rows of all users, or without those that are deactivated."""
+    return [row for row in users.values() if not active_only or row["active"] != "false"]
 
 
 def list_pages(client: DatabricksClient, most: int | None, active_only: bool) -> tuple[dict[str, dict[str, str]], int]:
@@ -1237,31 +1240,24 @@ def list_pages(client: DatabricksClient, most: int | None, active_only: bool) ->
     users: dict[str, dict[str, str]] = {}
     start = 1
     total = 0
-    wanted = 0
     idle = 0  # pages in a row that brought nobody new
     told_at = client.clock()
-    while most is None or wanted < most:
-        count = PAGE_SIZE if most is None or active_only else min(PAGE_SIZE, most - wanted)
+    while idle < 2 and (most is None or len(wanted(users, active_only)) < most):
+        count = PAGE_SIZE if most is None or active_only else min(PAGE_SIZE, most - len(users))
         page = client.get(USERS_PATH, {"attributes": ATTRIBUTES, "startIndex": start, "count": count}, parse_page)
         total = max(total, page["totalResults"])
-        found = page["Resources"]
+        found = [user_row(user) for user in page["Resources"]]
+        if not found:
+            break
         known = len(users)
-        for user in found:
-            row = user_row(user)
+        for row in found:
             users.setdefault(row["user_id"] or row["username"], row)
-        wanted = sum(is_wanted(row, active_only) for row in users.values())
-        start += len(found)
         idle = idle + 1 if len(users) == known else 0
-        if not found or idle == 2:
-            return users, total
+        start += len(found)
         if client.clock() - told_at >= TOLD_SECONDS:
             told_at = client.clock()
             log.info("%d users so far", len(users))
     return users, total
-
-
-def is_wanted(row: dict[str, str], active_only: bool) -> bool:
-    return not active_only or row["active"] != "false"
 
 
 def user_row(user: dict[str, Any]) -> dict[str, str]:
