@@ -92,7 +92,7 @@ BAD_SCANS = {
     "quiet and debug": (("a", "--quiet", "--debug"), {}, "--debug"),
     "no users": ((), {}, "--users-file"),
     "output is the users file": (("--users-file", "users.txt", "-o", "users.txt"), {}, "different files"),
-    "details are the output": (("a", "-o", "out", "--details", "out"), {}, "different files"),
+    "details are the output otherwise": (("a", "-o", "out", "--details", "folder/../out"), {}, "different files"),
     "output is the checkpoint": (("--users-file", "users.txt", "-o", NAME), {}, "different files"),
     "resume of what is not saved": (("a", "--resume"), {}, "--checkpoint"),
     "details on stdout by another name": (("a", "--details", "/dev/stdout"), {}, "different files"),

@@ -96,6 +96,14 @@ def test_temporary_files_of_others_stay_and_two_at_a_time_do_not_mix():
     assert files_here() == {"out.csv"}
 
 
+def test_a_result_that_cannot_get_its_name_is_kept_and_named():
+    refused = pytest.raises(databricks_user_list.InventoryError, match="cannot be replaced")
+    with refused as caught, databricks_user_list.open_output("out.csv") as file:
+        file.write("result")
+        Path("out.csv").mkdir()
+    assert Path(str(caught.value).partition("the result is in ")[2]).read_text() == "result"
+
+
 @needs_posix
 def test_a_device_as_output_stays_a_device(scan, list_users, nobody, tmp_path):
     """One of our own where we may make one (root), so that a defect does not break the machine's."""
