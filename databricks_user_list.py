@@ -107,7 +107,6 @@ USERS_PATH = "/api/2.0/preview/scim/v2/Users"
 ATTRIBUTES = "id,userName,displayName,active"  # groups would make the listing time out in large workspaces
 USER_LIST_COLUMNS = ("username", "display_name", "active", "user_id")
 FIELD_TYPES = {"id": (str, int), "userName": (str,), "displayName": (str,), "active": (bool,)}
-TOLD_SECONDS = 30  # between two lines that tell how far the listing is
 
 # --- Errors ---------------------------------------------------------------------------------------------------------
 
@@ -203,10 +202,8 @@ def load_databricks_config(
         return DatabricksConfig(host, check_token(unquoted(token), "--token"), "command line", workspace_id=number)
     config = config_from_profile(profile, host) or config_from_environment(host) or config_from_notebook(host)
     if config is None:
-        raise InventoryError(
-            f"no login found {f'for {host} ' if host else ''}in {profile_file()} or the environment: "
-            "run `databricks configure`, or set DATABRICKS_HOST and DATABRICKS_TOKEN"
-        )
+        advice = "run `databricks configure`, or set DATABRICKS_HOST and DATABRICKS_TOKEN"
+        raise InventoryError(f"no login found in {profile_file()} or the environment: {advice}")
     return replace(config, workspace_id=number) if number else config
 
 
@@ -293,19 +290,15 @@ def config_from_notebook(host: str | None) -> DatabricksConfig | None:
         return None
     login = Login("notebook", "", NOTEBOOK_LOGIN)
     try:
-        found, _ = read_workspace_url(login.connect().host, "the notebook's host")
-    except InventoryError:
-        raise
-    except Exception as error:  # a process beside the notebook, which has no login of its own
+        login()
+    except DatabricksError:  # it is that of a process beside the notebook, which has none
         version = import_module("databricks.sdk.version").__version__
         if version.startswith("0.") and int(version.split(".")[1]) < 20:  # 0.1.6 on DBR 14.3
-            raise InventoryError(
-                f"databricks-sdk {version} is too old for the notebook's own login: run "
-                "`%pip install --upgrade databricks-sdk`, then `dbutils.library.restartPython()`"
-            ) from None
-        log.debug("no login of a notebook: %s", error)
+            old = f"databricks-sdk {version} is too old for the notebook's own login"
+            remedy = "run `%pip install --upgrade databricks-sdk`, then `dbutils.library.restartPython()`"
+            raise InventoryError(f"{old}: {remedy}") from None
         return None
-    return replace(login.config(), host=found) if host in (None, found) else None
+    return login.config() if host in (None, login.host) else None
 
 
 def profile_file() -> Path:
@@ -328,18 +321,14 @@ def read_profiles() -> tuple[dict[str, dict[str, str]], str | None]:
         parser.read_string(path.read_text(encoding="utf-8-sig", errors="replace"))
     except configparser.Error as error:  # whose message would show the line, and so the token
         line = getattr(error, "lineno", None) or next((number for number, _ in getattr(error, "errors", [])), "?")
-        raise InventoryError(
-            f"{path}, line {line}: not a profile file (INI); mend it, or name another in DATABRICKS_CONFIG_FILE"
-        ) from None
+        raise InventoryError(f"{path}, line {line}: not a profile file (INI)") from None
     except OSError as error:
         raise InventoryError(f"{path} cannot be read: {error.strerror}") from error
     profiles = {name: dict(parser.items(name)) for name in parser.sections()}
     for name, values in profiles.items():
         for key, value in values.items():
             if "\n" in value:
-                raise InventoryError(
-                    f"{key} of profile {name} in {path} goes over two lines: no line may begin with a blank"
-                )
+                raise InventoryError(f"{key} of profile {name} in {path} goes over two lines, one begins with a blank")
             values[key] = unquoted(value)
     return profiles, profiles.pop("__settings__", {}).get("default_profile")
 
@@ -467,10 +456,7 @@ class Login:
         try:
             from databricks.sdk.core import Config
         except ImportError:
-            raise InventoryError(
-                f"{self.source} has no token, and databricks-sdk, which can log in without, is not "
-                "installed: pip install databricks-sdk"
-            ) from None
+            raise InventoryError(f"{self.source} has no token: pip install databricks-sdk, which needs none") from None
         known = {attribute.name: attribute for attribute in Config.attributes()}
         settings: dict[str, Any] = {
             name: variable(attribute.env)
@@ -485,7 +471,8 @@ class Login:
             settings["host"] = self.host
         sdk = Config(**settings | {"disable_async_token_refresh": True, "retry_timeout_seconds": 1})
         found, _ = read_workspace_url(sdk.host, f"host of {self.source}")
-        if self.host and found != self.host.removesuffix(":443"):
+        self.host = self.host or found
+        if found != self.host.removesuffix(":443"):
             raise InventoryError(f"{self.source} is for {self.host}, and logs in to another host")
         return sdk
 
@@ -496,11 +483,9 @@ class Login:
             if re.search("secret|token|password|credentials", name, re.I) and len(value) > 7:
                 text = text.replace(value, "***")
         kind: ErrorKind = "login" if re.search(REFUSED_LOGIN, text) else "connection"
-        remedy = (
-            f"can {self.host or 'the workspace'} be reached, and is this login still good "
-            "(client_id and client_secret, `databricks auth login`, `az login`)?"
-        )
-        return kind, f"no token from {self.source}: {one_line(text, 300)}; {remedy}"
+        remedy = "is this login still good (its secret, `databricks auth login`, `az login`)?"
+        place = self.host or "the workspace"
+        return kind, f"no token from {self.source}: {one_line(text, 300)}; can {place} be reached, and {remedy}"
 
 
 def in_thread(function: Callable[[], Any], seconds: float) -> Any:
@@ -1241,7 +1226,6 @@ def list_pages(client: DatabricksClient, most: int | None, active_only: bool) ->
     start = 1
     total = 0
     idle = 0  # pages in a row that brought nobody new
-    told_at = client.clock()
     while idle < 2 and (most is None or len(wanted(users, active_only)) < most):
         count = PAGE_SIZE if most is None or active_only else min(PAGE_SIZE, most - len(users))
         page = client.get(USERS_PATH, {"attributes": ATTRIBUTES, "startIndex": start, "count": count}, parse_page)
@@ -1254,9 +1238,6 @@ def list_pages(client: DatabricksClient, most: int | None, active_only: bool) ->
             users.setdefault(row["user_id"] or row["username"], row)
         idle = idle + 1 if len(users) == known else 0
         start += len(found)
-        if client.clock() - told_at >= TOLD_SECONDS:
-            told_at = client.clock()
-            log.info("%d users so far", len(users))
     return users, total
 
 
@@ -1311,12 +1292,11 @@ def list_profiles() -> int:
     if not profile_file().exists():
         raise InventoryError(f"there is no profile file {profile_file()}; `databricks configure` makes one")
     profiles, default = read_profiles()
-    names = {name: name + " (default)" * (name == (default or "DEFAULT")) for name in profiles}
-    rows = [(names[name], shown_host(values), kind_of_login(values)) for name, values in profiles.items() if values]
-    widths = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
     with open_output("-") as file:
-        for name, host, kind in rows:
-            file.write(f"{name:<{widths[0]}}  {host:<{widths[1]}}  {kind}\n")
+        for name, values in profiles.items():
+            if values:
+                shown = f"{name} (default)" if name == (default or "DEFAULT") else name
+                file.write(f"{shown:<30}  {shown_host(values):<60}  {kind_of_login(values)}\n")
     return 0
 
 
