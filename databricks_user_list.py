@@ -1189,8 +1189,8 @@ def list_users(
 ) -> tuple[list[dict[str, str]], int]:
     """Rows of the workspace's users in its order, at most `most`, and how many more it says it has.
 
-    Where some are missing, all pages are asked for once more. Raises DatabricksError, and InventoryError for users
-    without a name.
+    Where some are missing, all pages are asked for once more. Raises DatabricksError, and InventoryError where no user
+    has a name.
     """
     users, total = list_pages(client, most, active_only)
     missing = count_missing(users, total, most, active_only)
@@ -1201,6 +1201,8 @@ def list_users(
         missing = count_missing(users, max(total, total_again), most, active_only)
     if missing:
         log.warning("%s missing: the workspace says that it has more than it lists", counted(missing, "user"))
+    if users and not any(row["username"] for row in users.values()):
+        raise InventoryError("users are shown without their names: the login has to be that of a workspace admin")
     return wanted(users, active_only)[:most], missing
 
 
@@ -1242,12 +1244,10 @@ def list_pages(client: DatabricksClient, most: int | None, active_only: bool) ->
 
 
 def user_row(user: dict[str, Any]) -> dict[str, str]:
-    """The CSV's row of a SCIM user. Raises InventoryError where it has no name."""
-    if not user.get("userName"):
-        raise InventoryError("users are shown without their names: the login has to be that of a workspace admin")
+    """The CSV's row of a SCIM user; a name that it has not is ""."""
     active = "" if user.get("active") is None else str(user["active"]).lower()
     return {
-        "username": user["userName"],
+        "username": user.get("userName") or "",
         "display_name": safe_cell(user.get("displayName") or ""),
         "active": active,
         "user_id": str(user.get("id") or ""),
@@ -1262,7 +1262,7 @@ def leave_out_odd(rows: list[dict[str, str]]) -> list[dict[str, str]]:
             check_username(row["username"])
             taken.append(row)
         except ValueError as error:
-            log.warning("left out, because the scanner would refuse it: %s", error)
+            log.warning("left out, because the scanner would refuse it: %s (user_id %s)", error, row["user_id"])
     return taken
 
 

@@ -250,6 +250,15 @@ def test_users_shown_without_their_names_are_an_error_that_says_why(at, capsys):
     assert "admin" in capsys.readouterr().err
 
 
+def test_a_single_user_without_a_name_is_left_out_with_a_warning(at, capsys):
+    with at(
+        FakeDatabricks(users=0, faults=[page({"id": "1", "userName": "a"}, {"id": "27"}, {"id": "3", "userName": "b"})])
+    ):
+        code, rows = run()
+    assert (code, names(rows)) == (1, ["a", "b"])
+    assert "refuse it: '' is not a user name: it is empty or dots (user_id 27)" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["anna@x.com ", "anna@x.com\u00a0", "a\u200bb", "a;b", "'a'", "../a"])
 def test_a_name_that_the_scanner_would_refuse_is_left_out_with_a_warning(at, name, capsys):
     with at(FakeDatabricks(users=["before", name, "after"])):
