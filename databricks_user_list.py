@@ -429,7 +429,7 @@ class Login:
     def ask(self, anew: bool) -> None:
         """Gets a token, or notes why there is none for now. Raises InventoryError where there never will be one."""
         try:
-            if self.values == NOTEBOOK_LOGIN:  # which is one of its thread
+            if self.values == NOTEBOOK_LOGIN and not self.token:  # the first one, which is of the notebook's own thread
                 self.sdk, self.token = self.authenticate(anew)
             else:
                 self.sdk, self.token = in_thread(partial(self.authenticate, anew), LOGIN_SECONDS)

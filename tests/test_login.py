@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -554,3 +555,30 @@ def test_a_notebook_whose_sdk_is_too_old_says_how_to_get_a_newer_one(tmp_path):
 def test_a_process_beside_a_notebook_has_no_login(monkeypatch):
     monkeypatch.setenv("DATABRICKS_RUNTIME_VERSION", "15.4")
     assert "no login found" in message_of()
+
+
+def test_a_notebooks_login_that_hangs_later_is_given_up_and_the_old_token_serves(monkeypatch, often):
+    hangs, ended, threads = threading.Event(), threading.Event(), []
+
+    def authenticate():
+        threads.append(threading.current_thread())
+        if hangs.is_set():
+            ended.wait(20)
+        return {"Authorization": "Bearer of-the-notebook"}
+
+    runtime = types.ModuleType("databricks.sdk.runtime")
+    for kind in ("native_unified", "repl_auth", "legacy_auth"):
+        setattr(runtime, f"init_runtime_{kind}", None)
+    runtime.init_runtime_native_auth = lambda: (server.url, authenticate)
+    monkeypatch.setitem(sys.modules, "databricks.sdk.runtime", runtime)
+    monkeypatch.setenv("DATABRICKS_RUNTIME_VERSION", "15.4")
+    with FakeDatabricks(users=1) as server:  # asked by the SDK what it is
+        config = load_databricks_config()
+        assert (config.host, set(threads)) == (server.url, {threading.current_thread()})
+        set_constants(monkeypatch, LOGIN_SECONDS=0.3)
+        hangs.set()
+        time.sleep(0.02)
+        assert config.current_token() == "of-the-notebook"
+        with pytest.raises(databricks_user_list.DatabricksError, match="no answer within"):
+            config.current_token("of-the-notebook")
+        ended.set()
