@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from databricks_user_files_simple import UsersFolder, assign_homes, scan_dbfs
+from databricks_user_files_simple import Home, UsersFolder, assign_homes, scan_dbfs
 from databricks_user_list import InventoryError
 from tests.fake import FakeDatabricks, Fault, dbfs_directory, dbfs_file, workspace_object
 from tests.helpers import (
@@ -20,16 +20,18 @@ from tests.helpers import (
     figures,
     listings,
     small_server,
+    write_users,
 )
 
+CAL, DAN = "cal@example.com", "dan@example.com"
 NOT_LISTED = "not found in this spelling, and /Users cannot be listed"
 NOT_READABLE = "not found, or not readable with this token"
 
 WHOLE, SHORT, UNKNOWN = "whole", "doubtful", "not listed"
-ALIKE = "differ in letter case alone"
+ALIKE = "the user aa and the homes AA, aA differ in letter case alone"
+ALIKE_TO_TWO = (None, "the users aA, aa and the homes AA differ in letter case alone")
 TABLE = [  # file system, admin, /Users, its state, name -> asked as, what a 404 means; homes of nobody
     ("dbfs", True, {"a"}, WHOLE, {"a": ("a", NOT_READABLE)}, []),
-    ("dbfs", True, {"A"}, WHOLE, {"a": ("A", NOT_READABLE)}, []),
     ("dbfs", False, {"A"}, WHOLE, {"a": ("A", NOT_READABLE)}, []),
     ("dbfs", True, {"b"}, WHOLE, {"a": (None, "")}, ["b"]),
     ("dbfs", True, {"b"}, SHORT, {"a": ("a", "")}, ["b"]),
@@ -37,30 +39,40 @@ TABLE = [  # file system, admin, /Users, its state, name -> asked as, what a 404
     ("dbfs", True, {"A", "aA"}, WHOLE, {"aa": ("aA", NOT_READABLE)}, ["A"]),
     ("dbfs", True, {"AA", "aA"}, WHOLE, {"aa": (None, ALIKE)}, ["AA", "aA"]),
     ("dbfs", True, {"AA", "aA"}, WHOLE, {"aa": ("aA", NOT_READABLE), "AA": ("AA", NOT_READABLE)}, []),
-    ("dbfs", True, {"AA"}, WHOLE, {"aa": (None, ALIKE), "aA": (None, ALIKE)}, ["AA"]),
+    ("dbfs", True, {"AA"}, WHOLE, {"aa": ALIKE_TO_TWO, "aA": ALIKE_TO_TWO}, ["AA"]),
     ("dbfs", True, {"AA"}, WHOLE, {"aa": (None, ""), "AA": ("AA", NOT_READABLE)}, []),
-    ("workspace", True, {"a"}, WHOLE, {"a": ("a", NOT_READABLE)}, []),
     ("workspace", True, {"A"}, WHOLE, {"a": ("A", NOT_READABLE)}, []),
     ("workspace", True, {"b"}, WHOLE, {"a": ("a", "")}, ["b"]),
     ("workspace", True, set(), UNKNOWN, {"a": ("a", NOT_LISTED)}, []),
     ("workspace", False, {"A"}, WHOLE, {"a": ("a", NOT_READABLE)}, ["A"]),
-    ("workspace", False, {"b"}, WHOLE, {"a": ("a", NOT_READABLE)}, ["b"]),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("file_system", "admin", "there", "state", "expected", "left"), TABLE)
 def test_each_name_gets_its_home(file_system, admin, there, state, expected, left):
     homes, nobodys = assign_homes(expected, {file_system: UsersFolder(frozenset(there), state)}, admin)
-    for name, (asked, error) in expected.items():
-        home = homes[name][file_system]
-        assert home.path == (None if asked is None else f"/Users/{asked}")
-        assert home.listed == (asked in there)
-        assert error in home.error
-        assert bool(home.error) == bool(error)
     assert nobodys == {file_system: set(left)}
+    for name, (asked, error) in expected.items():
+        path = None if asked is None else f"/Users/{asked}"
+        assert homes[name] == {file_system: Home(path, asked in there, error)}
 
 
-# Over real HTTP, through the command
+def test_homes_in_other_letter_case(clock):
+    """One that is the only one for its user, and one that is alike to two."""
+    tree = {name: f"/Users/{name}" for name in ("Ann@Example.com", "Ben@example.com")}
+    with FakeDatabricks(users=[ANN, BEN, BEN.upper()], shape="none") as server:
+        server.add_tree("dbfs", {home: [dbfs_file(f"{home}/f", 7)] for home in tree.values()})
+        server.add_tree("workspace", {home: [workspace_object(f"{home}/n")] for home in tree.values()})
+        results = crawl(server, clock)
+        assert_truth(results[ANN], server.truth(ANN, home="Ann@Example.com"))
+        assert results[ANN].as_dict()["homes"] == dict.fromkeys(FILE_SYSTEMS, "/Users/Ann@Example.com")
+        assert set(listings(server).values()) == {1}
+    for name in (BEN, BEN.upper()):
+        assert (results[name].status, results[name].file_count) == ("error", 0)
+        assert all(text in results[name].error for text in (BEN, BEN.upper(), "Ben@example.com"))
+
+
+# What /Users answers
 
 
 @pytest.fixture
@@ -75,9 +87,9 @@ def inventory_of(scan):
     return run
 
 
-def typical_server(users=100, **more):
+def typical_server(users=1, **more):
     """Everybody has a Workspace home, one of five a DBFS home with two directories below it."""
-    names = [f"user{number:03}@example.com" for number in range(users)]
+    names = [f"user{number:02}@example.com" for number in range(users)]
     server = FakeDatabricks(users=names, shape="none", **more)
     for number, name in enumerate(names):
         home = f"/Users/{name}"
@@ -87,160 +99,118 @@ def typical_server(users=100, **more):
                 home: [dbfs_directory(f"{home}/a"), dbfs_directory(f"{home}/b")],
                 f"{home}/a": [dbfs_file(f"{home}/a/x", 1)], f"{home}/b": [],
             })  # fmt: skip
+    write_users(names)
     return server
 
 
-def body_of(names):
-    return json.dumps({"files": [dbfs_directory(f"/Users/{name}") for name in names]})
+USER = "user00@example.com"
+ALL = ("--users-file", "users.txt")
 
 
-def test_nothing_is_asked_for_that_is_not_there(inventory_of, tmp_path):
-    with typical_server() as server:
-        (tmp_path / "users").write_text("\n".join(server.user_names))
-        rows, said = inventory_of(server, "--users-file", "users")
-        asked = sum(number for (api, _), number in server.requests.items() if api == "dbfs")
-    assert asked == 20 * 3 + 2
-    assert {row["status"] for row in rows.values()} == {"success"}
-    assert "homes: 20 in DBFS, 100 in Workspace" in said
+def users_fault(names, **more):
+    """A DBFS whose /Users has but these directories."""
+    body = json.dumps({"files": [dbfs_directory(f"/Users/{name}") for name in names]})
+    return Fault("body", body=body, api="dbfs", path="/Users", **more)
 
 
-@pytest.mark.parametrize("short", [1, 2])
-def test_a_listing_of_users_that_is_short_loses_nobody(inventory_of, tmp_path, short):
+def test_nothing_is_asked_for_that_is_not_there(inventory_of):
     with typical_server(users=20) as server:
-        (tmp_path / "users").write_text("\n".join(server.user_names))
-        some = body_of(["user000@example.com"])
-        server.change(faults=[Fault("body", body=some, api="dbfs", path="/Users", times=short)])
-        rows, _ = inventory_of(server, "--users-file", "users")
-    counts = [int(rows[name]["file_count"]) for name in sorted(rows)[::5]]
-    assert counts == ([2, 2, 2, 2] if short == 1 else [2, 1, 1, 1])  # what is short twice alike is believed
+        rows, said = inventory_of(server, *ALL)
+        asked = sum(number for (api, _), number in server.requests.items() if api == "dbfs")
+    assert asked == 4 * 3 + 2
+    assert {row["status"] for row in rows.values()} == {"success"}
+    assert "homes: 4 in DBFS, 20 in Workspace" in said
 
 
-@pytest.mark.parametrize("body", ["{}", '{"files": []}'])
-def test_an_empty_listing_of_users_in_dbfs_is_not_believed(inventory_of, body):
-    with typical_server(users=1) as server:
-        server.change(faults=[Fault("body", body=body, api="dbfs", path="/Users")])
-        rows, _ = inventory_of(server, "user000@example.com")
-    assert rows["user000@example.com"]["file_count"] == "2"
+@pytest.mark.parametrize(("fault", "counts"), [
+    (users_fault([USER], times=1), ["2", "2"]),
+    (users_fault([USER]), ["2", "1"]),  # what is short twice alike is believed
+    (users_fault([]), ["2", "2"]),  # but not that nobody has a home
+    (Fault("body", body="{}", api="dbfs", path="/Users"), ["2", "2"]),
+    (Fault("403", api="dbfs", path="/Users", times=1), ["2", "2"]),
+    (Fault("404", api="dbfs", path="/Users", times=1), ["2", "2"]),
+    (Fault("404", api="dbfs", path="/Users"), ["1", "1"]),
+])  # fmt: skip
+def test_a_listing_of_users_that_is_short_loses_nobody(inventory_of, fault, counts):
+    with typical_server(users=6) as server:
+        server.change(faults=[fault])
+        rows, _ = inventory_of(server, *ALL)
+    assert [rows[name]["file_count"] for name in (USER, "user05@example.com")] == counts
+    assert {row["status"] for row in rows.values()} == {"success"}
 
 
 @pytest.mark.parametrize("api", FILE_SYSTEMS)
 def test_where_users_cannot_be_listed_a_home_not_found_is_an_error(inventory_of, api):
+    """Whatever it answers, the Workspace is never left out."""
+    message = "Public DBFS root is disabled. Access is denied on path: /Users" if api == "workspace" else None
     with typical_server(users=2) as server:
-        server.change(faults=[Fault("403", api=api, path="/Users")])
-        rows, said = inventory_of(server, "user000@example.com", "USER001@example.com", code=1)
-    assert rows["user000@example.com"]["status"] == "success"
-    assert NOT_LISTED in rows["USER001@example.com"]["error"]
+        server.change(faults=[Fault("403", api=api, path="/Users", message=message)])
+        rows, said = inventory_of(server, USER, "USER01@example.com", code=1)
+    assert (rows[USER]["status"], rows[USER]["file_source"]) == ("success", "both")
+    assert NOT_LISTED in rows["USER01@example.com"]["error"]
     assert said.count("/Users cannot be listed, homes in other letter case are not found") == 1
+    assert "left out" not in said
 
 
 def test_a_home_that_was_listed_and_is_not_found_is_an_error(inventory_of):
-    with typical_server(users=1) as server:
-        server.change(faults=[Fault("404", api="dbfs", path="/Users/user000@example.com")])
-        rows, _ = inventory_of(server, "user000@example.com", code=1)
-    assert rows["user000@example.com"]["status"] == "partial"
+    with typical_server() as server:
+        server.change(faults=[Fault("404", api="dbfs", path=f"/Users/{USER}")])
+        rows, _ = inventory_of(server, USER, code=1)
+    assert rows[USER]["status"] == "partial"
 
 
-@pytest.mark.parametrize("kind", ["400", "403", "404_other", "404", "401"])
-def test_a_login_that_is_refused_everything_ends_the_run(scan, kind):
-    with typical_server(users=1) as server:
+@pytest.mark.parametrize(("kind", "words"), [
+    ("403", ()), ("404", ()), ("401", ()), ("403", ("--dbfs-only",)), ("400", ("--workspace-only",)),
+])  # fmt: skip
+def test_a_login_that_is_refused_everything_ends_the_run(scan, kind, words):
+    with typical_server() as server:
         server.change(faults=[Fault(kind)])
-        done = scan(server, "user000@example.com")
+        done = scan(server, USER, *words)
         assert (done.code, done.out) == (2, "")
         assert server.total_requests < 8
     assert "Traceback" not in done.err
 
 
+def test_a_dbfs_without_homes_is_no_login_that_is_refused(inventory_of):
+    with typical_server() as server:
+        server.change(faults=[Fault("404")])
+        rows, _ = inventory_of(server, USER, "--dbfs-only")
+    assert rows[USER]["status"] == "empty"
+
+
 def test_names_without_any_home_are_told(inventory_of):
-    with typical_server(users=1) as server:
-        _, said = inventory_of(server, "user000@example.com", BEN, "cal@example.com")
-        _, warned = inventory_of(server, BEN, "cal@example.com")
+    with typical_server() as server:
+        _, said = inventory_of(server, USER, BEN, CAL)
+        _, warned = inventory_of(server, BEN, CAL)
     assert f"no home anywhere: 2 users, the first is {BEN}" in said
     assert "warning" not in said
     assert "warning: none of these users has a home" in warned
 
 
-def test_details_have_the_homes_and_the_newest_modification(inventory_of, tmp_path):
+def test_a_home_may_be_a_file(inventory_of):
     with FakeDatabricks(users=[ANN], shape="none") as server:
-        home = "/Users/Ann@example.com"
-        server.add_tree(
-            "dbfs", {home: [dbfs_file(f"{home}/{number}", 1, 1_700_000_000_000 + number) for number in (7, 1007)]}
-        )
-        inventory_of(server, ANN, "--details", "details")
-    details = json.loads((tmp_path / "details").read_text())
-    assert details["homes"] == {"dbfs": home, "workspace": None}
-    assert details["dbfs"]["last_modified"] == "2023-11-14T22:13:21Z"
-
-
-# Homes in other letter case
-
-
-def case_server(homes, users, file_systems=FILE_SYSTEMS):
-    """A workspace that has these homes, each with a file of 7 bytes and a notebook."""
-    server = FakeDatabricks(users=list(users), shape="none")
-    for home in homes:
-        if "dbfs" in file_systems:
-            server.add_tree("dbfs", {f"/Users/{home}": [dbfs_file(f"/Users/{home}/f", 7)]})
-        if "workspace" in file_systems:
-            server.add_tree("workspace", {f"/Users/{home}": [workspace_object(f"/Users/{home}/n")]})
-    return server
-
-
-@pytest.mark.parametrize("file_systems", [("dbfs",), ("workspace",), FILE_SYSTEMS])
-def test_a_home_in_other_letter_case_is_scanned(clock, file_systems):
-    home = "Ann@Example.com"
-    with case_server([home], [ANN], file_systems) as server:
-        result = crawl(server, clock)[ANN]
-        assert_truth(result, server.truth(ANN, home=home))
-        assert result.username == ANN
-        assert set(listings(server).values()) == {1}
-
-
-def test_a_home_that_is_alike_to_two_users_names_is_neithers(clock):
-    names = [ANN, "ANN@example.com"]
-    with case_server(["Ann@example.com"], names) as server:
-        results = crawl(server, clock)
-    for result in results.values():
-        assert (result.status, result.file_count) == ("error", 0)
-        assert all(name in result.error for name in [*names, "Ann@example.com"])
-
-
-def test_of_two_homes_in_other_letter_case_neither_is_chosen(clock):
-    homes = ["Ann@example.com", "ANN@example.com"]
-    with case_server(homes, [ANN]) as server:
-        result = crawl(server, clock)[ANN]
-    assert (result.status, result.file_count) == ("error", 0)
-    assert all(home in result.error for home in homes)
-
-
-@pytest.mark.parametrize("order", [1, -1])
-def test_a_home_that_is_another_asked_for_users_is_not_counted_twice(clock, order):
-    names = [ANN, "Ann@example.com"][::order]
-    with case_server([ANN], names) as server:
-        results = crawl(server, clock)
-        assert results["Ann@example.com"].status == "empty"
-        assert_truth(results[ANN], server.truth(ANN, home=ANN))
-        assert set(listings(server).values()) == {1}
-
-
-def test_two_users_that_differ_in_letter_case_have_a_home_each(clock):
-    names = [ANN, "Ann@example.com"]
-    with case_server(names, names) as server:
-        assert [result.file_count for result in crawl(server, clock).values()] == [2, 2]
+        listed = json.dumps({"files": [dbfs_file(HOME, 7)]})
+        server.change(faults=[Fault("body", body=listed, api="dbfs", path=path) for path in ("/Users", HOME)])
+        rows, _ = inventory_of(server, ANN, "--dbfs-only")
+    assert (rows[ANN]["file_count"], rows[ANN]["total_size"], rows[ANN]["status"]) == ("1", "7", "success")
 
 
 # Who is no admin
 
 
-def test_who_is_no_admin_is_warned_once_and_a_home_not_found_is_an_error(clock, caplog):
-    with small_server([ANN, BEN, "cal@example.com"], admin=False, caller=BEN) as server:
-        results = crawl(server, clock, [ANN, BEN, "dan@example.com"])
+@pytest.mark.parametrize("more", [
+    {"admin": False, "caller": BEN}, {"groups": None}, {"faults": [Fault("403", path="Me")]},
+    {"faults": [Fault("503", path="Me")]},
+], ids=["another group", "no groups", "403", "503"])  # fmt: skip
+def test_who_is_not_shown_as_admin_is_warned_once_and_a_home_not_found_is_an_error(clock, caplog, more):
+    with small_server([ANN, BEN, CAL], **more) as server:
+        results = crawl(server, clock, [ANN, BEN, DAN])
         assert_truth(results[BEN], server.truth(BEN))
-        assert (results[ANN].status, results["dan@example.com"].status) == ("partial", "error")
-        assert figures(results[ANN]) == (4, 128, 4, 0, 0, 0)
-        for name in (ANN, "dan@example.com"):
-            assert "not found, or not readable with this token" in results[name].error
-        assert server.requests["scim", "Me"] == 1
+    assert results[DAN].status == "error"
+    assert results[DAN].error.endswith(NOT_READABLE)
     assert caplog.text.count("admins") == 1
+    if "caller" in more:  # who does not see others' homes
+        assert (results[ANN].status, figures(results[ANN])) == ("partial", (4, 128, 4, 0, 0, 0))
 
 
 def test_who_is_an_admin_is_not_warned_and_a_home_not_found_is_empty(clock, caplog):
@@ -249,23 +219,13 @@ def test_who_is_an_admin_is_not_warned_and_a_home_not_found_is_empty(clock, capl
     assert "admins" not in caplog.text
 
 
-@pytest.mark.parametrize("kind", ["no groups", "403", "404", "503"])
-def test_whom_me_does_not_show_as_admin_is_none(clock, caplog, kind):
-    more = {"groups": None} if kind == "no groups" else {"faults": [Fault(kind, path="Me")]}
-    with small_server([ANN], **more) as server:
-        results = crawl(server, clock, [ANN, BEN])
-        assert_truth(results[ANN], server.truth(ANN))
-    assert results[BEN].error.endswith("not found, or not readable with this token")
-    assert caplog.text.count("admins") == 1
-
-
 # DBFS disabled
 
 
 def test_where_dbfs_is_disabled_rows_are_complete_without_it_and_it_is_said_once(clock, caplog):
-    with FakeDatabricks(users=20, shape="small", dbfs_disabled=True) as server:
+    with FakeDatabricks(users=5, shape="small", dbfs_disabled=True) as server:
         results = crawl(server, clock)
-        assert sum(number for (api, _), number in listings(server).items() if api == "dbfs") <= 16
+        assert not any(api == "dbfs" for api, _ in listings(server))
         for name, result in results.items():
             truth = server.truth(name)
             assert (result.file_count, result.dbfs, result.error) == (truth.workspace_objects, None, "")
@@ -274,17 +234,18 @@ def test_where_dbfs_is_disabled_rows_are_complete_without_it_and_it_is_said_once
 
 
 def test_where_dbfs_is_disabled_and_nothing_else_asked_for_the_run_ends(clock):
-    with FakeDatabricks(users=3, shape="small", dbfs_disabled=True) as server:
+    with FakeDatabricks(users=1, shape="small", dbfs_disabled=True) as server:
         with pytest.raises(InventoryError, match="DBFS"):
             crawl(server, clock, file_systems=("dbfs",))
         with pytest.raises(InventoryError, match="DBFS"):
             scan_dbfs(server.user_names[0], config_of(server))
 
 
-def test_dbfs_that_is_disabled_after_it_was_listed_is_a_failure(clock, caplog):
-    message = "Public DBFS root is disabled. Access is denied on path"
+def test_dbfs_that_is_disabled_for_one_request_is_a_failure(clock, caplog):
+    """Of the two that list /Users, or in mid-run."""
+    fault = {"api": "dbfs", "message": "Public DBFS root is disabled. Access is denied on path"}
     with small_server() as server:
-        server.change(faults=[Fault("403", api="dbfs", path=f"{HOME}/b", message=message)])
+        server.change(faults=[Fault("403", path="/Users", times=1, **fault), Fault("403", path=f"{HOME}/b", **fault)])
         result = crawl(server, clock)[ANN]
     assert (result.status, result.dbfs.files) == ("partial", 2)
     assert "WARNING" not in caplog.text
@@ -293,120 +254,81 @@ def test_dbfs_that_is_disabled_after_it_was_listed_is_a_failure(clock, caplog):
 # --all-homes
 
 
+ODD = 'a, "b"\r\n'
+
+
 def homes_server(**more):
-    """Homes of nobody: one in both file systems, one in other letter case, two alike, a file."""
+    """Homes of nobody: one in both file systems, one in other letter case, two alike, one of an odd name."""
     server = FakeDatabricks(users=[ANN], shape="none", **more)
     server.add_tree("dbfs", {
         f"/Users/{name}": [dbfs_file(f"/Users/{name}/x", 5)] for name in (ANN, "both", "Case", "two", "TWO")
     })  # fmt: skip
     server.add_tree("workspace", {
-        f"/Users/{name}": [workspace_object(f"/Users/{name}/n")] for name in (ANN, "both", "case", "two", "a, b")
+        f"/Users/{name}": [workspace_object(f"/Users/{name}/n")] for name in (ANN, "both", "case", "two", ODD)
     })  # fmt: skip
     return server
 
 
-@pytest.mark.parametrize("named", [[ANN], []])
-def test_all_homes_get_rows(inventory_of, named):
+def test_all_homes_get_rows(inventory_of):
     with homes_server() as server:
-        rows, said = inventory_of(server, "--all-homes", *named)
-    others = ["TWO", "a, b", "both", "case", "two"]
-    assert list(rows) == ([ANN, *others] if named else sorted([ANN, *others]))
-    counts = {name: row["file_count"] for name, row in rows.items()}
-    assert counts == {ANN: "2", "both": "2", "case": "2", "two": "2", "TWO": "1", "a, b": "1"}
+        _, without = inventory_of(server, ANN)
+        rows, said = inventory_of(server, "--all-homes", ANN)
+        all_rows, _ = inventory_of(server, "--all-homes")
+    assert "homes of nobody in this run: 4 in DBFS, 4 in Workspace; --all-homes" in without
     assert "homes of nobody" not in said
+    assert list(rows) == [ANN, "TWO", ODD, "both", "case", "two"]
+    assert list(all_rows) == sorted(rows)
+    for found in (rows, all_rows):
+        counts = {name: row["file_count"] for name, row in found.items()}
+        assert counts == {ANN: "2", "both": "2", "case": "2", "two": "2", "TWO": "1", ODD: "1"}
 
 
-def test_a_home_with_any_name_is_one_row(inventory_of):
-    names = ["a\rb", 'q"uote', "line\nbreak"]
-    with FakeDatabricks(users=[ANN], shape="none") as server:
-        server.add_tree("dbfs", {f"/Users/{name}": [dbfs_file(f"/Users/{name}/x", 5)] for name in names})
-        server.add_tree("workspace", {"/Users/w": [workspace_object("/Users/w/n")]})
-        rows, _ = inventory_of(server, "--all-homes")
-    assert list(rows) == sorted([*names, "w"])
-
-
-def test_homes_of_nobody_are_counted_where_they_are_not_scanned(inventory_of):
-    with homes_server() as server:
-        _, said = inventory_of(server, ANN)
-    assert "homes of nobody in this run: 4 in DBFS, 4 in Workspace; --all-homes" in said
-
-
-@pytest.mark.parametrize("fault", [
-    Fault("403", api="workspace", path="/Users"), Fault("body", body="{}", api="dbfs", path="/Users"),
-    Fault("body", body=body_of(["x"]), api="dbfs", path="/Users", times=1),
+@pytest.mark.parametrize(("more", "others"), [
+    ({"dbfs_disabled": True}, [ODD, "both", "case", "two"]),
+    ({"faults": [Fault("404", api="dbfs", path="/Users")]}, [ODD, "both", "case", "two"]),
+    ({"faults": [Fault("body", body="{}", api="workspace", path="/Users")]}, ["Case", "TWO", "both", "two"]),
 ])  # fmt: skip
-def test_all_homes_needs_whole_listings(inventory_of, fault):
+def test_all_homes_goes_with_one_file_system(inventory_of, more, others):
+    with homes_server(**more) as server:
+        rows, _ = inventory_of(server, "--all-homes", ANN)
+    assert list(rows) == [ANN, *others]
+
+
+@pytest.mark.parametrize(("api", "body"), [
+    ("dbfs", {}), ("dbfs", {"files": [dbfs_directory(HOME), dbfs_file("/Users/a/b", 3)]}),
+    ("workspace", {"objects": [workspace_object(HOME, "DIRECTORY"), workspace_object("/Users/a/b")]}),
+    ("workspace", {"objects": [workspace_object(HOME, "DIRECTORY"), workspace_object("/Users/..", "DIRECTORY")]}),
+    ("workspace", None),
+])  # fmt: skip
+def test_all_homes_needs_whole_listings(inventory_of, api, body):
+    """Neither empty, nor refused, nor with an odd name, which is no home."""
     with homes_server() as server:
-        server.change(faults=[fault])
-        rows, said = inventory_of(server, "--all-homes", ANN, code=2)
-    assert rows == {}
-    assert "--all-homes" in said
-
-
-def test_the_workspace_is_never_left_out(inventory_of):
-    """Whatever its /Users answers."""
-    with typical_server(users=1) as server:
-        text = "Public DBFS root is disabled. Access is denied on path: /Users"
-        server.change(faults=[Fault("403", api="workspace", path="/Users", message=text)])
-        rows, said = inventory_of(server, "user000@example.com")
-    assert rows["user000@example.com"]["file_source"] == "both"
-    assert "left out" not in said
-
-
-@pytest.mark.parametrize("api", FILE_SYSTEMS)
-def test_an_odd_name_in_users_is_no_home(inventory_of, api):
-    listed = [dbfs_directory(f"/Users/{ANN}"), dbfs_file("/Users/a/b", 3)]
-    if api == "workspace":
-        listed = [workspace_object(f"/Users/{ANN}", "DIRECTORY"), workspace_object("/Users/a/b")]
-    with homes_server() as server:
-        key = "files" if api == "dbfs" else "objects"
-        server.change(faults=[Fault("body", body=json.dumps({key: listed}), api=api, path="/Users")])
+        server.change(faults=[Fault("body", body=json.dumps(body), status=403 if body is None else 200, api=api,
+                                    path="/Users")])  # fmt: skip
         rows, said = inventory_of(server, "--all-homes", ANN, code=2)
     assert rows == {}
     assert f"{api}:/Users could not be listed twice alike" in said
 
 
-def test_a_home_may_be_a_file(inventory_of):
-    with FakeDatabricks(users=[ANN], shape="none") as server:
-        home = f"/Users/{ANN}"
-        listed = json.dumps({"files": [dbfs_file(home, 7)]})
-        server.change(faults=[Fault("body", body=listed, api="dbfs", path=path) for path in ("/Users", home)])
-        rows, _ = inventory_of(server, ANN, "--dbfs-only")
-    assert (rows[ANN]["file_count"], rows[ANN]["total_size"], rows[ANN]["status"]) == ("1", "7", "success")
-
-
-@pytest.mark.parametrize("where", ["disabled", "no homes"])
-def test_all_homes_goes_without_dbfs(inventory_of, where):
-    with homes_server(dbfs_disabled=where == "disabled") as server:
-        if where == "no homes":
-            server.change(faults=[Fault("404", api="dbfs", path="/Users")])
-        rows, _ = inventory_of(server, "--all-homes", ANN)
-    assert list(rows) == [ANN, "a, b", "both", "case", "two"]
+@pytest.mark.parametrize("fault", [users_fault(["x"], times=1), Fault("403", api="dbfs", path="/Users", times=1)])
+def test_all_homes_needs_listings_that_are_alike(inventory_of, fault):
+    with homes_server(faults=[fault]) as server:
+        assert inventory_of(server, "--all-homes", ANN, code=2)[0] == {}
 
 
 # --resume
 
 
-def test_a_kept_row_with_another_home_now_is_scanned_again(inventory_of, tmp_path):
-    with typical_server(users=2, faults=[Fault("403", path="/Users/user001@example.com")]) as server:
-        words = ["--users-file", "users", "--resume", "--checkpoint", "progress"]
-        (tmp_path / "users").write_text("USER000@example.com\nuser001@example.com")
+def test_a_kept_row_whose_home_is_another_now_or_cannot_be_told_is_scanned_again(inventory_of):
+    titled, refused = "USER00@example.com", "user01@example.com"
+    with typical_server(users=2, faults=[Fault("403", path=f"/Users/{refused}")]) as server:
+        words = ["--resume", "--checkpoint", "progress", titled, refused, ANN, BEN]
         before, _ = inventory_of(server, *words, code=1)
-        server.add_tree("dbfs", {"/Users/USER000@example.com": [dbfs_file("/Users/USER000@example.com/new", 9)]})
+        for name in (titled, ANN.upper(), ANN.title(), BEN):
+            server.add_tree("dbfs", {f"/Users/{name}": [dbfs_file(f"/Users/{name}/new", 9)]})
         server.change(faults=[])
-        after, _ = inventory_of(server, *words)
-    assert [rows["USER000@example.com"]["file_count"] for rows in (before, after)] == ["2", "2"]
-    assert after["USER000@example.com"]["total_size"] == "10009"
-    assert before["USER000@example.com"]["total_size"] == "10001"
-
-
-def test_a_kept_row_whose_home_nobody_can_tell_now_is_an_error(inventory_of, tmp_path):
-    with FakeDatabricks(users=[ANN, BEN], shape="none", faults=[Fault("403", path=f"/Users/{BEN}")]) as server:
-        server.add_tree("dbfs", {f"/Users/{BEN}": [dbfs_file(f"/Users/{BEN}/x", 5)]})
-        words = ["--resume", "--checkpoint", "progress", ANN, BEN]
-        before, _ = inventory_of(server, *words, code=1)
-        for name in (ANN.upper(), ANN.title()):
-            server.add_tree("dbfs", {f"/Users/{name}": [dbfs_file(f"/Users/{name}/x", 5)]})
         after, _ = inventory_of(server, *words, code=1)
+    assert [rows[titled]["total_size"] for rows in (before, after)] == ["10001", "10009"]
+    assert [rows[BEN]["total_size"] for rows in (before, after)] == ["0", "9"]
     assert [rows[ANN]["status"] for rows in (before, after)] == ["empty", "error"]
     assert "differ in letter case alone" in after[ANN]["error"]

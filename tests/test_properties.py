@@ -7,7 +7,6 @@ import csv
 import io
 import itertools
 import json
-import math
 import os
 import unicodedata
 from contextlib import redirect_stdout
@@ -16,12 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from databricks_user_files_simple import (
-    next_rate,
-)
 from databricks_user_list import (
-    RETRIES,
-    DatabricksConfig,
     DatabricksError,
     InventoryError,
     classify_error,
@@ -30,14 +24,12 @@ from databricks_user_list import (
     parse_error_body,
     parse_page,
     read_workspace_url,
-    retry_wait,
     safe_cell,
 )
 from tests.strategies import BODIES, HEADERS, JSON, STATUSES, answered, bytes_of
 
 MANY = int(os.environ.get("INVENTORY_EXAMPLES", "1"))
 TOKEN = "dapi-5ecret-0123456789"
-CONFIG = DatabricksConfig("https://adb-1.2.azuredatabricks.net", TOKEN)
 SUPPRESSED = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
 
 
@@ -63,7 +55,7 @@ def folder(tmp_path_factory):
 
 @property_of(bytes_of(
     b"[DEFAULT]\n", b"[__settings__]\n", b"host = https://a.net\n", b"\ntoken = " + TOKEN.encode(), b"\n[p]\n",
-    b"default_profile = p\n", b"auth_type = pat\n", b"host = "), examples=400)  # fmt: skip
+    b"default_profile = p\n", b"auth_type = pat\n", b"host = "), examples=150)  # fmt: skip
 def test_any_bytes_as_profile_file(folder, data):
     path = folder()
     path.write_bytes(data)
@@ -80,20 +72,13 @@ def test_any_bytes_as_profile_file(folder, data):
 # Answers
 
 
-USER = st.fixed_dictionaries(
-    {},
-    optional={
-        "id": st.text(max_size=5) | JSON,
-        "userName": st.text(max_size=5) | JSON,
-        "active": JSON,
-        "displayName": JSON,
-    },
-)
+TEXT = st.text(max_size=5) | JSON
+USER = st.fixed_dictionaries({}, optional={"id": TEXT, "userName": TEXT, "active": JSON, "displayName": JSON})
 PAGE = st.fixed_dictionaries({}, optional={
     "Resources": st.lists(USER, max_size=3) | JSON, "totalResults": st.integers() | JSON})  # fmt: skip
 
 
-@property_of(STATUSES, BODIES | PAGE.map(json.dumps), HEADERS, examples=300)
+@property_of(STATUSES, BODIES | PAGE.map(json.dumps), HEADERS, examples=150)
 def test_any_answer_to_a_page_of_users_is_the_page_or_an_error(status, body, headers):
     page = answered(parse_page, status, body, headers)
     if not isinstance(page, DatabricksError):
@@ -108,14 +93,14 @@ def test_any_text_as_an_error(status, text):
     assert isinstance(classify_error(status, error_code, message), str)
 
 
-# Texts and numbers
+# Texts
 
 
 @property_of(st.text(max_size=30) | st.builds(
     "{}{}{}{}".format, st.sampled_from(["", "https://", "http://", "HTTPS:", "ftp://"]),
     st.sampled_from(["", "user:pw@", "@"]),
     st.sampled_from(["adb-1.net", "localhost", "127.0.0.1", "[::1]", "10.0.0.1", "x..y"]),
-    st.sampled_from(["", ":443", ":x", "/?o=1#a", "\\", ":99999", "@evil.net"])), examples=500)  # fmt: skip
+    st.sampled_from(["", ":443", ":x", "/?o=1#a", "\\", ":99999", "@evil.net"])), examples=200)  # fmt: skip
 def test_any_text_as_workspace_url(text):
     try:
         host, _ = read_workspace_url(text, "x")
@@ -128,7 +113,7 @@ def test_any_text_as_workspace_url(text):
     assert read_workspace_url(host, "x") == (host, "")
 
 
-@property_of(st.text(max_size=6) | st.text("=+-@\t\r\n;,\"' a", max_size=6), st.sampled_from(",;\t"), examples=500)
+@property_of(st.text(max_size=6) | st.text("=+-@\t\r\n;,\"' a", max_size=6), st.sampled_from(",;\t"), examples=200)
 def test_no_cell_is_a_formula(text, delimiter):
     file = io.StringIO()
     csv.writer(file).writerow(["a", safe_cell(text), "b"])
@@ -136,26 +121,3 @@ def test_no_cell_is_a_formula(text, delimiter):
         for cell in row:
             assert not cell.lstrip("\t\r\n").startswith(("=", "+", "-", "@"))
     assert not [sign for sign in safe_cell(text) if unicodedata.category(sign) == "Cc" and sign not in "\t\n\r"]
-
-
-KINDS = st.sampled_from([*RETRIES, "refused", "login", "not found"])
-
-
-@property_of(KINDS, st.integers(0, 9), st.floats(0, 1), st.floats(0, 120))
-def test_a_wait_is_none_or_at_least_what_was_asked_for(kind, attempts, jitter, asked):
-    wait = retry_wait(DatabricksError(kind, "", "", retry_after=asked), attempts, jitter)
-    assert wait is None or asked <= wait <= max(asked, 32)
-    assert wait is None or attempts < 5
-
-
-@property_of(st.lists(st.tuples(st.booleans(), st.floats(0, 500), st.floats(0, 1e6) | st.just(math.inf)), max_size=300))
-def test_the_rate_stays_in_its_bounds(answers):
-    rate = None
-    for limited, achieved, quiet in answers:
-        before, rate = rate, next_rate(rate, limited, achieved, quiet)
-        assert rate is None or 1 <= rate <= 1000
-        if limited:
-            assert rate is not None
-            assert before is None or rate <= before
-        else:
-            assert rate is None or rate > before or rate == before >= 2 * max(achieved, 20)
