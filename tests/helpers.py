@@ -134,7 +134,6 @@ def block_imports(folder: Path, *names: str) -> Path:
 
 PROGRAM = """
 import sys
-import threading
 sys.path.insert(0, {root!r})
 import databricks_user_files_simple, databricks_user_list, {module} as script
 for name, value in {constants!r}.items():
