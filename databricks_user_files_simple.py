@@ -74,12 +74,12 @@ if "DatabricksClient" not in globals():  # else step 1 was pasted into the noteb
         check_username,
         counted,
         decode_body,
-        identity,
         in_thread,
         load_databricks_config,
         log,
         one_line,
         open_output,
+        own_stream,
         parse_record,
         retry_after_seconds,
         retry_wait,
@@ -90,7 +90,6 @@ if "DatabricksClient" not in globals():  # else step 1 was pasted into the noteb
         tell,
         tell_login,
         whole_number,
-        without_secrets,
     )
 
 
@@ -1562,6 +1561,11 @@ def cancel_queries(spark: Any, tag: str) -> None:
         spark.sparkContext.cancelJobsWithTag(tag)
 
 
+def without_secrets(text: str) -> str:
+    """Without the tokens and user information of URLs in it."""
+    return re.sub(r"(?i)(token=)[^;&\s']+|(//)[^/\s]*@", r"\1\2***", text)
+
+
 def last_cause(error: Exception) -> str:
     """What Spark says, on a line, without the token that a connection URL may have: its text ends with the cause."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -2090,6 +2094,17 @@ def process_user_batch_parallel(
 
 
 # --- Results --------------------------------------------------------------------------------------------------------
+
+
+def identity(path: str) -> Any:
+    """What two paths have in common that are one file or stream."""
+    stream = own_stream(path)
+    with suppress(OSError):
+        found = os.fstat(stream) if stream else os.stat(path)
+        return found.st_dev, found.st_ino
+    with suppress(OSError):  # it is not there yet, or not even the current folder is
+        return os.path.realpath(path)
+    return path
 
 
 def check_places(outputs: list[str], users_file: str | None, checkpoint: Path | None) -> None:

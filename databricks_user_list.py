@@ -148,11 +148,6 @@ def one_line(text: str, longest: int) -> str:
     return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 
-def without_secrets(text: str) -> str:
-    """Without the tokens and user information of URLs in it."""
-    return re.sub(r"(?i)(token=)[^;&\s']+|(//)[^/\s]*@", r"\1\2***", text)
-
-
 # --- Login ----------------------------------------------------------------------------------------------------------
 
 
@@ -966,17 +961,6 @@ def check_output(path: str) -> None:
         file = create_beside(os.path.realpath(path))
         file.close()
         os.unlink(file.name)
-
-
-def identity(path: str) -> Any:
-    """What two paths have in common that are one file or stream."""
-    stream = own_stream(path)
-    with suppress(OSError):
-        found = os.fstat(stream) if stream else os.stat(path)
-        return found.st_dev, found.st_ino
-    with suppress(OSError):  # it is not there yet, or not even the current folder is
-        return os.path.realpath(path)
-    return path
 
 
 def safe_cell(text: str) -> str:
