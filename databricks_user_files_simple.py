@@ -75,8 +75,8 @@ if "DatabricksClient" not in globals():  # else step 1 was pasted into the noteb
         counted,
         decode_body,
         in_thread,
-        load_databricks_config,
         log,
+        log_in,
         one_line,
         open_output,
         own_stream,
@@ -88,7 +88,6 @@ if "DatabricksClient" not in globals():  # else step 1 was pasted into the noteb
         run_error,
         safe_cell,
         tell,
-        tell_login,
         whole_number,
     )
 
@@ -2467,8 +2466,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     path = choose_checkpoint(args)
-    config = load_databricks_config(args.profile, args.workspace_url, args.token)
-    tell_login(config)
+    config = log_in(args)
     names = read_usernames(args.users, args.users_file)
     if not names and not args.all_homes:
         raise InventoryError("name users, or give --users-file; or --all-homes, for all homes there are")

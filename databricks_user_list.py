@@ -998,8 +998,12 @@ class StderrHandler(logging.Handler):
     """Prints the log's messages while commands run, each once, however many run in threads of this process."""
 
     commands = 0
+    held: list[logging.LogRecord] | None = None  # what is printed later than now
 
     def emit(self, record: logging.LogRecord) -> None:
+        if self.held is not None:
+            self.held.append(record)
+            return
         level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
         text = self.format(record)
         tell(level + (text if record.levelno >= logging.ERROR else text.replace("\n", "?")))  # in a name
@@ -1049,12 +1053,21 @@ def add_login_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def tell_login(config: DatabricksConfig) -> None:
-    """The first line of every run."""
-    tell(f"Workspace {config.workspace}, login from {config.source}")
+def log_in(args: argparse.Namespace) -> DatabricksConfig:
+    """The login that the options ask for. The first line of a run names it, before any warning about it."""
+    held: list[logging.LogRecord] = []
+    HANDLER.held = held
+    try:
+        config = load_databricks_config(args.profile, args.workspace_url, args.token)
+        tell(f"Workspace {config.workspace}, login from {config.source}")
+    finally:
+        HANDLER.held = None
+        for record in held:
+            HANDLER.emit(record)
     path = profile_file()
     if config.source.startswith("profile ") and os.name == "posix" and path.stat().st_mode & 0o077:
         log.warning("%s is open to other users of this machine: chmod 600 %s", path, shlex.quote(str(path)))
+    return config
 
 
 @contextmanager
@@ -1315,8 +1328,7 @@ def build_user_list_parser() -> argparse.ArgumentParser:
 def run_user_list(args: argparse.Namespace) -> int:
     if args.list_profiles:
         return list_profiles()
-    config = load_databricks_config(args.profile, args.workspace_url, args.token)
-    tell_login(config)
+    config = log_in(args)
     check_output(args.output)
     try:
         rows, missing = list_users(DatabricksClient(config), args.max_users, args.active_only)

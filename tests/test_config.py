@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import databricks_user_files_simple as scanner
 import databricks_user_list
 from databricks_user_list import DatabricksConfig, InventoryError, load_databricks_config, read_workspace_url
 from tests.fake import FakeDatabricks, Fault
@@ -135,6 +136,21 @@ def test_a_default_profile_that_wins_over_another_hosts_environment_is_warned_ab
     assert len(caplog.records) == warned
     assert not warned or (A in caplog.text and B in caplog.text)
     assert SECRET not in caplog.text
+
+
+@pytest.mark.parametrize("main", [scanner.main, databricks_user_list.main])
+def test_the_first_line_of_a_run_comes_before_a_warning_of_the_login(profiles, environment, capsys, main):
+    with FakeDatabricks(users=["a"], shape="none") as server:
+        profiles(f"[DEFAULT]\nhost={server.url}\ntoken={server.settings.token}\n").chmod(0o600)
+        environment(HOST=B, TOKEN="of-b")
+        assert main(["a"] if main is scanner.main else []) == 0
+        first, second, *_ = capsys.readouterr().err.splitlines()
+        assert first.startswith(f"Workspace {server.url}, login from profile DEFAULT in ")
+        assert second.startswith(f"warning: the environment's host {B} is not used")
+        environment(CONFIG_PROFILE="x", CONFIG_FILE="none", HOST="no url")
+        assert main(["a"] if main is scanner.main else []) == 2
+        warning, error = capsys.readouterr().err.splitlines()
+        assert (warning[:17], error[:22]) == ("warning: DATABRIC", "error: DATABRICKS_HOST")
 
 
 def test_who_has_no_home_has_no_profile_file(environment, monkeypatch, capsys):
