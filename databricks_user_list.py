@@ -92,14 +92,6 @@ RETRIES = {  # kind of error: attempts in all, seconds before the second (double
     "unexpected": (5, 2.0),  # JSON, but not what was asked for
     "too slow": (2, 2.0),
 }
-NO_CONNECTION = (
-    requests.ConnectTimeout,
-    requests.exceptions.SSLError,
-    requests.exceptions.ProxyError,
-    requests.exceptions.InvalidURL,
-    requests.exceptions.InvalidSchema,
-    urllib3.exceptions.NewConnectionError,
-)
 FORMULA_STARTS = "=+@\uff1d\uff0b\uff0d\uff20-"  # of a cell; the middle ones are the full-width forms
 NOT_IN_NAMES = '/"<>,;'  # what no user name has: it would be a path, an address with a name, or several columns
 PAGE_SIZE = 1000  # users asked for at a time; the service may send fewer
@@ -600,7 +592,9 @@ class DatabricksClient:
         except UnicodeError:  # half a surrogate pair: there is no way to ask for this name
             error = DatabricksError("refused", "the name is not valid Unicode", path)
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as broken:
-            error = self.connection_error(broken, path)
+            log.debug("%s: %s", path, ", from ".join(type(link).__name__ for link in causes(broken)))
+            message, unreachable = explain_connection(broken, self.settings["verify"])
+            error = DatabricksError("connection", one_line(self.mask(message), 600), path, unreachable=unreachable)
         raise error  # here, so that no traceback has what the service said: it may repeat the token
 
     def send(self, token: str, api_path: str, params: dict[str, Any]) -> tuple[requests.Response, bytes]:
@@ -634,31 +628,6 @@ class DatabricksClient:
             message = f"redirected to {where}: is this the workspace's URL?"
         asked = response.headers.get("Retry-After", "") if status in (429, 503) else ""
         return DatabricksError(kind, message, path, status, error_code, retry_after_seconds(asked))
-
-    def connection_error(self, error: Exception, path: str) -> DatabricksError:
-        """For an exception of requests, whose own text is a page long: its first cause in a few words."""
-        chain = causes(error)
-        log.debug("%s: %s", path, ", from ".join(type(link).__name__ for link in chain))
-        message = one_line(self.mask(first_cause(chain)), 300)
-        # requests raises a bare OSError where REQUESTS_CA_BUNDLE names no file
-        no_bundle = type(error) is OSError and not error.errno
-        unreachable = no_bundle or any(isinstance(link, NO_CONNECTION) for link in chain)
-        if unreachable:
-            message = f"{message}; {self.remedy(chain)}"
-        return DatabricksError("connection", message, path, unreachable=unreachable)
-
-    def remedy(self, chain: list[BaseException]) -> str:
-        """What to look at where no connection came about; no proxy's URL, which may have a password."""
-        for link in chain:
-            if isinstance(link, requests.exceptions.SSLError) or type(link) is OSError:
-                bundle = self.settings["verify"]
-                named = bundle if isinstance(bundle, str) else "none"
-                return f"REQUESTS_CA_BUNDLE (now: {named}) has to name a PEM file with the certificate's authority"
-            if isinstance(link, requests.exceptions.InvalidSchema):
-                return "HTTPS_PROXY or ALL_PROXY names a SOCKS proxy: pip install 'requests[socks]'"
-            if isinstance(link, requests.exceptions.InvalidURL):
-                return "HTTPS_PROXY or ALL_PROXY is no URL of a proxy, which looks like http://proxy.example.com:3128"
-        return "check the URL, the network and the proxy"
 
     def mask(self, text: str) -> str:
         """The text without the tokens in it, as they are or percent-encoded."""
@@ -798,19 +767,35 @@ def causes(error: BaseException) -> list[BaseException]:
     return chain
 
 
-def first_cause(chain: list[BaseException]) -> str:
-    """Why there was no answer, in a few words: a time-out, or what the system said."""
-    error = chain[0]
-    if isinstance(error, (requests.exceptions.InvalidSchema, requests.exceptions.InvalidURL)):
-        return "no connection through the proxy"
+def explain_connection(error: Exception, bundle: Any) -> tuple[str, bool]:
+    """Why there was no answer, in a few words (requests takes a page), and whether not even a connection came about.
+
+    `bundle` is the file of certificates that requests uses, if it is named. No proxy's URL is shown: it may have a
+    password.
+    """
+    no_proxy = "no connection through the proxy; HTTPS_PROXY or ALL_PROXY"
+    check = "check the URL, the network and the proxy"
+    if isinstance(error, requests.exceptions.InvalidSchema):
+        return f"{no_proxy} names a SOCKS proxy: pip install 'requests[socks]'", True
+    if isinstance(error, requests.exceptions.InvalidURL):
+        return f"{no_proxy} is no URL of a proxy, which looks like http://proxy.example.com:3128", True
     if isinstance(error, requests.ConnectTimeout):
-        return f"no connection within {CONNECT_SECONDS} s"
+        return f"no connection within {CONNECT_SECONDS} s; {check}", True
     if isinstance(error, (requests.ReadTimeout, urllib3.exceptions.TimeoutError)):
-        return f"no answer within {READ_SECONDS} s"
+        return f"no answer within {READ_SECONDS} s", False
     if isinstance(error, requests.Timeout):  # of read_body()
-        return f"the answer took longer than {BODY_SECONDS} s"
+        return f"the answer took longer than {BODY_SECONDS} s", False
+    chain = causes(error)
     said = [link for link in chain if isinstance(link, OSError) and (link.strerror or type(link) is OSError)]
-    return str(said[-1].strerror or said[-1]) if said else "the connection broke off"
+    cause = str(said[-1].strerror or said[-1]) if said else "the connection broke off"
+    no_bundle = type(error) is OSError and not error.errno  # requests, where REQUESTS_CA_BUNDLE names no file
+    if isinstance(error, requests.exceptions.SSLError) or no_bundle:
+        named = bundle if isinstance(bundle, str) else "none"
+        remedy = f"REQUESTS_CA_BUNDLE (now: {named}) has to name a PEM file with the certificate's authority"
+        return f"{cause}; {remedy}", True
+    if any(isinstance(link, (requests.exceptions.ProxyError, urllib3.exceptions.NewConnectionError)) for link in chain):
+        return f"{cause}; {check}", True
+    return cause, False
 
 
 def run_error(error: DatabricksError, config: DatabricksConfig) -> InventoryError:
@@ -1291,17 +1276,13 @@ def list_profiles() -> int:
     profiles, default = read_profiles()
     with open_output("-") as file:
         for name, values in profiles.items():
+            shown = f"{name} (default)" if name == (default or "DEFAULT") else name
+            host = "no host"
+            with suppress(InventoryError):
+                host, _ = read_workspace_url(values.get("host", ""), "host")
             if values:
-                shown = f"{name} (default)" if name == (default or "DEFAULT") else name
-                file.write(f"{shown:<30}  {shown_host(values):<60}  {kind_of_login(values)}\n")
+                file.write(f"{shown:<30}  {host:<60}  {kind_of_login(values)}\n")
     return 0
-
-
-def shown_host(values: dict[str, str]) -> str:
-    try:
-        return read_workspace_url(values["host"], "host")[0]
-    except (KeyError, InventoryError):
-        return "no host"
 
 
 # --- Command --------------------------------------------------------------------------------------------------------

@@ -758,6 +758,7 @@ def test_a_proxy_that_answers_a_page_ends_the_run_in_a_line(kind):
     assert ended.code == 2, ended
     assert "cannot be reached" in ended.err or "gave no proper answer" in ended.err
     assert "pass-word" not in ended.err
+    assert ("REQUESTS_CA_BUNDLE" in ended.err) == (kind == "a page with 200")  # which is no TLS
     assert "Traceback" not in ended.err
     assert ended.seconds < 10, ended
 
