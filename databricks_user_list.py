@@ -958,6 +958,7 @@ def safe_cell(text: str) -> str:
 
 
 def counted(count: int, noun: str) -> str:
+    """1 user, 2 users."""
     return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
@@ -1174,25 +1175,22 @@ def list_users(
     Where some are missing, all pages are asked for once more. Raises DatabricksError, and InventoryError where no user
     has a name.
     """
-    users, total = list_pages(client, most, active_only)
-    missing = count_missing(users, total, most, active_only)
-    if missing:
-        log.info("%s missing: listing all once more", counted(missing, "user"))
-        again, total_again = list_pages(client, most, active_only)
-        users |= again
-        missing = count_missing(users, max(total, total_again), most, active_only)
-    if missing:
-        log.warning("%s missing: the workspace says that it has more than it lists", counted(missing, "user"))
+    users: dict[str, dict[str, str]] = {}
+    total = 0
+    for _ in ("first", "once more"):
+        found, said = list_pages(client, most, active_only)
+        users |= found
+        total = max(total, said)
+        rows = wanted(users, active_only)
+        is_enough = most is not None and len(rows) >= most
+        missing = 0 if is_enough else max(total - len(users), 0)
+        if not missing:
+            break
     if users and not any(row["username"] for row in users.values()):
         raise InventoryError("users are shown without their names: the login has to be that of a workspace admin")
-    return wanted(users, active_only)[:most], missing
-
-
-def count_missing(users: dict[str, dict[str, str]], total: int, most: int | None, active_only: bool) -> int:
-    """How many of the `total` users are not there; 0 where there are `most` of those that are wanted."""
-    if most is not None and len(wanted(users, active_only)) >= most:
-        return 0
-    return max(total - len(users), 0)
+    if missing:
+        log.warning("%s missing: the workspace says that it has more than it lists", counted(missing, "user"))
+    return rows[:most], missing
 
 
 def wanted(users: dict[str, dict[str, str]], active_only: bool) -> list[dict[str, str]]:
@@ -1263,6 +1261,7 @@ def parse_page(body: Any) -> dict[str, Any]:
 
 
 def write_users(rows: Iterable[dict[str, str]], output: str) -> None:
+    """The CSV. Raises InventoryError where it cannot be written."""
     with open_output(output) as file:
         writer = csv.DictWriter(file, USER_LIST_COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -1307,6 +1306,7 @@ def build_user_list_parser() -> argparse.ArgumentParser:
 
 
 def run_user_list(args: argparse.Namespace) -> int:
+    """The exit code: 0, or 1 where users are missing or left out. Raises InventoryError."""
     if args.list_profiles:
         return list_profiles()
     config = log_in(args)
