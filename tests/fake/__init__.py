@@ -6,11 +6,10 @@ From a test:
         requests.get(server.url + "/api/2.0/dbfs/list", params={"path": "/Users"}, headers=server.headers)
 
 As a program: `python -m tests.fake --users 50 --port 8099`. It prints its URL and its token when it is ready.
-`GET /_fake/counts` and `POST /_fake/settings` are for the test that started it; they need no token.
 """
 
 from tests.fake.faults import FAULT_KINDS, FORMS, Answer, Fault, Key
-from tests.fake.server import DEFAULT_TOKEN, TOKEN_URL, FakeDatabricks, take_token
+from tests.fake.server import DEFAULT_TOKEN, TOKEN_URL, Counts, FakeDatabricks, take_token
 from tests.fake.trees import AWKWARD_NAMES, Listed, dbfs_directory, dbfs_file, workspace_object
 from tests.fake.workspace import ESTIMATED_OBJECT_SIZE, Truth, Workspace, make_user_name
 
@@ -22,6 +21,7 @@ __all__ = [
     "FORMS",
     "TOKEN_URL",
     "Answer",
+    "Counts",
     "FakeDatabricks",
     "Fault",
     "Key",

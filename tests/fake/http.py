@@ -10,7 +10,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from urllib.parse import parse_qsl, unquote
 
-from tests.fake.faults import Answer, Key, error_answer
+from tests.fake.faults import Answer, error_answer
 
 if TYPE_CHECKING:
     from tests.fake.server import FakeDatabricks
@@ -74,7 +74,7 @@ class Connection(asyncio.Protocol):
         self.loop = loop
         self.buffer = bytearray()
         self.request: Request | None = None
-        self.key: tuple[str, Key | None] | None = None  # None: not counted
+        self.api = ""
         self.working = False
         self.timer: asyncio.TimerHandle | None = None
 

@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import binascii
-import json
 import math
 import random
 import socket
@@ -117,15 +116,6 @@ class Counts:
         result: Counter[int | str] = Counter()
         for (_, status), number in self.api_statuses.items():
             result[status] += number
-        return result
-
-    def as_json(self) -> dict[str, Any]:
-        """With text keys: statuses also by api, no single requests."""
-        result = {name: value for name, value in vars(self).items() if name not in ("requests", "api_statuses")}
-        result["statuses"] = {str(status): number for status, number in self.statuses.items()}
-        result["api_statuses"] = {}
-        for (api, status), number in self.api_statuses.items():
-            result["api_statuses"].setdefault(api, {})[str(status)] = number
         return result
 
 
@@ -279,15 +269,11 @@ class FakeDatabricks:
     def begin(self, connection: Connection, request: Request) -> None:
         """Decides on the answer to a request and sends it after the latency."""
         self.in_flight += 1
-        if request.path.startswith("/_fake/"):
-            connection.key = None
-            connection.send(self.control(request))
-            return
         api, path = request_key(request)
         settings = self.settings
         now = self.loop.time()
-        connection.key = api, path if settings.count_paths else None
-        self.counts.arrived(*connection.key, now, self.in_flight)
+        connection.api = api
+        self.counts.arrived(api, path if settings.count_paths else None, now, self.in_flight)
         if request.worker:
             self.counts.workers[request.worker] += 1
         answer = self.refusal(api, request, now)
@@ -307,9 +293,8 @@ class FakeDatabricks:
         self.in_flight -= 1
         self.working -= connection.working
         connection.working = False
-        if connection.key:
-            self.counts.last_answer_at = self.loop.time()
-            self.counts.api_statuses[connection.key[0], status] += 1
+        self.counts.last_answer_at = self.loop.time()
+        self.counts.api_statuses[connection.api, status] += 1
 
     def refusal(self, api: str, request: Request, now: float) -> Answer | None:
         """The answer that keeps a request from being served: outage, token, limits."""
@@ -472,15 +457,3 @@ class FakeDatabricks:
         if resources:
             page["Resources"] = resources
         return Answer(200, encode(page))
-
-    # The test's own endpoints
-
-    def control(self, request: Request) -> Answer:
-        """GET counts, POST settings: for a server in another process."""
-        if request.method == "GET":
-            return Answer(200, encode(self.counts.as_json()))
-        values = json.loads(request.body)
-        if values.pop("reset_counts", False):
-            self.counts_reset()
-        self.change(**values)
-        return Answer(200)

@@ -185,6 +185,8 @@ def directory_counts(shape: str, seed: int, user_name: str) -> tuple[int, int]:
 
 # Benchmark trees: computed from the path, nothing stored
 
+BENCH_TYPES = [name for name in WORKSPACE_TYPES if name]  # others are listed one by one, which is slow with 50,000
+
 
 class Bench(NamedTuple):
     """A regular tree: directory k has the children k*fan_out+1 to k*fan_out+fan_out, as far as they exist."""
@@ -209,7 +211,7 @@ class Bench(NamedTuple):
         """Sizes in DBFS are any value below 5 GB."""
         number = 1 + directory * self.files + file
         if self.file_system == "workspace":
-            return Entry(f"f{file}", WORKSPACE_TYPES[(directory + file) % len(WORKSPACE_TYPES)], 0, number)
+            return Entry(f"f{file}", BENCH_TYPES[(directory + file) % len(BENCH_TYPES)], 0, number)
         size = (self.salt + directory * 2_654_435_761 + file * 40_503) % 5_000_000_000
         return Entry(f"f{file}", "FILE", size, 1_600_000_000_000 + number)
 
