@@ -534,42 +534,6 @@ def test_a_token_is_in_nothing_that_an_interrupted_run_leaves_or_shows(ending):
     assert_kept(token, err, processes)
 
 
-PASTED = ("https://user:{}@127.0.0.1:{port}/?o=1", "https://{}@127.0.0.1:{port}", "{}:x@127.0.0.1:{port}/x",
-          "https://127.0.0.1:{port}/login.html?token={}", "https://127.0.0.1:{port}/#access_token={}",
-          "https://127.0.0.1:{port}/{}", "https:/127.0.0.1/{}", "user:{}@a b", "https://a b;token={}",
-          "ftp://{}@x", "http://{}@adb-1.net/", "https://x/a@{}@b c")  # fmt: skip
-
-
-@pytest.mark.parametrize("place", ["option", "profile", "environment"])
-def test_a_token_in_a_pasted_url_is_shown_nowhere(place, capsys, monkeypatch):
-    secret, port = TOKENS[0], free_port()
-    for text in PASTED:
-        url, words = text.format(secret, port=port), ["a"]
-        if place == "option":
-            words += ["--workspace-url", url, "--token", "another-token"]
-        elif place == "profile":
-            Path(os.environ["DATABRICKS_CONFIG_FILE"]).write_text(f"[x]\nhost = {url}\ntoken = another-token\n")
-            words += ["--profile", "x"]
-        else:
-            monkeypatch.setenv("DATABRICKS_HOST", url)
-            monkeypatch.setenv("DATABRICKS_TOKEN", "another-token")
-        for command in (scanner.main, lambda words: databricks_user_list.main(words[1:])):
-            assert command([*words, "--debug"]) in (1, 2)
-            assert_kept(secret, *capsys.readouterr())
-
-
-@pytest.mark.parametrize("words", [
-    ("--tokn", "SECRET"), ("--tokn=SECRET",), ("--Token=SECRET",), ("-tSECRET",), ("--workspace_url", "https://x:SECRET@y"),
-    ("--workspace_url=https://SECRET@y",), ("--url=https://y/?token=SECRET",), ("--threads", "SECRET"),
-    ("--spark=sc://y/;token=SECRET",), ("--token", "a b SECRET"), ("--max-users", "dapiSECRET"),
-], ids=" ".join)  # fmt: skip
-def test_a_token_in_a_mistyped_option_is_not_shown(words, capsys):
-    token = TOKENS[0]
-    for command in (scanner.main, databricks_user_list.main):
-        assert command([word.replace("SECRET", token) for word in words]) == 2
-        assert_kept(token, *capsys.readouterr())
-
-
 @pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("kind", [301, 302, 303, 307, 308])
 def test_a_redirect_to_another_host_is_an_error_and_takes_no_token_along(kind):
@@ -588,32 +552,6 @@ def test_cookies_are_not_sent_back():
         run(server, "a", "b", changes=HURRIED)
         assert len(server.heads) > 3
         assert not [sent for sent in server.heads if "cookie" in sent.lower()]
-
-
-@needs_posix
-@pytest.mark.parametrize(("mode", "warned"), [
-    (0o600, False), (0o400, False), (0o644, True), (0o640, True), (0o604, True), (0o620, True),
-])  # fmt: skip
-def test_a_profile_file_that_others_can_read_is_warned_about_once(mode, warned, capsys):
-    path = Path(os.environ["DATABRICKS_CONFIG_FILE"])
-    with FakeDatabricks(users=2, shape="none") as server:
-        path.write_text(f"[DEFAULT]\nhost = {server.url}\ntoken = {server.settings.token}\n")
-        path.chmod(mode)
-        for command in (lambda: scanner.main(["a"]), lambda: databricks_user_list.main([])):
-            assert command() == 0
-            lines = capsys.readouterr().err.splitlines()
-            assert lines[0].startswith("Workspace ")
-            assert sum(f"chmod 600 {path}" in line for line in lines if line.startswith("warning: ")) == warned
-
-
-@needs_posix
-def test_a_login_of_the_environment_is_not_warned_about(capsys, login, monkeypatch):
-    Path(os.environ["DATABRICKS_CONFIG_FILE"]).write_text("")
-    with FakeDatabricks(users=2, shape="none") as server:
-        for name, value in login(server).items():
-            monkeypatch.setenv(name, value)
-        assert scanner.main(["a"]) == 0
-    assert "chmod" not in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("processes")

@@ -1,52 +1,83 @@
-"""Logins without a token of their own, by the real databricks-sdk: renewed in time, and after a refusal.
+"""Which workspace and which login are taken (SPEC section 2), and logins by the real databricks-sdk.
 
 The fake workspace issues the tokens. They say that they live LIFETIME seconds, and die DIES_AFTER seconds after they
 were made: as databricks-sdk renews a token 40 s before its end, that is an hour's life within two seconds.
 """
 
+import io
+import itertools
 import json
 import os
+import shlex
 import subprocess
 import sys
 import threading
 import time
+import traceback
 import types
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, example, given, settings
 
 pytest.importorskip("databricks.sdk.core")
 
 import databricks_user_files_simple as scanner
 import databricks_user_list
 from databricks_user_files_simple import scan_users
-from databricks_user_list import DatabricksClient, InventoryError, load_databricks_config
+from databricks_user_list import (
+    DatabricksClient,
+    DatabricksConfig,
+    DatabricksError,
+    InventoryError,
+    load_databricks_config,
+    read_workspace_url,
+)
 from tests.fake import TOKEN_URL, FakeDatabricks, Fault
 from tests.helpers import (
+    NAME,
     ROOT,
     SCANNER,
     USER_LIST,
     Result,
-    block_imports,
+    free_port,
+    needs_posix,
     saved_users,
     set_constants,
     true_csv,
     write_users,
 )
+from tests.strategies import bytes_of
 
 SECRET = "dose%(host)s-50%-0123456789"
-LIFETIME, DIES_AFTER = 41.0, 2.0
+A, B, C = "https://a.cloud.databricks.com", "https://b.cloud.databricks.com", "https://c.cloud.databricks.com"
+LIFETIME, DIES_AFTER = 41.0, 1.5
 LOGIN = {"clients": {"the-client": SECRET}, "token": "dapi-nobody-has-this"}
 SHORT_LIVED = {**LOGIN, "token_lifetime": LIFETIME, "token_dies_early": LIFETIME - DIES_AFTER}
-needs_posix = pytest.mark.skipif(os.name == "nt", reason="the stand-in for the CLI is a script with #!")
+ALWAYS_NEW = {**LOGIN, "token_lifetime": 30}  # the SDK wants a new one each time
+CLI_PROFILE = "[work]\nhost      = {}\nauth_type = databricks-cli\n"
+ANY = settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
 @pytest.fixture
-def profiles(tmp_path):
-    """Writes the profile file."""
-    path = tmp_path / "home" / ".databrickscfg"
-    return lambda text: path.write_text(text, encoding="utf-8")
+def profiles() -> Callable[[str | bytes], Path]:
+    """Writes the profile file; its path."""
+
+    def write(text: str | bytes) -> Path:
+        path = Path(os.environ["DATABRICKS_CONFIG_FILE"])
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return path
+
+    return write
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """Sets variables without their DATABRICKS_."""
+    return lambda **values: [monkeypatch.setenv(f"DATABRICKS_{name}", value) for name, value in values.items()]
 
 
 @pytest.fixture
@@ -59,13 +90,455 @@ def work(profiles):
 
 @pytest.fixture
 def run(capsys):
-    """run(script, *words): its main() in this process, which imports databricks-sdk once."""
+    """run(script, *words): its main() in this process."""
 
     def call(script, *words):
         code = {SCANNER: scanner, USER_LIST: databricks_user_list}[script].main([*map(str, words)])
         return Result(code, *capsys.readouterr())
 
     return call
+
+
+def login(*arguments, **keywords):
+    config = load_databricks_config(*arguments, **keywords)
+    return config.host, config.token
+
+
+def message_of(*arguments, **keywords):
+    with pytest.raises(InventoryError) as caught:
+        load_databricks_config(*arguments, **keywords)
+    text = str(caught.value)
+    assert len(text.splitlines()) <= 2
+    assert SECRET not in text
+    return text
+
+
+# Precedence
+
+ENVIRONMENT = {"HOST": C, "TOKEN": "of-c"}
+IN_B = f"[DEFAULT]\nhost={B}\ntoken=of-b\n"
+MANY = IN_B + "".join(f"[{name}]\nhost={A}\ntoken=of-{name}\n" for name in "xyz")
+FROM_Z = MANY + "[__settings__]\ndefault_profile = z\n"
+
+
+@pytest.mark.parametrize(("arguments", "variables", "text", "expected"), [
+    ((None, A, "of-a"), ENVIRONMENT, IN_B, (A, "of-a", "command line")),
+    ((), ENVIRONMENT, IN_B, (B, "of-b", "profile DEFAULT in ")),
+    ((), ENVIRONMENT, None, (C, "of-c", "environment")),
+    (("x",), {"CONFIG_PROFILE": "y"}, FROM_Z, (A, "of-x", "profile x in ")),
+    ((), {"CONFIG_PROFILE": "y", "RUNTIME_VERSION": "15.4"}, FROM_Z, (A, "of-y", "profile y in ")),  # in a notebook
+    ((), {}, FROM_Z, (A, "of-z", "profile z in ")),
+    ((), {"CONFIG_PROFILE": "", "HOST": "", "TOKEN": ""}, MANY, (B, "of-b", "profile DEFAULT in ")),
+    ((), {"HOST": B, "WORKSPACE_URL": A, "TOKEN": "t"}, None, (A, "t", "environment")),
+    ((), ENVIRONMENT, "[DEFAULT]\n", (C, "of-c", "environment")),  # as the CLI begins a new file
+    ((), ENVIRONMENT, f"# none\n[x]\nhost={A}\ntoken=t\n", (C, "of-c", "environment")),
+    ((None, B), ENVIRONMENT | {"HOST": B}, f"[DEFAULT]\nhost={A}\ntoken=t\n", (B, "of-c", "environment")),
+    ((None, B), {"TOKEN": "of-c"}, f"[DEFAULT]\nhost={A}\ntoken=t\n", (B, "of-c", "environment")),
+    ((None, "b.cloud.databricks.com/browse?o=7"), {}, IN_B, (B, "of-b", "profile DEFAULT in ")),
+    (("DEFAULT", "B.cloud.databricks.com"), {}, IN_B, (B, "of-b", "profile DEFAULT in ")),
+])  # fmt: skip
+def test_which_login_is_taken(profiles, environment, arguments, variables, text, expected):
+    if text is not None:
+        profiles(text)
+    environment(**variables)
+    config = load_databricks_config(*arguments)
+    assert (config.host, config.token) == expected[:2]
+    assert config.source.startswith(expected[2])
+
+
+def test_the_profile_file_is_at_home_or_where_a_variable_says(tmp_path, monkeypatch):
+    (tmp_path / "home" / "mine.cfg").write_text(IN_B)
+    monkeypatch.setenv("DATABRICKS_CONFIG_FILE", "~/mine.cfg")
+    assert login() == (B, "of-b")
+    monkeypatch.delenv("DATABRICKS_CONFIG_FILE")
+    (tmp_path / "home" / ".databrickscfg").write_text(f"[DEFAULT]\nhost={A}\ntoken=at-home\n")
+    assert login() == (A, "at-home")
+
+
+def test_who_has_no_home_has_no_profile_file(environment, monkeypatch, run):
+    """As the user of a container, who is not in its /etc/passwd."""
+    pwd = pytest.importorskip("pwd")
+
+    def nobody(_):
+        raise KeyError
+
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("DATABRICKS_CONFIG_FILE")
+    assert login(None, A, "t") == (A, "t")
+    environment(HOST=A, TOKEN="of-a")
+    assert login() == (A, "of-a")
+    done = run(USER_LIST, "--list-profiles")
+    assert (done.code, len(done.err.splitlines())) == (2, 1)
+    assert done.err.startswith("error: there is no profile file ~/.databrickscfg;")
+
+
+@pytest.mark.parametrize(("script", "words"), [(SCANNER, ["a"]), (USER_LIST, [])])
+def test_the_first_line_of_a_run_comes_before_a_warning_of_the_login(profiles, environment, run, script, words):
+    with FakeDatabricks(users=["a"], shape="none") as server:
+        profiles(f"[DEFAULT]\nhost={server.url}\ntoken={server.settings.token}\n").chmod(0o600)
+        environment(HOST=B, TOKEN="of-b")
+        first, second, *_ = run(script, *words).err.splitlines()
+        assert first.startswith(f"Workspace {server.url}, login from profile DEFAULT in ")
+        assert second.startswith(f"warning: the environment's host {B} is not used")
+        environment(CONFIG_PROFILE="x", CONFIG_FILE="none", HOST="no url")
+        warning, error = run(script, *words).err.splitlines()
+        assert (warning[:17], error[:22]) == ("warning: DATABRIC", "error: DATABRICKS_HOST")
+
+
+def test_without_a_profile_file_the_environment_serves_a_named_profile_with_a_warning(environment, caplog):
+    environment(HOST=A, TOKEN="t")
+    assert login("stage") == (A, "t")
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "--profile is not used" in caplog.text
+
+
+@pytest.mark.parametrize(("host", "option", "named", "warned"), [
+    (B, None, False, True), (A, None, False, False), (B, None, True, False), (B, A, False, False),
+    (f"no url {SECRET}", None, False, False),
+])  # fmt: skip
+def test_a_default_profile_that_wins_over_another_hosts_environment_is_warned_about(
+    profiles, environment, caplog, host, option, named, warned
+):
+    profiles(f"[DEFAULT]\nhost={A}\ntoken=of-a\n")
+    environment(HOST=host, TOKEN="of-b")
+    assert login("DEFAULT" if named else None, option) == (A, "of-a")
+    assert len(caplog.records) == warned
+    assert not warned or (A in caplog.text and B in caplog.text)
+    assert SECRET not in caplog.text
+
+
+# What a profile file holds
+
+
+@pytest.mark.parametrize(("text", "token"), [
+    (b"host = URL # of the test\ntoken=t-1\t; mine\n", "t-1"),
+    (b"# b\xfcro, \xe9t\xe9 \xff\xfe\x00\nhost = URL\nnote = caf\xe9\ntoken = t-1\n", "t-1"),
+    (b"host = ' URL/ '\ntoken = \"t-1\" # quoted\n", "t-1"),
+    (b"  host = URL\n  token = t-1\n", "t-1"),
+    (b"\r\nhost : URL\r\ntoken = t-1\r\n\r\n", "t-1"),
+    *((f"host = URL\ntoken = {token}\n".encode(), token) for token in ("50%", "%(host)s", "%%", "a#b", "a;b", "a=b:c")),
+])  # fmt: skip
+def test_a_profile_is_read_as_people_write_it_and_raw(profiles, text, token):
+    profiles(b"\xef\xbb\xbf[DEFAULT]\n" + text.replace(b"URL", A.encode()))
+    assert login() == (A, token)
+
+
+def test_quotes_around_values_are_dropped(profiles, environment, monkeypatch):
+    path = profiles(f"[my profile]\nhost={B}\ntoken=of-b\n")
+    environment(CONFIG_FILE=f'"{path}"', CONFIG_PROFILE="'my profile'")
+    assert login() == login('"my profile"', f"'{B}'") == (B, "of-b")
+    assert login(None, f' "{A}"', "'t' ") == (A, "t")
+    path.unlink()
+    monkeypatch.delenv("DATABRICKS_CONFIG_PROFILE")
+    environment(HOST=f"'{A}/'", TOKEN='"of-a"\r', WORKSPACE_ID='"12"')
+    assert login() == (A, "of-a")
+    assert load_databricks_config().workspace_id == "12"
+
+
+TWO = f"[DEFAULT]\nhost={A}\ntoken=of-default\n[x]\nhost={B}\nauth_type=pat\n[y]\ntoken=of-y\n"
+GONE = f"[__settings__]\nhost={A}\ntoken=t\ndefault_profile=gone\n[prod]\nhost={A}\ntoken={SECRET}\n"
+
+
+@pytest.mark.parametrize(("text", "profile", "variables", "begin", "end"), [
+    (TWO, "x", {}, "profile x in ", " has no token; `databricks configure --profile x` asks for one"),
+    (TWO, "y", {}, "profile y in ", " has no host"),
+    (TWO, "stage", ENVIRONMENT, "--profile names no profile of ", "; it has: DEFAULT, x, y"),
+    (TWO, None, {"CONFIG_PROFILE": "stage"}, "DATABRICKS_CONFIG_PROFILE names no profile of ", "has: DEFAULT, x, y"),
+    (GONE, None, ENVIRONMENT, "default_profile names no profile of ", "; it has: prod"),
+    (GONE, "__settings__", {}, "--profile names no profile of ", "; it has: prod"),
+    ("", None, {}, "no login found in ", "run `databricks configure`, or set DATABRICKS_HOST and DATABRICKS_TOKEN"),
+    ("", None, {"RUNTIME_VERSION": "15.4"}, "no login found in ", "DATABRICKS_TOKEN"),  # beside a notebook
+])  # fmt: skip
+def test_a_profile_without_a_login_says_what_is_missing(profiles, environment, text, profile, variables, begin, end):
+    profiles(text)
+    environment(**variables)
+    message = message_of(profile)
+    assert message.startswith(begin)
+    assert message.endswith(end)
+
+
+def test_a_profile_file_that_cannot_be_read_is_named(tmp_path, environment):
+    environment(CONFIG_FILE=str(tmp_path), HOST=A)
+    assert f"{tmp_path} cannot be read" in message_of("x")
+
+
+@ANY
+@example(f"[x]\ntoken={SECRET}\ntoken={SECRET}\n".encode())
+@example(f"[x]\ntoken={SECRET}\n[x]\n".encode())
+@example(f"host={A}\ntoken={SECRET}\n".encode())
+@example(f"\ufeff[x]\ntoken={SECRET}\n".encode("utf-16-le"))
+@given(bytes_of(
+    b"[DEFAULT]\n", b"[__settings__]\n", b"host = https://a.net\n", b"\ntoken = " + SECRET.encode(), b"\n[p]\n",
+    b"default_profile = p\n", b"auth_type = pat\n", b"host = "))  # fmt: skip
+def test_whatever_is_in_a_profile_file_no_error_shows_it(tmp_path, data):
+    """Nor what the error came from, which --debug shows."""
+    path = Path(os.environ["DATABRICKS_CONFIG_FILE"])
+    path.write_bytes(data)
+    with redirect_stdout(io.StringIO()) as shown:
+        for read in (load_databricks_config, databricks_user_list.list_profiles):
+            try:
+                print(repr(read()))
+            except InventoryError as error:
+                assert str(path) in str(error)
+                print("".join(traceback.format_exception(error)))
+    assert SECRET not in shown.getvalue()
+
+
+@needs_posix
+@pytest.mark.parametrize(("mode", "warned"), [(0o600, False), (0o644, True), (0o620, True)])
+def test_a_profile_file_that_others_can_read_is_warned_about_once(profiles, environment, run, mode, warned):
+    with FakeDatabricks(users=2, shape="none") as server:
+        path = profiles(f"[DEFAULT]\nhost = {server.url}\ntoken = {server.settings.token}\n")
+        path.chmod(mode)
+        for done in (run(SCANNER, "a"), run(USER_LIST)):
+            assert done.code == 0
+            warning = f"warning: {path} is open to other users of this machine: chmod 600 {shlex.quote(str(path))}"
+            assert done.err.splitlines().count(warning) == warned
+        profiles("")
+        environment(HOST=server.url, TOKEN=server.settings.token)
+        assert "chmod" not in run(USER_LIST).err
+
+
+# A token goes only where it belongs
+
+
+@pytest.mark.parametrize(("option", "token", "named", "host_set"), list(itertools.product([True, False], repeat=4)))
+def test_the_profile_token_goes_to_its_own_host_only(profiles, environment, option, token, named, host_set):
+    """--workspace-url, --token, --profile and DATABRICKS_HOST, of other hosts than the profile's."""
+    profiles(f"[DEFAULT]\nhost={A}\ntoken=of-a\n[p]\nhost={A}\ntoken=of-a\n")
+    if host_set:
+        environment(HOST=B, TOKEN="of-b")
+    arguments = ("p" if named else None, C if option else None, "of-c" if token else None)
+    if option and token:
+        assert login(*arguments) == (C, "of-c")
+    elif not option and not token:
+        assert login(*arguments) == (A, "of-a")
+    else:  # --token alone belongs to no host, and nothing is known for C
+        text = message_of(*arguments)
+        assert not [word for word in ("of-a", "of-b", "of-c") if word in text]
+        assert "--workspace-url" in text if token else A in text and C in text or not named
+
+
+@pytest.mark.parametrize(("configured", "option", "expected"), [
+    ({"TOKEN": "t"}, A, (A, "t")),  # a token without a host goes to --workspace-url
+    ({"TOKEN": "t"}, None, None),
+    ({"HOST": A, "TOKEN": "t"}, A + "/?o=12", (A, "t")),
+    ({"HOST": A, "TOKEN": "t"}, B, None),
+    ({"HOST": A, "TOKEN": "t"}, A + ":8443", None),
+    ({"WORKSPACE_URL": A, "HOST": B, "TOKEN": "t"}, B, None),
+    ({"WORKSPACE_URL": A, "HOST": B, "TOKEN": "t"}, A, (A, "t")),
+    ({"HOST": A}, A, None),
+    ({}, A, None),
+])  # fmt: skip
+def test_the_environment_token_goes_to_its_own_host_only(environment, configured, option, expected):
+    environment(**configured)
+    if expected:
+        assert login(workspace_url=option) == expected
+    else:
+        message_of(workspace_url=option)
+
+
+# Hosts, and the workspace's number
+
+
+@pytest.mark.parametrize(("text", "host"), [
+    ("  adb-123.4.azuredatabricks.net \n", "https://adb-123.4.azuredatabricks.net"),
+    ("https://adb-1.net/?o=123#job/4", "https://adb-1.net"),
+    ("adb-1.net/browse/folders/1?o=2", "https://adb-1.net"),
+    ("adb-1.net?x=https://other.net", "https://adb-1.net"),
+    ("https://user:pw@adb-1.net", "https://adb-1.net"),
+    ("HTTPS://ADB-1.Net:8443/x", "https://adb-1.net:8443"),
+    ("https://[2001:db8::1]:8443/x", "https://[2001:db8::1]:8443"),
+    ("http://localhost:8080/x", "http://localhost:8080"),
+    ("http://127.1.2.3", "http://127.1.2.3"),
+    ("http://[::1]:8080", "http://[::1]:8080"),
+])  # fmt: skip
+def test_hosts_are_normalised(text, host):
+    assert read_workspace_url(text, "--workspace-url")[0] == host
+
+
+@pytest.mark.parametrize("text", [
+    "", "https:///SECRET", "https:/SECRET", "/SECRET", "://x", "ftp://SECRET", "https://a b.net", "user:SECRET@a b",
+    "https://adb-1.net:SECRET", "https://adb-1.net:99999", "https://[::1", "https://[fe80::1%SECRET]", "https://a..net",
+    "https://adb-1.net\\@SECRET", "https://adb-1.net SECRET", "https://adb-1.net\ntoken = SECRET", "http:/SECRET",
+    "http://adb-1.net/?SECRET", "http://[2001:db8::1]", "http://localhost.evil.net", "http://127.0.0.1.evil.net",
+    "http://127.0.0.1@evil.net", "http://token:SECRET@adb-1.net",
+])  # fmt: skip
+def test_refused_hosts_are_not_shown(text):
+    with pytest.raises(InventoryError, match=r"^--workspace-url ") as caught:
+        read_workspace_url(text.replace("SECRET", SECRET), "--workspace-url")
+    assert len(str(caught.value).splitlines()) == 1
+    assert SECRET not in str(caught.value)
+
+
+def test_a_secret_in_a_pasted_url_that_serves_is_shown_nowhere(run):
+    secret, port = "dapi0123456789abcdef-2", free_port()
+    for form in ("https://user:{}@127.0.0.1:{}/?o=1", "127.0.0.1:{1}/login.html?token={0}",
+                 "https://127.0.0.1:{1}/#access_token={0}", "https://127.0.0.1:{1}/{0}"):  # fmt: skip
+        done = run(USER_LIST, "--workspace-url", form.format(secret, port), "--token", "another", "--debug")
+        assert done.code == 2
+        assert "cannot be reached" in done.err
+        assert secret not in done.out + done.err
+
+
+ONE = f"[p]\nhost = {A}/\ntoken = t\nworkspace_id = 111\n"
+
+
+@pytest.mark.parametrize(("arguments", "profile", "variables", "number"), [
+    (("p",), ONE, {"WORKSPACE_ID": "333"}, "111"),
+    (("p", f"{A}/?o=222"), ONE, {}, "222"),
+    (("p", A), ONE, {"WORKSPACE_ID": "333"}, "111"),
+    (("p",), ONE.replace("com/", "com/browse?o=222#x"), {}, "222"),
+    (("p",), ONE.replace("111", "none"), {"WORKSPACE_ID": "333"}, ""),
+    ((), "", {"HOST": A, "WORKSPACE_ID": "333"}, "333"),
+    ((), "", {"HOST": f"{A}?o=222", "WORKSPACE_ID": "333"}, "222"),
+    ((None, f"{A}?o=444"), "", {"HOST": f"{A}?o=222", "WORKSPACE_ID": "333"}, "444"),
+    ((None, A), "", {"HOST": f"{A}?o=222"}, "222"),
+    ((None, A), "", {"WORKSPACE_ID": "333"}, "333"),
+    ((None, f"{A}/?o=0"), "", {}, ""),
+    ((None, A, "t"), "", {"WORKSPACE_ID": "333"}, "333"),
+    ((None, f"{A}?o=222", "t"), "", {"WORKSPACE_ID": "333"}, "222"),
+    ((None, A, "t"), "", {"WORKSPACE_ID": "333", "HOST": B}, ""),  # which is that of B
+])  # fmt: skip
+def test_the_workspaces_number_comes_from_where_its_host_comes_from(
+    profiles, environment, arguments, profile, variables, number
+):
+    profiles(profile)
+    environment(TOKEN="t", **variables)
+    config = load_databricks_config(*arguments)
+    assert (config.host, config.workspace_id) == (A, number)
+    assert config.workspace == (f"{A}/?o={number}" if number else A)
+
+
+def test_two_workspaces_of_one_host_are_two(run, profiles, environment):
+    with FakeDatabricks(users=["a", "b"], workspace_ids=("111",), faults=[Fault("403", path="/Users/b")]) as server:
+        token = f"token = {server.settings.token}\n"
+        profiles(f"[one]\nhost = {server.url}/?o=111\nworkspace_id = 222\n{token}[two]\nhost = {server.url}\n{token}"
+                 "workspace_id = 222\n")  # fmt: skip
+        environment(WORKSPACE_ID="333")
+        assert run(USER_LIST, "-p", "one", "-o", "users.csv").code == 0
+        words = (SCANNER, "--users-file", "users.csv", "-o", "out.csv", "-p")
+        done = run(*words, "one")
+        assert done.code == 1, done
+        assert done.err.startswith(f"Workspace {server.url}/?o=111, login from profile one ")
+        saved = Path(NAME).read_bytes()
+        server.change(workspace_ids=("111", "222"))
+        server.counts_reset()
+        for other in (("two",), ("one", "--workspace-url", f"{server.url}?o=222")):
+            done = run(*words, *other, "--resume")
+            assert done.code == 2, done
+            assert f"{server.url}/?o=111" in done.err
+            assert f"{server.url}/?o=222" in done.err
+            assert Path(NAME).read_bytes() == saved
+        assert server.total_requests == 0
+        server.change(workspace_ids=("222",), faults=[])
+        refused = run(*words, "one", "--resume")
+        assert refused.code == 2
+        assert f"{server.url}/?o=111 does not accept the token" in refused.err
+        server.change(workspace_ids=("111",))
+        assert run(*words, "one", "--resume").code == 0
+
+
+# What is refused is named and not shown
+
+URL = "https://a.net"
+REFUSED = {  # what is refused: arguments, variables, profile file
+    "--workspace-url": (("--workspace-url", f"{URL} {SECRET}"), {}, ""),
+    "--token": (("--workspace-url", URL, "--token", f"{SECRET} and more"), {}, ""),
+    "DATABRICKS_HOST": ((), {"HOST": f"{URL} {SECRET}", "TOKEN": "t"}, ""),
+    "DATABRICKS_TOKEN": ((), {"HOST": URL, "TOKEN": f"{SECRET}\r\nX-Other: 1"}, ""),
+    "host of profile x": (("-p", "x"), {}, f"[x]\nhost = {URL}\n token = {SECRET}\n"),
+    "token of profile x": (("-p", "x"), {}, f"[x]\nhost = {URL}\ntoken = {SECRET}\n\n\t{SECRET}\n"),
+    "host of profile x in": (("-p", "x"), {}, f"[x]\nhost = https://{SECRET}/ b\n"),
+    "token of profile x in": (("-p", "x"), {}, f"[x]\nhost = {URL}\ntoken = {SECRET} \u00e9\n"),
+    "--profile": (("-p", SECRET), {}, f"[x]\nhost = {URL}\n"),
+    "DATABRICKS_CONFIG_PROFILE": ((), {"CONFIG_PROFILE": SECRET}, f"[x]\nhost = {URL}\n"),
+    "?o= of --workspace-url": (("--workspace-url", f"{URL}?o={SECRET}", "--token", "t"), {}, ""),
+    "DATABRICKS_WORKSPACE_ID": ((), {"HOST": URL, "TOKEN": "t", "WORKSPACE_ID": SECRET}, ""),
+    "workspace_id of profile x": (("-p", "x"), {}, f"[x]\nhost = {URL}\ntoken = t\nworkspace_id = {SECRET}\n"),
+    "default_profile": ((), {}, f"[x]\nhost = {URL}\n[__settings__]\ndefault_profile = {SECRET}\n"),
+    "--max-users": (("--max-users", SECRET), {}, ""),
+    "--tokn": (("--tokn", SECRET), {}, ""),
+    "--url": ((f"--url={SECRET}", f"-t{SECRET}"), {}, ""),
+}
+
+
+@pytest.mark.parametrize("where", REFUSED)
+def test_a_refused_value_is_named_and_never_shown(run, profiles, environment, where):
+    words, variables, text = REFUSED[where]
+    profiles(text)
+    environment(**variables)
+    for more in ((), ("--debug",)):
+        done = run(USER_LIST, *words, *more)
+        assert (done.code, done.out) == (2, "")
+        assert done.err.startswith(f"error: {where} ") or f" {where}" in done.err.splitlines()[0], done
+        assert SECRET not in done.err
+        assert more or len(done.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("words", [("--threads", SECRET), (f"--spark=sc://y/;token={SECRET}",), ("--tokn", SECRET)])
+def test_a_value_of_a_wrong_option_of_the_scanner_is_not_shown(run, words):
+    done = run(SCANNER, "a", *words, "--debug")
+    assert (done.code, done.out) == (2, "")
+    assert SECRET not in done.err
+
+
+def test_repr_has_no_token():
+    config = DatabricksConfig(A, SECRET)
+    assert SECRET not in f"{config!r} {config}"
+
+
+PROFILES = f"""; The profile defined in the DEFAULT section is to be used as a fallback.
+[DEFAULT]
+
+# `databricks configure --token`
+[pat]
+host  = https://token:{SECRET}@p.net/?token={SECRET}
+token = {SECRET}
+
+; `databricks auth login`
+[u2m]
+host      = https://u.net
+auth_type = databricks-cli
+""" + "".join(f"[{name}]\nhost = https://{name}.net\n{values}\n" for name, values in {
+    "m2m": f"client_id = 1\nclient_secret = {SECRET}", "1.azuredatabricks": "",
+    "2.azuredatabricks": f"azure_client_secret = {SECRET}", "old": f"auth_type = pat\nclient_secret = {SECRET}",
+    "gcp": f'google_credentials = {{"private_key": "{SECRET}"}}', "__settings__": "default_profile = u2m",
+}.items())  # fmt: skip
+
+
+def test_list_profiles_tells_the_kind_of_login_and_no_secret(profiles, run):
+    profiles(PROFILES)
+    done = run(USER_LIST, "--list-profiles")
+    assert (done.code, done.err) == (0, "")
+    assert SECRET not in done.out
+    assert [line.replace(" (default)", "").split() for line in done.out.splitlines()] == [
+        ["pat", "https://p.net", "token"],
+        ["u2m", "https://u.net", "databricks-cli"],
+        ["m2m", "https://m2m.net", "oauth-m2m"],
+        ["1.azuredatabricks", "https://1.azuredatabricks.net", "azure-cli"],
+        ["2.azuredatabricks", "https://2.azuredatabricks.net", "azure-client-secret"],
+        ["old", "https://old.net", "token"],
+        ["gcp", "https://gcp.net", "google-credentials"],
+    ]
+    assert done.out.count("(default)") == done.out.count("u2m (default)") == 1
+
+
+@needs_posix
+@pytest.mark.usefixtures("processes")
+@pytest.mark.parametrize(("to", "code", "says"), [(">&-", 2, "error: stdout cannot be written: "), ("| cat", 0, "")])
+def test_profiles_are_listed_into_any_stream(profiles, to, code, says):
+    profiles("".join(f"[b\u00fcro-{number}]\nhost={A}\ntoken={SECRET}\n" for number in range(2000)))
+    words = f'"{sys.executable}" "{ROOT / USER_LIST}" --list-profiles {to}'
+    done = subprocess.run(["/bin/sh", "-c", words], capture_output=True, check=False,
+                          env={**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C"})  # fmt: skip
+    assert (done.returncode, done.stderr.decode()[: len(says)]) == (code, says)
+    assert b"Traceback" not in done.stderr
+    assert code or done.stdout.decode().count("b\u00fcro-") == 2000
+
+
+# A run that outlives its tokens
 
 
 @pytest.fixture
@@ -80,31 +553,22 @@ def tokens_asked_for(server):
 
 def when(server, condition, action):
     """Do something once, before the first request at which the condition is true."""
-    once, watcher = threading.Lock(), Fault("500")
+    once = threading.Lock()
 
-    def applies(*_):
+    def act():
         if condition() and once.acquire(blocking=False):
             action()
-        return False
 
-    watcher.applies = applies
-    server.change(faults=[watcher])
+    server.change(faults=[Fault("500", when=act)])
 
 
-def message_of(*arguments, **keywords):
-    with pytest.raises(InventoryError) as caught:
-        load_databricks_config(*arguments, **keywords)
-    text = str(caught.value)
-    assert len(text.splitlines()) == 1
-    assert SECRET not in text
-    return text
-
-
-# A run that outlives its tokens
+def assert_all_there(server, results):
+    assert {result.username: (result.status in ("success", "empty"), result.file_count) for result in results} == {
+        name: (True, server.truth(name).file_count) for name in server.user_names}  # fmt: skip
 
 
 def test_tokens_are_renewed_before_they_expire(work, often, tmp_path, run):
-    with FakeDatabricks(users=20, shape="bench", directories=20, latency=0.02, **SHORT_LIVED) as server:
+    with FakeDatabricks(users=16, shape="bench", directories=20, latency=0.02, **SHORT_LIVED) as server:
         work(server)
         write_users(server.user_names)
         done = run(SCANNER, "-p", "work", "--users-file", "users.txt", "-o", "out.csv", "--threads", "3", "--debug")
@@ -112,39 +576,34 @@ def test_tokens_are_renewed_before_they_expire(work, often, tmp_path, run):
         assert Path("out.csv").read_bytes() == true_csv(server)
         assert tokens_asked_for(server) >= 3
         assert server.statuses[401] == 0
-        shown = done.err
-    assert shown.splitlines()[0] == (f"Workspace {server.url}/?o=1, login from profile work in "
-                                     f"{tmp_path / 'home' / '.databrickscfg'} (OAuth, oauth-m2m)")  # fmt: skip
-    assert SECRET not in shown
-    assert not [token for token in server.issued if token in shown]
+    assert done.err.splitlines()[0] == (f"Workspace {server.url}/?o=1, login from profile work in "
+                                        f"{tmp_path / 'home' / '.databrickscfg'} (OAuth, oauth-m2m)")  # fmt: skip
+    assert not [token for token in [SECRET, *server.issued] if token in done.err]
 
 
 def test_a_token_that_is_refused_is_renewed_once_without_an_attempt(work):
-    with FakeDatabricks(users=20, shape="small", latency=0.005, **LOGIN) as server:
+    with FakeDatabricks(users=10, shape="small", latency=0.005, **LOGIN) as server:
         work(server)
         client = DatabricksClient(load_databricks_config("work"), 4)
-        when(server, lambda: server.total_requests > 100, server.revoke)
-        results = list(scan_users(server.user_names, client.config, 4, client=client))
-        assert {result.username: result.file_count for result in results} == {
-            name: server.truth(name).file_count for name in server.user_names}  # fmt: skip
+        when(server, lambda: server.total_requests > 30, server.revoke)
+        assert_all_there(server, scan_users(server.user_names, client.config, 4, client=client))
         assert len(server.issued) == 2
         assert 1 <= server.statuses[401] <= 4
         assert client.statistics["retries"] == 0
 
 
 def test_a_login_that_is_taken_away_stops_the_run_and_resume_goes_on(work, run):
-    with FakeDatabricks(users=20, shape="small", latency=0.005, **LOGIN) as server:
+    with FakeDatabricks(users=10, shape="small", latency=0.005, **LOGIN) as server:
         work(server)
         write_users(server.user_names)
         words = ("-p", "work", "--users-file", "users.txt", "-o", "out.csv", "--threads", "4")
-        when(server, lambda: server.total_requests > 150, lambda: (server.revoke(), server.change(clients={})))
+        when(server, saved_users, lambda: (server.revoke(), server.change(clients={})))
         stopped = run(SCANNER, *words)
         assert stopped.code == 2
         assert "invalid_client" in stopped.err
         assert "Traceback" not in stopped.err
         assert SECRET not in stopped.out + stopped.err
-        saved = saved_users()
-        assert saved
+        assert saved_users()
         assert not Path("out.csv").exists()
         server.change(**LOGIN)
         assert run(SCANNER, *words, "--resume").code == 0
@@ -159,129 +618,103 @@ def test_a_new_token_that_is_refused_as_well_ends_the_run(work):
         assert len(server.issued) == 2
 
 
-@pytest.mark.parametrize(("kind", "path"), [
-    ("503", TOKEN_URL), ("429", TOKEN_URL), ("html", TOKEN_URL), ("truncated", TOKEN_URL), ("reset", None),
-])  # fmt: skip
-def test_a_token_endpoint_that_fails_for_a_while_loses_nothing(work, often, clock, kind, path):
-    with FakeDatabricks(users=8, shape="small", **LOGIN) as server:
+@pytest.mark.parametrize("kind", ["503", "html", "truncated"])
+def test_a_token_endpoint_that_fails_for_a_while_loses_nothing(work, often, clock, kind):
+    with FakeDatabricks(users=6, shape="small", **LOGIN) as server:
         work(server)
         client = DatabricksClient(load_databricks_config("work"), 4, clock=clock, sleep=clock.sleep)
-        times = 12 if path else 3  # the SDK waits a second itself
-        fault = Fault(kind, api="oidc", path=path, times=times)
-        when(server, lambda: server.total_requests > 60, lambda: (server.revoke(), server.change(faults=[fault])))
-        results = list(scan_users(server.user_names, client.config, 4, client=client))
-        assert fault.hits == times
-        assert {result.username: (result.status, result.file_count) for result in results} == {
-            name: ("success" if server.truth(name).file_count else "empty", server.truth(name).file_count)
-            for name in server.user_names}  # fmt: skip
+        fault = Fault(kind, api="oidc", path=TOKEN_URL, times=12)
+        when(server, lambda: server.total_requests > 30, lambda: (server.revoke(), server.change(faults=[fault])))
+        assert_all_there(server, scan_users(server.user_names, client.config, 4, client=client))
+        assert fault.hits == 12
 
 
 def test_a_token_endpoint_that_stays_away_ends_the_run_after_a_quarter_of_an_hour(work, often, clock):
-    with FakeDatabricks(users=8, shape="small", **LOGIN) as server:
+    with FakeDatabricks(users=6, shape="small", **LOGIN) as server:
         work(server)
         client = DatabricksClient(load_databricks_config("work"), 4, clock=clock, sleep=clock.sleep)
         page = f"<html><title>we had {SECRET}</title></html>"
         fault, began = Fault("body", path=TOKEN_URL, status=500, body=page, content_type="text/html"), clock()
-        when(server, lambda: server.total_requests > 60, lambda: (server.revoke(), server.change(faults=[fault])))
+        when(server, lambda: server.total_requests > 30, lambda: (server.revoke(), server.change(faults=[fault])))
         with pytest.raises(InventoryError, match="no success for 15 minutes") as caught:
             list(scan_users(server.user_names, client.config, 4, client=client))
         assert clock() - began > 15 * 60
         assert "we had ***" in str(caught.value)
 
 
-def test_a_token_endpoint_that_never_answers_is_given_up(work, often, monkeypatch):
-    set_constants(monkeypatch, LOGIN_SECONDS=0.5)
-    with FakeDatabricks(users=1, **{**LOGIN, "token_lifetime": 30}) as server:  # the SDK wants a new one each time
-        work(server)
-        config = load_databricks_config("work")
-        server.change(faults=[Fault("hang", path=TOKEN_URL, seconds=60, times=2)])
-        time.sleep(0.02)
-        began = time.monotonic()
-        assert config.current_token() == config.token
-        with pytest.raises(databricks_user_list.DatabricksError, match="no answer within") as caught:
-            config.current_token(config.token)
-        assert caught.value.kind == "connection"
-        assert config.current_token() != config.token
-        assert time.monotonic() - began < 5
-
-
-def test_while_the_token_endpoint_fails_the_old_token_serves(work, often):
-    with FakeDatabricks(users=1, **{**LOGIN, "token_lifetime": 30}) as server:  # the SDK wants a new one each time
-        work(server)
-        config = load_databricks_config("work")
-        server.change(faults=[Fault("503", path=TOKEN_URL)])
-        time.sleep(0.02)
-        assert config.current_token() == config.token
-        assert server.counts.faults["503"]
-        with pytest.raises(databricks_user_list.DatabricksError) as caught:
-            config.current_token(refused=config.token)
-        assert caught.value.kind == "connection"
-
-
-# One token for many threads
+def test_while_the_token_endpoint_fails_or_does_not_answer_the_old_token_serves(work, often, monkeypatch):
+    set_constants(monkeypatch, LOGIN_SECONDS=0.3)
+    for fault in (Fault("503", path=TOKEN_URL), Fault("hang", path=TOKEN_URL, seconds=60)):
+        with FakeDatabricks(users=1, **ALWAYS_NEW) as server:
+            work(server)
+            config = load_databricks_config("work")
+            server.change(faults=[fault])
+            time.sleep(0.02)
+            assert config.current_token() == config.token
+            assert fault.hits
+            with pytest.raises(DatabricksError, match="no token from profile work") as caught:
+                config.current_token(refused=config.token)
+            assert caught.value.kind == "connection"
+            server.change(faults=[])
+            assert config.current_token(refused=config.token) != config.token
 
 
 def test_many_threads_ask_for_one_token(work):
-    with FakeDatabricks(users=1, latency=0.05, **{**LOGIN, "token_lifetime": 30}) as server:
+    with FakeDatabricks(users=1, latency=0.05, **ALWAYS_NEW) as server:
         work(server)
         config = load_databricks_config("work")
         with ThreadPoolExecutor(16) as pool:
-            assert set(pool.map(lambda _: config.current_token(), range(1000))) == {config.token}
+            assert set(pool.map(lambda _: config.current_token(), range(500))) == {config.token}
             assert tokens_asked_for(server) == 1
             second = set(pool.map(lambda _: config.current_token(config.token), range(100)))
         assert len(second) == 1
         assert tokens_asked_for(server) == 2
 
 
-# Which login it is
+# Which login of databricks-sdk it is
 
 
-def test_a_profile_takes_nothing_from_the_environment_or_default(profiles, monkeypatch):
+def test_a_profile_takes_nothing_from_the_environment_or_default(profiles, environment, monkeypatch):
     with FakeDatabricks(users=1, **LOGIN) as server, FakeDatabricks(users=1) as other:
         profiles(
             f"[DEFAULT]\nhost={other.url}\ntoken=dapi-of-default\naccount_id=1\n[work]\nhost={server.url}\n"
             f"client_id=the-client\nclient_secret={SECRET}\n[__settings__]\ndefault_profile = work\n"
         )
-        for name, value in {
-            "TOKEN": "dapi-of-environment", "HOST": other.url, "CLIENT_ID": "another", "CLIENT_SECRET": "another",
-            "AUTH_TYPE": "pat", "USERNAME": "u", "PASSWORD": "p", "ACCOUNT_ID": "2", "GROUP_ID": "3",
-            "DISCOVERY_URL": f"{other.url}/oidc/.well-known/oauth-authorization-server", "CLOUD": "AZURE",
-        }.items():  # fmt: skip
-            monkeypatch.setenv(f"DATABRICKS_{name}", value)
+        environment(
+            TOKEN="dapi-of-environment", HOST=other.url, CLIENT_ID="another", CLIENT_SECRET="another", AUTH_TYPE="pat",
+            USERNAME="u", PASSWORD="p", ACCOUNT_ID="2", GROUP_ID="3", CLOUD="AZURE",
+            DISCOVERY_URL=f"{other.url}/oidc/.well-known/oauth-authorization-server",
+        )  # fmt: skip
         monkeypatch.setenv("ARM_CLIENT_ID", "azure")
         for profile in (None, "work"):
-            config = load_databricks_config(profile)
-            assert (config.host, config.token) == (server.url, list(server.issued)[-1])
+            assert login(profile) == (server.url, list(server.issued)[-1])
         assert other.total_requests == 0
 
 
-def test_a_profile_with_a_token_needs_no_sdk_unless_it_says_otherwise(profiles):
+def test_a_profile_with_a_token_needs_no_sdk_unless_it_says_otherwise(profiles, monkeypatch):
     with FakeDatabricks(users=1, **LOGIN) as server:
         m2m = f"client_id=the-client\nclient_secret={SECRET}\ntoken=dapi-old\nhost={server.url}\n"
         profiles(f"[a]\n{m2m}[b]\n{m2m}auth_type=oauth-m2m\n[c]\n{m2m}auth_type=pat\n")
-        assert load_databricks_config("a").token == load_databricks_config("c").token == "dapi-old"
-        assert tokens_asked_for(server) == 0
-        assert load_databricks_config("b").token in server.issued
+        assert login("b")[1] in server.issued
+        monkeypatch.setitem(sys.modules, "databricks.sdk.core", None)
+        assert login("a") == login("c") == (server.url, "dapi-old")
+        assert "pip install databricks-sdk" in message_of("b")
 
 
-def test_the_environment_without_a_token(monkeypatch, run):
+def test_the_environment_without_a_token(environment, run):
     with FakeDatabricks(users=3, **LOGIN) as server:
-        variables = {"DATABRICKS_HOST": server.url, "DATABRICKS_CLIENT_ID": "the-client",
-                     "DATABRICKS_CLIENT_SECRET": f'"{SECRET}"'}  # fmt: skip
-        for name, value in variables.items():
-            monkeypatch.setenv(name, value)
+        environment(HOST=server.url, CLIENT_ID="the-client", CLIENT_SECRET=f'"{SECRET}"')
         done = run(USER_LIST, "-o", "users.csv")
-        assert (done.code, done.err.splitlines()[0]) == (
-            0, f"Workspace {server.url}, login from environment (OAuth, oauth-m2m)")  # fmt: skip
+        first = f"Workspace {server.url}, login from environment (OAuth, oauth-m2m)"
+        assert (done.code, done.err.splitlines()[0]) == (0, first)
 
 
-def test_a_secret_goes_to_its_own_host_only(work, monkeypatch):
+def test_a_secret_goes_to_its_own_host_only(work, environment):
     with FakeDatabricks(users=1, **LOGIN) as server, FakeDatabricks(users=1, **LOGIN) as other:
         work(server)
         assert other.url in message_of("work", other.url)
         Path(os.environ["DATABRICKS_CONFIG_FILE"]).unlink()
-        for name, value in {"HOST": server.url, "CLIENT_ID": "the-client", "CLIENT_SECRET": SECRET}.items():
-            monkeypatch.setenv(f"DATABRICKS_{name}", value)
+        environment(HOST=server.url, CLIENT_ID="the-client", CLIENT_SECRET=SECRET)
         assert "no login found" in message_of(workspace_url=other.url)
         assert (server.total_requests, other.total_requests) == (0, 0)
 
@@ -301,87 +734,9 @@ def test_a_refused_secret_is_an_error_of_a_line(work, run):
 def test_a_host_that_does_not_answer_is_an_error_at_once(work, run):
     with FakeDatabricks(users=1, **LOGIN, faults=[Fault("reset")]) as server:
         work(server)
-        began = time.monotonic()
         done = run(SCANNER, "a", "-p", "work")
         assert (done.code, len(done.err.splitlines())) == (2, 1)
         assert f"can {server.url} be reached" in done.err
-        assert time.monotonic() - began < 8
-
-
-def test_without_the_sdk_a_line_says_how_to_install_it(work, command, tmp_path):
-    blocked = {"PYTHONPATH": str(block_imports(tmp_path / "blocked", "databricks"))}
-    with FakeDatabricks(users=3, shape="small", **LOGIN) as server:
-        work(server)
-        done = command(SCANNER, "a", "-p", "work", env=blocked)
-        assert (done.code, len(done.err.splitlines())) == (2, 1)
-        assert "pip install databricks-sdk" in done.err
-        with_token = {"DATABRICKS_HOST": server.url, "DATABRICKS_TOKEN": LOGIN["token"],
-                      "DATABRICKS_CONFIG_FILE": "none"}  # fmt: skip
-        assert command(SCANNER, *server.user_names, env=blocked | with_token).code == 0
-
-
-# The profiles that there are
-
-PROFILES = f"""; The profile defined in the DEFAULT section is to be used as a fallback when no profile is explicitly specified.
-[DEFAULT]
-
-# `databricks configure --token`
-[pat]
-host  = https://p.cloud.databricks.com
-token = {SECRET}
-
-; `databricks auth login`
-[u2m]
-host         = https://u.cloud.databricks.com
-account_id   = 00000000-0000-0000-0000-000000000001
-workspace_id = 1234567890
-auth_type    = databricks-cli
-
-[m2m]
-host          = https://m.cloud.databricks.com
-client_id     = 00000000-0000-0000-0000-000000000002
-client_secret = {SECRET}
-
-[azure-sp]
-host                = https://adb-1.2.azuredatabricks.net
-azure_tenant_id     = t
-azure_client_id     = c
-azure_client_secret = {SECRET}
-
-[azure]
-host = https://adb-3.4.azuredatabricks.net
-
-[google]
-host               = https://1.2.gcp.databricks.com
-google_credentials = {{"private_key": "{SECRET}"}}
-
-[old]
-host      = https://o.cloud.databricks.com
-auth_type = pat
-token     = {SECRET}
-client_secret = {SECRET}
-
-[__settings__]
-default_profile = u2m
-auth_storage    = secure
-"""  # noqa: E501
-
-
-def test_list_profiles_tells_the_kind_of_login_and_no_secret(profiles, capsys):
-    profiles(PROFILES)
-    assert databricks_user_list.main(["--list-profiles"]) == 0
-    shown = capsys.readouterr()
-    assert SECRET not in shown.out + shown.err
-    assert [line.replace(" (default)", "").split() for line in shown.out.splitlines()] == [
-        ["pat", "https://p.cloud.databricks.com", "token"],
-        ["u2m", "https://u.cloud.databricks.com", "databricks-cli"],
-        ["m2m", "https://m.cloud.databricks.com", "oauth-m2m"],
-        ["azure-sp", "https://adb-1.2.azuredatabricks.net", "azure-client-secret"],
-        ["azure", "https://adb-3.4.azuredatabricks.net", "azure-cli"],
-        ["google", "https://1.2.gcp.databricks.com", "google-credentials"],
-        ["old", "https://o.cloud.databricks.com", "token"],
-    ]
-    assert "u2m (default)" in shown.out
 
 
 # The Databricks CLI
@@ -427,23 +782,21 @@ def cli(tmp_path, monkeypatch):
 
 
 @needs_posix
-@pytest.mark.parametrize(("version", "words"), [
-    ("0.296.0", ["--profile", "work", "--force-refresh"]), ("0.230.0", ["--profile", "work"]), ("0.205.0", None),
-])  # fmt: skip
-def test_the_login_of_the_databricks_cli(profiles, cli, run, monkeypatch, version, words):
-    with FakeDatabricks(users=20, shape="small", refresh_token="the-refresh-token", token="x", latency=0.005) as server:
+@pytest.mark.parametrize(
+    ("version", "words"), [("0.296.0", ["--profile", "work", "--force-refresh"]), ("0.205.0", None)]
+)
+def test_the_login_of_the_databricks_cli(profiles, cli, run, environment, version, words):
+    with FakeDatabricks(users=10, shape="small", refresh_token="the-refresh-token", token="x", latency=0.005) as server:
         calls = cli(server, version)
-        profiles(f"[work]\nhost      = {server.url}\nauth_type = databricks-cli\n")
+        profiles(CLI_PROFILE.format(server.url))
         write_users(server.user_names)
-        when(server, lambda: server.total_requests > 100, server.revoke)
-        monkeypatch.setenv("DATABRICKS_CONFIG_PROFILE", "another")
-        monkeypatch.setenv("DATABRICKS_TOKEN", "dapi-of-environment")
+        when(server, lambda: server.total_requests > 30, server.revoke)
+        environment(CONFIG_PROFILE="another", TOKEN="dapi-of-environment")
         done = run(SCANNER, "-p", "work", "--users-file", "users.txt", "-o", "out.csv")
         assert done.code == 0, done
         assert "(OAuth, databricks-cli)" in done.err.splitlines()[0]
         assert Path("out.csv").read_bytes() == true_csv(server)
         assert calls() == [["auth", "token", *(words or ["--host", server.url])]] * 2
-        assert len(done.err.splitlines()) == len(set(done.err.splitlines()))
 
 
 @needs_posix
@@ -453,7 +806,7 @@ def test_a_cli_that_has_no_login_is_an_error_with_its_remedy(profiles, cli, run,
         cli(server, size=2**20 if case != "the old CLI" else 0)
         if case == "no CLI":
             (tmp_path / "bin" / "databricks").unlink()
-        profiles(f"[work]\nhost      = {server.url}\nauth_type = databricks-cli\n")
+        profiles(CLI_PROFILE.format(server.url))
         done = run(SCANNER, "a", "-p", "work")
         assert (done.code, len(done.err.splitlines())) == (2, 1)
         assert "databricks auth login" in done.err
@@ -461,103 +814,33 @@ def test_a_cli_that_has_no_login_is_an_error_with_its_remedy(profiles, cli, run,
 
 # A notebook
 
-NATIVE = """
-def init_runtime_native_auth():
-    return {host!r}, lambda: {{"Authorization": "Bearer " + open({token!r}).read()}}
-"""
-REPL = """
-class Context:
-    workspaceUrl = {name!r}
-    apiToken = property(lambda self: open({token!r}).read())
-def get_context():
-    return Context()
-"""
-SCAN_IN_NOTEBOOK = """
-import sys
-sys.path.insert(0, {root!r})
-from databricks_user_files_simple import scan_users
-from databricks_user_list import load_databricks_config
-config = load_databricks_config()
-print(config.host, config.source, config.current_token())
-for result in scan_users({names!r}, config) if {scan} else ():
-    print(result.username, result.file_count)
-"""
+
+@pytest.fixture
+def in_notebook(monkeypatch, environment):
+    """in_notebook(server, authenticate): the module by which databricks-sdk asks a notebook for its login."""
+
+    def install(server, authenticate):
+        runtime = types.ModuleType("databricks.sdk.runtime")
+        for kind in ("native_unified", "repl_auth", "legacy_auth"):
+            setattr(runtime, f"init_runtime_{kind}", None)
+        runtime.init_runtime_native_auth = lambda: (server.url, authenticate)
+        monkeypatch.setitem(sys.modules, "databricks.sdk.runtime", runtime)
+        environment(RUNTIME_VERSION="15.4")
+
+    return install
 
 
-def notebook(tmp_path, server, **modules):
-    """A process as a notebook's: with the package dbruntime, whose modules these are."""
-    folder, token = tmp_path / "runtime" / "dbruntime", tmp_path / "token"
-    folder.mkdir(parents=True, exist_ok=True)
-    token.write_text(server.settings.token)
-    (folder / "__init__.py").write_text(
-        "class UserNamespaceInitializer:\n"
-        "    getOrCreate = classmethod(lambda cls: cls())\n"
-        "    get_namespace_globals = lambda self: {}\n")  # fmt: skip
-    for name, text in modules.items():
-        (folder / f"{name}.py").write_text(
-            text.format(host=server.url, name=server.url.partition("://")[2], token=str(token))
-        )
-    program = SCAN_IN_NOTEBOOK.format(root=str(ROOT), names=server.user_names, scan="native" in str(modules))
-    environment = {**os.environ, "DATABRICKS_RUNTIME_VERSION": "15.4", "PYTHONPATH": str(folder.parent)}
-    return subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=30, check=False
-    )
-
-
-@pytest.mark.usefixtures("processes")
-def test_a_notebooks_own_login(tmp_path):
+def test_a_notebooks_own_login(in_notebook):
     with FakeDatabricks(users=3, shape="small") as server:
-        done = notebook(tmp_path, server, sdk_credential_provider=NATIVE)
-        truth = [f"{name} {server.truth(name).file_count}" for name in server.user_names]
-        first, *rows = done.stdout.splitlines()
-        assert first == f"{server.url} notebook (OAuth, runtime) {server.settings.token}", done.stderr
-        assert sorted(rows) == sorted(truth)
+        in_notebook(server, lambda: {"Authorization": f"Bearer {server.settings.token}"})
+        config = load_databricks_config()
+        assert (config.host, config.source) == (server.url, "notebook (OAuth, runtime)")
+        assert_all_there(server, scan_users(server.user_names, config))
+        assert login(workspace_url=server.url) == (server.url, server.settings.token)
+        assert "no login found" in message_of(workspace_url=A)
 
 
-@pytest.mark.usefixtures("processes")
-def test_a_notebook_of_a_runtime_without_that_module(tmp_path):
-    """Its host has TLS, which the fake workspace does not: nothing is asked of it."""
-    with FakeDatabricks(users=1) as server:
-        done = notebook(tmp_path, server, databricks_repl_context=REPL)
-        where = server.url.replace("http:", "https:")
-        assert done.stdout == f"{where} notebook (OAuth, runtime) {server.settings.token}\n", done.stderr
-
-
-@pytest.mark.usefixtures("processes")
-def test_a_notebook_beside_which_something_is_configured(tmp_path, work, monkeypatch):
-    with FakeDatabricks(users=3, shape="small", **LOGIN) as server, FakeDatabricks() as other:
-        work(server)
-        monkeypatch.setenv("DATABRICKS_CONFIG_PROFILE", "work")
-        done = notebook(tmp_path, other, sdk_credential_provider=NATIVE)
-        assert done.stdout.startswith(f"{server.url} profile work in "), done.stderr
-
-
-OLD_SDK = {
-    "__init__": "",
-    "version": "__version__ = '0.1.6'",
-    "core": "class Config:\n    attributes = list\n    def __init__(self, **_):\n        raise ValueError\n",
-}
-
-
-def test_a_notebook_whose_sdk_is_too_old_says_how_to_get_a_newer_one(tmp_path):
-    folder = tmp_path / "runtime" / "databricks" / "sdk"
-    folder.mkdir(parents=True)
-    (folder.parent / "__init__.py").touch()
-    for name, text in OLD_SDK.items():
-        (folder / f"{name}.py").write_text(text)
-    with FakeDatabricks(users=1) as server:
-        done = notebook(tmp_path, server)
-    *_, last = done.stderr.splitlines()
-    assert last.endswith("InventoryError: databricks-sdk 0.1.6 is too old for the notebook's own login: run "
-                         "`%pip install --upgrade databricks-sdk`, then `dbutils.library.restartPython()`")  # fmt: skip
-
-
-def test_a_process_beside_a_notebook_has_no_login(monkeypatch):
-    monkeypatch.setenv("DATABRICKS_RUNTIME_VERSION", "15.4")
-    assert "no login found" in message_of()
-
-
-def test_a_notebooks_login_that_hangs_later_is_given_up_and_the_old_token_serves(monkeypatch, often):
+def test_a_notebooks_login_that_hangs_later_is_given_up_and_the_old_token_serves(monkeypatch, often, in_notebook):
     hangs, ended, threads = threading.Event(), threading.Event(), []
 
     def authenticate():
@@ -566,19 +849,30 @@ def test_a_notebooks_login_that_hangs_later_is_given_up_and_the_old_token_serves
             ended.wait(20)
         return {"Authorization": "Bearer of-the-notebook"}
 
-    runtime = types.ModuleType("databricks.sdk.runtime")
-    for kind in ("native_unified", "repl_auth", "legacy_auth"):
-        setattr(runtime, f"init_runtime_{kind}", None)
-    runtime.init_runtime_native_auth = lambda: (server.url, authenticate)
-    monkeypatch.setitem(sys.modules, "databricks.sdk.runtime", runtime)
-    monkeypatch.setenv("DATABRICKS_RUNTIME_VERSION", "15.4")
     with FakeDatabricks(users=1) as server:  # asked by the SDK what it is
+        in_notebook(server, authenticate)
         config = load_databricks_config()
         assert (config.host, set(threads)) == (server.url, {threading.current_thread()})
         set_constants(monkeypatch, LOGIN_SECONDS=0.3)
         hangs.set()
         time.sleep(0.02)
         assert config.current_token() == "of-the-notebook"
-        with pytest.raises(databricks_user_list.DatabricksError, match="no answer within"):
+        with pytest.raises(DatabricksError, match="no answer within"):
             config.current_token("of-the-notebook")
         ended.set()
+
+
+def test_a_notebook_whose_sdk_is_too_old_says_how_to_get_a_newer_one(monkeypatch, environment):
+    class OldConfig:
+        attributes = list
+
+        def __init__(self, **_):
+            raise ValueError
+
+    environment(RUNTIME_VERSION="14.3")
+    monkeypatch.setattr("databricks.sdk.core.Config", OldConfig)
+    monkeypatch.setattr("databricks.sdk.version.__version__", "0.1.6")
+    assert message_of() == (
+        "databricks-sdk 0.1.6 is too old for the notebook's own login: run "
+        "`%pip install --upgrade databricks-sdk`, then `dbutils.library.restartPython()`"
+    )

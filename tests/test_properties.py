@@ -5,28 +5,21 @@ Each property runs the code that both commands run, in this process. `INVENTORY_
 
 import csv
 import io
-import itertools
 import json
 import os
 import unicodedata
-from contextlib import redirect_stdout
 
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from databricks_user_list import (
     DatabricksError,
-    InventoryError,
     classify_error,
-    list_profiles,
-    load_databricks_config,
     parse_error_body,
     parse_page,
-    read_workspace_url,
     safe_cell,
 )
-from tests.strategies import BODIES, HEADERS, JSON, STATUSES, answered, bytes_of
+from tests.strategies import BODIES, HEADERS, JSON, STATUSES, answered
 
 MANY = int(os.environ.get("INVENTORY_EXAMPLES", "1"))
 TOKEN = "dapi-5ecret-0123456789"
@@ -43,30 +36,7 @@ def property_of(*strategies, examples=100, **named):
     return decorate
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """One for all examples of a property, each with a name of its own."""
-    path, number = tmp_path_factory.mktemp("properties"), itertools.count()
-    return lambda: path / str(next(number))
-
-
 # Files that people give
-
-
-@property_of(bytes_of(
-    b"[DEFAULT]\n", b"[__settings__]\n", b"host = https://a.net\n", b"\ntoken = " + TOKEN.encode(), b"\n[p]\n",
-    b"default_profile = p\n", b"auth_type = pat\n", b"host = "), examples=150)  # fmt: skip
-def test_any_bytes_as_profile_file(folder, data):
-    path = folder()
-    path.write_bytes(data)
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as shown:
-        patch.setenv("DATABRICKS_CONFIG_FILE", str(path))
-        for read in (load_databricks_config, list_profiles):
-            try:
-                print(repr(read()))
-            except InventoryError as error:
-                print(error)
-    assert TOKEN not in shown.getvalue()
 
 
 # Answers
@@ -94,23 +64,6 @@ def test_any_text_as_an_error(status, text):
 
 
 # Texts
-
-
-@property_of(st.text(max_size=30) | st.builds(
-    "{}{}{}{}".format, st.sampled_from(["", "https://", "http://", "HTTPS:", "ftp://"]),
-    st.sampled_from(["", "user:pw@", "@"]),
-    st.sampled_from(["adb-1.net", "localhost", "127.0.0.1", "[::1]", "10.0.0.1", "x..y"]),
-    st.sampled_from(["", ":443", ":x", "/?o=1#a", "\\", ":99999", "@evil.net"])), examples=200)  # fmt: skip
-def test_any_text_as_workspace_url(text):
-    try:
-        host, _ = read_workspace_url(text, "x")
-    except InventoryError as error:
-        assert "pw" not in str(error)
-        return
-    scheme, _, name = host.partition("://")
-    assert scheme == "https" or name.split(":")[0] in ("localhost", "127.0.0.1") or name.startswith("[::1]")
-    assert not set(name) & set("/?#@\\ ")
-    assert read_workspace_url(host, "x") == (host, "")
 
 
 @property_of(st.text(max_size=6) | st.text("=+-@\t\r\n;,\"' a", max_size=6), st.sampled_from(",;\t"), examples=200)

@@ -328,32 +328,3 @@ def test_an_output_that_cannot_be_written_is_found_out_before_the_listing(at, tm
 
 
 # Profiles
-
-
-def test_list_profiles_shows_no_secret(tmp_path, capsys):
-    (tmp_path / "home" / ".databrickscfg").write_text(
-        f"[DEFAULT]\n[prod]\nhost=https://p.net\ntoken={SECRET}\nclient_secret={SECRET}\n[m2m]\nhost=https://m.net\n"
-        f"client_id=id\nclient_secret={SECRET}\n[cli]\nhost=https://c.net\nauth_type=databricks-cli\n"
-        "[__settings__]\ndefault_profile=m2m\n"
-    )  # fmt: skip
-    assert databricks_user_list.main(["--list-profiles"]) == 0
-    shown = capsys.readouterr()
-    assert SECRET not in shown.out + shown.err
-    lines = {line.split()[0]: line for line in shown.out.splitlines()}
-    assert list(lines) == ["prod", "m2m", "cli"]
-    assert "https://p.net" in lines["prod"]
-    assert "databricks-cli" in lines["cli"]
-    assert [name for name, line in lines.items() if "default" in line] == ["m2m"]
-
-
-def test_list_profiles_shows_no_token_in_a_pasted_host(tmp_path, capsys):
-    (tmp_path / "home" / ".databrickscfg").write_text(f"[x]\nhost=https://token:{SECRET}@d.net/?token={SECRET}\n")
-    assert databricks_user_list.main(["--list-profiles"]) == 0
-    shown = capsys.readouterr().out
-    assert "d.net" in shown
-    assert SECRET not in shown
-
-
-def test_list_profiles_without_a_file_is_an_error_of_a_line(capsys):
-    assert databricks_user_list.main(["--list-profiles"]) == 2
-    assert len(capsys.readouterr().err.splitlines()) == 1
