@@ -9,7 +9,6 @@ import pytest
 import requests
 
 from tests.fake import (
-    AWKWARD_NAMES,
     FORMS,
     FakeDatabricks,
     Fault,
@@ -158,17 +157,6 @@ def test_homes_are_listed_also_in_other_letter_case(start):
     assert world.home_name(35) != world.user_names[35]
 
 
-def test_awkward_names_survive_the_way_through_http(start):
-    client = start(users=1, shape="awkward")
-    home = f"/Users/{client.server.user_names[0]}"
-    for listing, key in ((client.dbfs, "files"), (client.workspace, "objects")):
-        paths = [entry["path"] for entry in listing(home).json()[key]]
-        assert paths == [f"{home}/{name}" for name in AWKWARD_NAMES]
-        for path in paths:
-            [folder] = [entry["path"] for entry in listing(path).json()[key] if is_folder(entry)]
-            assert folder == f"{path}/{path.rpartition('/')[2]}"
-
-
 def test_added_trees_and_vanished_directories(start):
     client = start(users=["a"], shape="small")
     client.server.add_tree("dbfs", {"/Users/a": [dbfs_directory("/Users/a/gone"), dbfs_file("/Users/a/f", 2**33)]})
@@ -179,7 +167,7 @@ def test_added_trees_and_vanished_directories(start):
 
 
 def test_bench_trees_are_computed(start):
-    client = start(users=2, shape="bench", directories=91, files_per_directory=3, fan_out=4)
+    client = start(users=2, shape="bench", directories=251, files_per_directory=3)
     for username in client.server.user_names:
         assert_truth(client, username)
     huge = Workspace(users=["a"], shape="bench", directories=10**6, files_per_directory=0, file_systems=("dbfs",))

@@ -6,7 +6,7 @@ import threading
 
 from tests.fake.faults import FAULT_KINDS, Fault
 from tests.fake.server import DEFAULT_TOKEN, FAMILIES, FakeDatabricks
-from tests.fake.trees import FILE_SYSTEMS, SHAPES
+from tests.fake.trees import SHAPES
 
 
 def fault_option(text: str) -> Fault:
@@ -29,16 +29,10 @@ def build_parser() -> argparse.ArgumentParser:
     for family in FAMILIES:
         parser.add_argument(f"--{family}-limit", type=float, help=f"requests per second, for {family}")
     parser.add_argument("--retry-after", type=int, metavar="SECONDS", help="on answers of 429")
-    parser.add_argument("--in-flight-limit", type=int, help="requests at once")
     parser.add_argument("--fault", dest="faults", type=fault_option, action="append", default=[], metavar="KIND:RATE",
                         help=f"repeatable; kinds: {', '.join(FAULT_KINDS)}")  # fmt: skip
     parser.add_argument("--shape", choices=SHAPES, default="mixed", help="of all users (default: %(default)s)")
     parser.add_argument("--directories", type=int, default=40, help="per user, for --shape bench")
-    parser.add_argument("--files-per-directory", type=int, default=5, help="for --shape bench")
-    parser.add_argument("--fan-out", type=int, default=10, help="for --shape bench")
-    parser.add_argument("--file-system", dest="file_systems", type=lambda name: (name,), default=FILE_SYSTEMS,
-                        help="the only one, for --shape bench")  # fmt: skip
-    parser.add_argument("--no-count-paths", dest="count_paths", action="store_false", help="for millions of requests")
     return parser
 
 

@@ -189,22 +189,20 @@ BENCH_TYPES = [name for name in WORKSPACE_TYPES if name]  # others are listed on
 
 
 class Bench(NamedTuple):
-    """A regular tree: directory k has the children k*fan_out+1 to k*fan_out+fan_out, as far as they exist."""
+    """A regular tree: directory k has the children 10k+1 to 10k+10, as far as they exist."""
 
     file_system: str
     directories: int
     files: int
-    fan_out: int
     salt: int
 
     def number(self, relative: str) -> int | None:
         """Which directory a path is, or None when there is no such one."""
         number = 0
         for name in relative.split("/")[1:]:
-            digit = name[1:]
-            if name[:1] != "d" or not digit.isdecimal() or str(int(digit)) != digit or int(digit) >= self.fan_out:
+            if len(name) != 2 or name[0] != "d" or name[1] not in "0123456789":
                 return None
-            number = number * self.fan_out + int(digit) + 1
+            number = 10 * number + int(name[1]) + 1
         return number if number < self.directories else None
 
     def file(self, directory: int, file: int) -> Entry:
@@ -220,7 +218,7 @@ class Bench(NamedTuple):
         number = self.number(relative)
         if number is None:
             return None
-        first = number * self.fan_out + 1
-        folders = range(first, min(first + self.fan_out, self.directories))
+        first = 10 * number + 1
+        folders = range(first, min(first + 10, self.directories))
         entries = [Entry(f"d{child - first}", "DIRECTORY", 0, child) for child in folders]
         return entries + [self.file(number, file) for file in range(self.files)]

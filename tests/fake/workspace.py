@@ -102,7 +102,7 @@ class Workspace:
     """The users and their trees: everything that can be listed, nothing of HTTP.
 
     users is a number, or user names and SCIM dictionaries; shapes overrides shape by index. directories,
-    files_per_directory, fan_out and file_systems are of the shape bench: so many directories per user, shared out.
+    files_per_directory and file_systems are of the shape bench: so many directories per user, shared out.
     """
 
     def __init__(
@@ -113,7 +113,6 @@ class Workspace:
         shapes: dict[int, str] | None = None,
         directories: int = 40,
         files_per_directory: int = 5,
-        fan_out: int = 10,
         file_systems: tuple[str, ...] = FILE_SYSTEMS,
     ):
         self.seed = seed
@@ -122,7 +121,7 @@ class Workspace:
         unknown = {shape, *self.shapes.values()} - set(SHAPES)
         if unknown:
             raise ValueError(f"unknown shape {sorted(unknown)}; there are {', '.join(SHAPES)}")
-        self.bench = (directories, files_per_directory, fan_out, file_systems)
+        self.bench = (directories, files_per_directory, file_systems)
         self.user_names: list[str] = []
         self.user_fields: dict[int, dict[str, Any]] = {}
         self.home_indexes: dict[str, int] = {}
@@ -185,13 +184,13 @@ class Workspace:
     # Trees
 
     def bench_tree(self, index: int, file_system: str) -> Bench:
-        directories, files, fan_out, file_systems = self.bench
+        directories, files, file_systems = self.bench
         if file_system not in file_systems:
-            return Bench(file_system, 0, files, fan_out, index)
+            return Bench(file_system, 0, files, index)
         share = directories // len(file_systems)
         if file_system == file_systems[0]:
             share = directories - share * (len(file_systems) - 1)
-        return Bench(file_system, share, files, fan_out, index * 7_919)
+        return Bench(file_system, share, files, index * 7_919)
 
     def directory_count(self, index: int, file_system: str) -> int:
         """How many directories a generated tree has; 0 when there is no home."""
