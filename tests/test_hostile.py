@@ -802,13 +802,3 @@ def test_names_and_messages_neither_steer_a_terminal_nor_forge_lines_nor_run_in_
             assert [line for line in shown.splitlines() if line.startswith("error:")] == []
             for row in rows_of(ended.out).values():
                 assert not re.search("(^|;)[=+@-]", row["error"])
-
-
-@pytest.mark.usefixtures("processes")
-def test_display_names_do_not_steer_the_terminal_that_a_list_is_shown_on():
-    users = [{"userName": f"u{number}", "displayName": name} for number, name in enumerate(STEERING)]
-    with FakeDatabricks(users=users) as server:
-        ended = run(server, script=USER_LIST)
-    assert ended.code == 0, ended
-    assert not re.search(b"[\x00-\x09\x0b-\x1f\x7f]|\xc2[\x80-\x9f]", ended.out)
-    assert len(rows_of(ended.out)) == len(STEERING)

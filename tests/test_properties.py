@@ -5,7 +5,6 @@ Each property runs the code that both commands run, in this process. `INVENTORY_
 
 import csv
 import io
-import json
 import os
 import unicodedata
 
@@ -13,13 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from databricks_user_list import (
-    DatabricksError,
     classify_error,
     parse_error_body,
-    parse_page,
     safe_cell,
 )
-from tests.strategies import BODIES, HEADERS, JSON, STATUSES, answered
 
 MANY = int(os.environ.get("INVENTORY_EXAMPLES", "1"))
 TOKEN = "dapi-5ecret-0123456789"
@@ -37,24 +33,6 @@ def property_of(*strategies, examples=100, **named):
 
 
 # Files that people give
-
-
-# Answers
-
-
-TEXT = st.text(max_size=5) | JSON
-USER = st.fixed_dictionaries({}, optional={"id": TEXT, "userName": TEXT, "active": JSON, "displayName": JSON})
-PAGE = st.fixed_dictionaries({}, optional={
-    "Resources": st.lists(USER, max_size=3) | JSON, "totalResults": st.integers() | JSON})  # fmt: skip
-
-
-@property_of(STATUSES, BODIES | PAGE.map(json.dumps), HEADERS, examples=150)
-def test_any_answer_to_a_page_of_users_is_the_page_or_an_error(status, body, headers):
-    page = answered(parse_page, status, body, headers)
-    if not isinstance(page, DatabricksError):
-        assert status == 200
-        assert len(page["Resources"]) == len(json.loads(body).get("Resources", []))
-        assert page["totalResults"] >= 0
 
 
 @property_of(st.integers(100, 999), st.text(max_size=200))

@@ -1,0 +1,286 @@
+"""The user list: the pages of SCIM as a CSV (SPEC section 5). Real HTTP, the command in this process."""
+
+import json
+import random
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import databricks_user_list
+from databricks_user_files_simple import read_usernames
+from databricks_user_list import DatabricksError, parse_page
+from tests.fake import Answer, FakeDatabricks, Fault
+from tests.helpers import USER_LIST, rows_of, set_constants
+from tests.strategies import BODIES, HEADERS, JSON, STATUSES, answered
+
+HEADER = "username,display_name,active,user_id\n"
+
+
+@pytest.fixture
+def run(list_users, monkeypatch):
+    """run(server, *words): exit code, user names in users.csv (None without that file), messages; no wait."""
+    retries = {kind: (attempts, 0.0) for kind, (attempts, _) in databricks_user_list.RETRIES.items()}
+    set_constants(monkeypatch, RETRIES=retries)
+
+    def call(server, *words):
+        done = list_users(server, "-o", "users.csv", *words)
+        rows = rows_of("users.csv")
+        return done.code, rows and [row["username"] for row in rows], done.err
+
+    return call
+
+
+@pytest.fixture
+def queries(monkeypatch):
+    """The queries that the server was asked for users, as dictionaries."""
+    asked, real = [], FakeDatabricks.scim_page
+    monkeypatch.setattr(
+        FakeDatabricks, "scim_page", lambda self, start, query: asked.append(dict(query)) or real(self, start, query)
+    )
+    return asked
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    """serve(page): page(startIndex, count) gives the users of each page and totalResults, None for none."""
+
+    def install(page):
+        def scim_page(_, start, query):
+            users, total = page(start, int(query["count"]))
+            body = {"Resources": users} | ({} if total is None else {"totalResults": total})
+            return Answer(200, json.dumps(body).encode())
+
+        monkeypatch.setattr(FakeDatabricks, "scim_page", scim_page)
+
+    return install
+
+
+# Pages
+
+
+@pytest.mark.parametrize(("users", "cap", "starts"), [(0, 100, [1]), (100, 100, [1, 101]), (25, 10, [1, 11, 21, 26])])
+def test_every_user_is_listed_in_the_services_order(run, queries, users, cap, starts):
+    with FakeDatabricks(users=users, scim_page_cap=cap) as server:
+        assert run(server)[:2] == (0, server.user_names)
+    assert [int(query["startIndex"]) for query in queries] == starts
+    assert {(query["attributes"], query["count"]) for query in queries} == {("id,userName,displayName,active", "1000")}
+
+
+PEOPLE = [{"id": str(number), "userName": f"u{number}"} for number in range(95)]
+NAMELESS_IDS = [{"userName": user["userName"]} for user in PEOPLE]
+
+
+def shuffled(start, count):
+    """Each page from a new order of all."""
+    return random.Random(start).sample(PEOPLE, len(PEOPLE))[start - 1 :][:count]
+
+
+def overlapping(step):
+    """Pages that begin with users of the page before: each user is there 10 / step times."""
+    return lambda start, _: PEOPLE[(start - 1) // 10 * step :][:10]
+
+
+ODD_SERVICES = {  # users of a page by startIndex and count, totalResults, exit code
+    "ignores startIndex": (lambda start, count: PEOPLE[:10], 95, 1),
+    "ignores startIndex, and has all on one page": (lambda start, count: PEOPLE, 95, 0),
+    "ignores startIndex, and says there is no end": (lambda start, count: PEOPLE[:10], 10**9, 1),
+    "ignores count": (lambda start, count: PEOPLE[start - 1 :], 95, 0),
+    "sorts each page anew": (lambda start, count: shuffled(start, 10), 95, None),
+    "repeats users": (overlapping(9), 95, 0),
+    "repeats each user, and counts them so": (overlapping(5), 190, 1),
+    "repeats a page": (lambda start, count: PEOPLE[max(start - 11, 0) :][:10], 95, 0),
+    "says too few": (lambda start, count: PEOPLE[start - 1 :][:10], 5, 0),
+    "says nothing": (lambda start, count: PEOPLE[start - 1 :][:10], None, 0),
+    "says too many": (lambda start, count: PEOPLE[start - 1 :][:10], 98, 1),
+    "has no ids": (lambda start, count: NAMELESS_IDS[start - 1 :][:10], 95, 0),
+}
+
+
+@pytest.mark.parametrize("kind", ODD_SERVICES)
+def test_an_odd_service_ends_and_gives_all_or_a_warning(run, serve, kind):
+    users, total, expected = ODD_SERVICES[kind]
+    serve(lambda start, count: (users(start, count), total))
+    with FakeDatabricks(users=0) as server:
+        code, found, text = run(server)
+        assert server.total_requests < 200
+    assert len(set(found)) == len(found)
+    missing = (total or 0) - len(found)
+    assert code == (1 if missing > 0 else 0)
+    assert expected in (None, code)
+    assert code == 1 or len(found) == 95
+    assert (f"{missing:,} user" in text.rpartition("warning: ")[2]) == (code == 1)
+
+
+def test_where_users_are_missing_all_are_listed_once_more(run):
+    with FakeDatabricks(users=25, total_results_offset=3) as server:
+        code, found, text = run(server)
+        assert (code, found, server.requests["scim", 1]) == (1, server.user_names, 2)
+    assert "3 users missing" in text
+
+
+@pytest.mark.parametrize(("pages", "code", "names"), [
+    ([(PEOPLE[:1], 3), ([], 3), (PEOPLE[1:3], 3), ([], 3)], 0, ["u0", "u1", "u2"]),  # the second adds what is missing
+    ([(PEOPLE[:3], 5), ([], 5)], 1, ["u0", "u1", "u2"]),  # what the first said of the total is not forgotten
+])  # fmt: skip
+def test_two_listings_complete_each_other(run, serve, pages, code, names):
+    left = iter(pages)
+    serve(lambda *_: next(left, ([], None)))
+    with FakeDatabricks(users=0) as server:
+        assert run(server)[:2] == (code, names)
+
+
+@pytest.mark.parametrize(("most", "cap", "asked"), [
+    (1, 100, [(1, 1)]), (15, 10, [(1, 15), (11, 5)]), (20, 10, [(1, 20), (11, 10)]),
+])  # fmt: skip
+def test_max_users_asks_for_no_more_than_it_needs(run, queries, most, cap, asked):
+    with FakeDatabricks(users=300, scim_page_cap=cap) as server:
+        assert run(server, "--max-users", most)[:2] == (0, server.user_names[:most])
+    assert [(int(query["startIndex"]), int(query["count"])) for query in queries] == asked
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "1.5", "", "\u00b2", "9999999999"])
+def test_max_users_has_to_be_a_number_above_0(run, number):
+    with FakeDatabricks(users=7) as server:
+        code, found, text = run(server, f"--max-users={number}")
+        assert (code, found, server.total_requests) == (2, None, 0)
+    assert "--max-users" in text
+
+
+def test_active_only_leaves_deactivated_users_out(run):
+    people = [{"userName": f"u{number}", "active": number % 3 != 0} for number in range(30)]
+    active = [person["userName"] for person in people if person["active"]]
+    with FakeDatabricks(users=people, scim_page_cap=7) as server:
+        for most in (None, 4, 100):
+            words = [] if most is None else ["--max-users", most]
+            assert run(server, "--active-only", *words)[:2] == (0, active[:most])
+
+
+# Faults
+
+
+BAD_BODIES = (
+    "[]", '{"Resources": {}}', '{"Resources": ["a"]}', '{"Resources": null}', "{}", '{"a": 1}',
+    *(f'{{"Resources": [], "totalResults": {total}}}' for total in ('"1"', "NaN", "-1", "1.5", str(2**63))),
+    *(f'{{"Resources": [{{"userName": "a", {field}}}]}}' for field in (
+        '"userName": 5', '"id": {}', '"displayName": ["=x"]', '"active": "false"', '"active": 0')),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("fault", "requests"), [
+    *((Fault(kind, path=11), 1) for kind in ("403", "404", "redirect")),
+    *((Fault(kind, path=11), 5) for kind in ("500", "html", "truncated", "429", "reset")),
+    *((Fault("body", path=11, body=body), 5) for body in BAD_BODIES),
+])  # fmt: skip
+def test_a_page_that_fails_fails_the_command_and_an_older_file_stays(run, tmp_path, fault, requests):
+    (tmp_path / "users.csv").write_text(HEADER + "old@example.com,,,\n")
+    with FakeDatabricks(users=25, scim_page_cap=10, faults=[fault]) as server:
+        code, found, text = run(server)
+        assert (code, found, server.requests["scim", 11]) == (2, ["old@example.com"], requests)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "users.csv"]
+    assert "nothing was written, because the users could not be listed: " in text
+    assert len(text.splitlines()) == 2
+
+
+@pytest.mark.parametrize("kind", ["500", "html", "truncated", "empty_429", "reset", "truncated_json"])
+def test_a_page_that_fails_at_first_is_asked_for_again(run, kind):
+    with FakeDatabricks(users=25, scim_page_cap=10, faults=[Fault(kind, path=11, times=3)]) as server:
+        assert run(server)[:2] == (0, server.user_names)
+
+
+TEXT = st.text(max_size=5) | JSON
+USER = st.fixed_dictionaries({}, optional={"id": TEXT, "userName": TEXT, "active": JSON, "displayName": JSON})
+PAGE = st.fixed_dictionaries({}, optional={
+    "Resources": st.lists(USER, max_size=3) | JSON, "totalResults": st.integers() | JSON})  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(STATUSES, BODIES | PAGE.map(json.dumps), HEADERS)
+def test_any_answer_is_the_page_or_an_error(status, body, headers):
+    page = answered(parse_page, status, body, headers)
+    if not isinstance(page, DatabricksError):
+        assert status == 200
+        assert len(page["Resources"]) == len(json.loads(body).get("Resources", []))
+        assert page["totalResults"] >= 0
+
+
+@pytest.mark.parametrize("bad_token", [401, 403])
+def test_a_refused_login_ends_with_exit_2(run, bad_token):
+    with FakeDatabricks(users=3, expire_after_requests=0, bad_token=bad_token) as server:
+        code, found, text = run(server)
+        assert (code, found, server.total_requests) == (2, None, 1)
+    assert "does not accept the token" in text
+    assert server.settings.token not in text
+
+
+def test_users_shown_without_their_names_are_an_error_that_says_why(run):
+    with FakeDatabricks(users=5, admin=False) as server:
+        code, found, text = run(server)
+    assert (code, found) == (2, None)
+    assert "admin" in text
+
+
+@pytest.mark.parametrize("name", ["anna@x.com\u00a0", "a\u200bb", "a;b", "'a'", "../a"])
+def test_a_name_that_the_scanner_would_refuse_is_left_out_with_a_warning(run, name):
+    with FakeDatabricks(users=["before", name, "after"]) as server:
+        code, found, text = run(server)
+    assert (code, found) == (1, ["before", "after"])
+    assert f"warning: left out, because the scanner would refuse it: {name!r}" in text
+    assert read_usernames([], "users.csv") == found
+
+
+def test_a_single_user_without_a_name_is_left_out_with_a_warning(run, serve):
+    users = [{"id": "1", "userName": "a"}, {"id": "27"}, {"id": "3", "userName": "b"}]
+    serve(lambda start, _: (users[start - 1 :], 3))
+    with FakeDatabricks(users=0) as server:
+        code, found, text = run(server)
+    assert (code, found) == (1, ["a", "b"])
+    assert "refuse it: '' is not a user name: it is empty or dots (user_id 27)" in text
+
+
+# The file
+
+
+def test_the_files_bytes(run, serve, tmp_path):
+    users = [{"userName": "a@x.com", "displayName": 'Zo\u00eb, "Z"', "active": True, "id": "1"},
+             {"userName": "b@x.com", "displayName": "", "active": False, "id": "2"},
+             {"userName": "c"}]  # fmt: skip
+    serve(lambda start, _: (users[start - 1 :], 3))
+    with FakeDatabricks(users=0) as server:
+        assert run(server)[0] == 0
+    expected = HEADER + 'a@x.com,"Zo\u00eb, ""Z""",true,1\nb@x.com,,false,2\nc,,,\n'
+    assert (tmp_path / "users.csv").read_bytes() == expected.encode()
+
+
+def test_any_display_name_stays_in_its_row_runs_in_no_spreadsheet_and_steers_no_terminal(run):
+    names = ["=cmd()", "two\r\nlines", "two\rlines", 'a "q"', "a,b", "a;=b", "\x00x", "\x1b]0;owned\x07", "\x9b31m"]
+    users = [{"userName": f"u{number}", "displayName": name} for number, name in enumerate(names)]
+    with FakeDatabricks(users=users) as server:
+        assert run(server)[:2] == (0, [user["userName"] for user in users])
+    shown = ["'=cmd()", "two\r\nlines", "two lines", 'a "q"', "a,b", "a;'=b", " x", " ]0;owned ", " 31m"]
+    assert [row["display_name"] for row in rows_of("users.csv")] == shown
+
+
+def test_the_scanner_reads_the_list_and_every_name_as_it_is(run):
+    odd = ["=u", "\u00e9@x.com", "e\u0301", "\U0001f600", "a b", "o'neil", "#a", "corp\\anna"]
+    with FakeDatabricks(users=odd) as server:
+        assert run(server)[:2] == (0, odd)
+        assert read_usernames([], "users.csv") == odd
+
+
+@pytest.mark.parametrize("words", [(), ("--output", "-")])
+def test_stdout_has_the_csv_alone(command, login, words):
+    with FakeDatabricks(users=[{"userName": "\u00e9@x.com", "displayName": "E", "active": True, "id": "1"}]) as server:
+        result = command(USER_LIST, *words, env={**login(server), "PYTHONIOENCODING": "ascii"})
+    assert (result.code, result.out) == (0, HEADER + "\u00e9@x.com,E,true,1\n")
+    assert "Workspace http://127.0.0.1" in result.err.splitlines()[0]
+
+
+@pytest.mark.parametrize("output", ["missing/users.csv", ".", "file/users.csv"])
+def test_an_output_that_cannot_be_written_is_found_out_before_the_listing(list_users, tmp_path, output):
+    (tmp_path / "file").write_text("")
+    with FakeDatabricks(users=3) as server:
+        done = list_users(server, "-o", output)
+        assert (done.code, server.total_requests) == (2, 0)
+    assert output in done.err
+    assert len(done.err.splitlines()) <= 3
