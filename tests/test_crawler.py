@@ -266,7 +266,7 @@ def test_time_that_was_lost_is_not_made_up_for_by_a_burst(clock, recorder):
 
 @pytest.mark.parametrize(("kind", "failing", "more"), [
     ("500", 40, []), ("429", 12, []), ("slow", 12, []), ("html", 12, []),
-    ("500", 2, [Fault("403", path="/")]),  # the root answers, too
+    ("500", 2, [Fault("403", path="/")]), ("500", 2, [Fault("slow", path="/")]),  # any answer of the root, too
 ])  # fmt: skip
 def test_several_directories_that_always_fail_are_no_outage(clock, kind, failing, more):
     with wide_server(60) as server:
@@ -397,6 +397,14 @@ def test_a_refused_login_ends_the_run(clock, bad_token, after):
             crawl(server, clock)
         assert server.statuses[200] + server.statuses[404] == after
     assert clock.waits == []
+
+
+def test_a_login_that_is_refused_while_an_api_is_away_ends_the_run(clock):
+    with small_server() as server:
+        server.change(faults=[Fault("500", api="dbfs", path=f"{HOME}/{name}") for name in "ab"]
+                      + [Fault("401", path="/")])  # fmt: skip
+        with pytest.raises(InventoryError, match="401"):
+            crawl(server, clock)
 
 
 @pytest.mark.parametrize("kind", ["401", "503"])
