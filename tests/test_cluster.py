@@ -19,7 +19,7 @@ import sys
 import threading
 import zlib
 from concurrent import futures
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -522,24 +522,6 @@ def test_an_interrupted_command_goes_on_with_resume(connect_server, command, log
         assert not Path(NAME).exists()
 
 
-@contextmanager
-def interrupted_when(condition):
-    """A KeyboardInterrupt of what stands in it, once the condition is true."""
-
-    def interrupt():
-        try:
-            until(condition, 180)
-        finally:
-            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-
-    thread = threading.Thread(target=interrupt)
-    thread.start()
-    try:
-        yield
-    finally:
-        thread.join()
-
-
 @needs_posix
 def test_interrupting_leaves_the_users_own_queries_alone(spark, monkeypatch, early, tmp_path):
     """Of the session of a notebook: the batches are cancelled by their tag, a query of the user's goes on."""
@@ -569,10 +551,19 @@ def test_interrupting_leaves_the_users_own_queries_alone(spark, monkeypatch, ear
             queries = [thread for thread in threading.enumerate() if "run_query" in thread.name]
             return gate.hits == server.in_flight and 0 < len(queries) <= len(workers_that_wait(server))
 
+        def interrupt():
+            try:
+                until(all_hangs, 180)
+            finally:
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
         results = process_user_batch_parallel(spark, server.user_names, config_of(server), 4)
-        with pytest.raises(KeyboardInterrupt), closing(results), interrupted_when(all_hangs):
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        with pytest.raises(KeyboardInterrupt), closing(results):
             for _ in results:
                 pass
+        thread.join()
         until(lambda: not workers_that_wait(server), 60)  # the threads of this process wait on
     assert query.is_alive()
     go_on.touch()
