@@ -138,16 +138,19 @@ def test_bad_input_is_a_short_error_exit_2_and_nothing_written(
 # Users
 
 NAMES = ("a@x.com", "=1+1", "-a", "@b", "+1", "o'neil", "a b", "a\u00a0b", "corp\\anna", "mailto:a", "#a",
-         "\u00e9", "e\u0301", "\U0001f600", "...", "..a", "a%2F..", "username")  # fmt: skip
+         "\u00e9", "e\u0301", "\U0001f600", "...", "..a", "a%2F..", "%2e%2e", "..\\..", "a?path=%2FShared",
+         "a&path=%2FShared", "a\u2215b", "a%00b", "username")  # fmt: skip
 NO_NAMES = ("", ".", "..", "a/b", "../ann", "/", "a\"b", "Anna <a@x.com>", "a,b", "a;b", "a\nb", "a\tb", "a\0b",
             "a\x7f", "\x85a", "\ufeffa", "a\u200bb", "\u202ea", "a\u00adb", "\ud800", " a", "a ",
             "a\u00a0", "\u3000a", "\u2028",
             "'a@x.com'", "a'", '="a@x.com"', 'a,"Berg, Anna",true,1')  # fmt: skip
 
 
-def test_names_are_verbatim(scan, nobody):
+def test_names_are_verbatim_and_do_not_leave_users(scan, nobody):
     assert scan(nobody, "-o", "out.csv", "--", *NAMES).code == 0
     assert usernames() == list(NAMES)
+    assert {path for api, path in nobody.requests if api == "workspace"} == {
+        "/Users", *(f"/Users/{name}" for name in NAMES)}  # fmt: skip
     Path("users").write_text("username\n" + "\n".join(NAMES), encoding="utf-8")
     assert scan(nobody, "-o", "out.csv", "--users-file", "users").code == 0
     assert usernames() == list(NAMES)
@@ -289,6 +292,12 @@ def test_the_inventorys_bytes(scan, three):
         f"a,5,{truth.total_size},3.1150,success,both,",
     ]
     assert done.out == HEADER + "\n".join(expected) + "\n"
+
+
+def test_sums_beyond_64_bits_are_written(scan):
+    with FakeDatabricks(users=["a"], shape="none") as server:
+        server.add_tree("dbfs", {"/Users/a": [dbfs_file(f"/Users/a/{number}", 2**63 - 1) for number in range(4)]})
+        assert f",{4 * (2**63 - 1)}," in scan(server, "a").out
 
 
 @pytest.mark.parametrize(("words", "code"), [

@@ -1,6 +1,7 @@
 """What an answer is taken for: a listing, a failure, never an empty directory; what is in it, and what counts."""
 
 import json
+import math
 from functools import partial
 from zlib import crc32
 
@@ -174,7 +175,7 @@ NO_LISTINGS = {  # what the error says: such answers for B
     "an entry twice": [[X, X], [dbfs_directory(f"{B}/c")] * 2, [dbfs_directory(f"{B}/x"), X]],
     "a file without a size": [
         [{"path": f"{B}/x", "is_dir": False}], [{**X, "is_dir": "no"}],
-        *([dbfs_file(f"{B}/x", size)] for size in (None, -1, "5", 1.5, True, 2**63)),
+        *([dbfs_file(f"{B}/x", size)] for size in (None, -1, "5", 1.5, True, 2**63, math.nan, math.inf)),
     ],
 }  # fmt: skip
 NO_WORKSPACE_LISTINGS = {

@@ -1,18 +1,25 @@
 """Where results are written: whole or not at all, and nothing of anybody else's is lost (SPEC section 5)."""
 
+import csv
+import io
 import os
+import re
 import shutil
 import stat
 import subprocess
 import sys
 import threading
+import unicodedata
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 import databricks_user_list
-from tests.fake import FakeDatabricks
-from tests.helpers import NAME, ROOT, SCANNER, USER_LIST, WORDS, needs_posix, running, true_csv, write_users
+from databricks_user_list import safe_cell
+from tests.fake import FakeDatabricks, Fault, dbfs_directory, workspace_object
+from tests.helpers import NAME, ROOT, SCANNER, USER_LIST, WORDS, needs_posix, rows_of, running, true_csv, write_users
 
 HEADER = "username,file_count,total_size,total_size_gb,status,file_source,error\n"
 CSV = HEADER + "a,0,0,0.0000,empty,none,\n"
@@ -262,3 +269,44 @@ def test_a_closed_stdin_is_a_line(login, nobody):
                           text=True, check=False)  # fmt: skip
     assert done.returncode == 2
     assert done.stderr.splitlines()[1:] == ["error: --users-file -: stdin is closed; name a file"]
+
+
+# What names and messages may do to a terminal or a spreadsheet
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@example("\uff1d1\t\uff0b1\n\uff0d1", ";")
+@example('a;"=1\r\n\uff201;""=1', ";")
+@given(st.text(max_size=6) | st.text("=+-@\t\r\n;,\"' a", max_size=6), st.sampled_from(",;\t"))
+def test_no_cell_is_a_formula_whatever_separates_the_cells(text, delimiter):
+    file = io.StringIO()
+    csv.writer(file).writerow(["a", safe_cell(text), "b"])
+    for row in csv.reader(io.StringIO(file.getvalue(), newline=""), delimiter=delimiter):
+        for cell in row:
+            assert not cell.lstrip("\t\r\n").startswith(tuple("=+-@\uff1d\uff0b\uff0d\uff20"))
+    assert not [sign for sign in safe_cell(text) if unicodedata.category(sign) == "Cc" and sign not in "\t\n\r"]
+
+
+@pytest.mark.parametrize("text", ["Anna", "a-b", "a = b", "1+1", "x@y", "", " ", "it's", "a;b", "a, b", "e\u0301"])
+def test_other_cells_stay_as_they_are(text):
+    assert safe_cell(text) == text
+
+
+STEERING = ("\x1b]0;owned\x07", "\x9b31m", "a\rb", "a\x08\x08b", "\u202egnp.exe", "\u2066x", "a\nerror: forged",
+            "=HYPERLINK(1)", "x;=cmd()")  # fmt: skip
+
+
+def test_names_and_messages_neither_steer_a_terminal_nor_forge_lines_nor_run_in_a_spreadsheet(scan):
+    paths = [f"/Users/a/{name}" for name in STEERING]
+    with FakeDatabricks(users=["a", "b"], shape="none") as server:
+        server.add_tree("dbfs", {"/Users/a": [dbfs_directory(path) for path in paths]})
+        objects = [workspace_object(f"/Users/b/{number}", name) for number, name in enumerate(STEERING)]
+        server.add_tree("workspace", {"/Users/b": objects})
+        server.change(faults=[Fault("403", path=path, error_code=name, message=f"{name} {name}")
+                              for path, name in zip(paths, STEERING, strict=True)])  # fmt: skip
+        for words, code in ((["a"], 1), (["b"], 0), (["a", "b"], 1)):
+            done = scan(server, *words, "--debug", "-o", "out.csv")
+            assert done.code == code, done
+            assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", done.err)
+            assert [line for line in done.err.splitlines() if line.startswith("error:")] == []
+            assert not [row for row in rows_of() if re.search("(^|;)[=+@-]", row["error"])]

@@ -1,0 +1,785 @@
+"""One request: what an answer is taken for, how often it is tried, and what harm a server or a proxy may do (SPEC 3).
+
+No token gets out, nothing goes on for ever, memory stays bounded.
+"""
+
+import base64
+import codecs
+import gzip
+import json
+import os
+import shutil
+import signal
+import socket
+import socketserver
+import ssl
+import subprocess
+import sys
+import threading
+import zlib
+from contextlib import suppress
+from functools import partial
+from importlib.util import find_spec
+from itertools import chain, repeat
+from pathlib import Path
+from urllib.parse import parse_qs, quote, urlsplit
+
+import pytest
+import requests
+import responses
+import urllib3
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import databricks_user_files_simple as scanner
+import databricks_user_list
+from databricks_user_list import (
+    DatabricksClient,
+    DatabricksConfig,
+    DatabricksError,
+    MalformedAnswer,
+    classify_error,
+    decode_body,
+    parse_error_body,
+    parse_record,
+    retry_wait,
+)
+from tests.fake import FORMS, FakeDatabricks, Fault, dbfs_directory, dbfs_file
+from tests.helpers import (
+    NAME,
+    ROOT,
+    Result,
+    config_of,
+    free_port,
+    hang_when,
+    make_client,
+    needs_posix,
+    program_with,
+    rows_of,
+    running,
+    set_constants,
+    until,
+)
+
+HOST = "https://adb-1.azuredatabricks.net"
+SECRET = "dapi-secret-0123456789"
+TOKENS = (SECRET, "a+b(c)[d]*\\e$^|f?.{2}/=%20~", "dapi\"quoted'<b>&amp;")
+LIST = "/api/2.0/dbfs/list"
+LIMITED = {"error_code": "REQUEST_LIMIT_EXCEEDED", "message": "Request limit exceeded."}
+SLOW = {"message": "The service at this URL is taking too long to process your request. Please try again later."}
+SERVER_WAITS, LIMIT_WAITS = [2, 4, 8, 16], [4, 8, 16, 32]
+
+
+@pytest.fixture
+def service():
+    """Gives the answers in the order in which they were added; an exception is one too."""
+    ordered = responses.registries.OrderedRegistry
+    with responses.RequestsMock(registry=ordered, assert_all_requests_are_fired=False) as mock:
+        yield mock
+
+
+@pytest.fixture
+def client(clock):
+    return DatabricksClient(DatabricksConfig(HOST, SECRET), 1, clock=clock, sleep=clock.sleep, jitter=lambda: 1.0)
+
+
+def add(service, *answers):
+    for answer in answers:
+        service.add(responses.GET, HOST + LIST, **(answer if isinstance(answer, dict) else {"body": answer}))
+
+
+def ask(client, path="/Users/a"):
+    return client.get(LIST, {"path": path}, parse_record)
+
+
+def fail(client, path="/Users/a"):
+    with pytest.raises(DatabricksError) as caught:
+        ask(client, path)
+    assert len(str(caught.value).splitlines()) == 1
+    assert SECRET not in f"{caught.value} {caught.value!r}"
+    return caught.value
+
+
+# What came back decides how often it is tried
+
+
+def error_of(code, message="x"):
+    return {"error_code": code, "message": message}
+
+
+@pytest.mark.parametrize(("answer", "waits", "kind"), [
+    ({"status": 429, "json": LIMITED}, LIMIT_WAITS, "rate limit"),
+    ({"status": 429, "body": b""}, LIMIT_WAITS, "rate limit"),
+    ({"status": 500, "json": {"detail": "REQUEST_LIMIT_EXCEEDED: token bucket"}}, LIMIT_WAITS, "rate limit"),
+    ({"status": 500, "json": error_of("INTERNAL_ERROR")}, SERVER_WAITS, "server"),
+    ({"status": 500, "json": SLOW}, SERVER_WAITS, "server"),
+    ({"status": 503, "json": error_of("TEMPORARILY_UNAVAILABLE")}, SERVER_WAITS, "server"),
+    *(({"status": status, "body": b""}, SERVER_WAITS, "server") for status in (408, 425, 501, 504, 599)),
+    ({"status": 503, "json": {"error_code": "TEMPORARILY_UNAVAILABLE", **SLOW}}, [2], "too slow"),
+    ({"status": 200, "body": b"<html>Sign in</html>", "content_type": "text/html"}, SERVER_WAITS, "malformed"),
+    ({"status": 200, "json": []}, SERVER_WAITS, "unexpected"),
+    ({"status": 401, "body": b""}, [], "login"),
+    ({"status": 403, "body": b"Error 403 Invalid access token."}, [], "login"),
+    ({"status": 403, "json": error_of("403", "Invalid access token.")}, [], "login"),
+    ({"status": 403, "json": error_of("PERMISSION_DENIED", "You do not own an invalid token")}, [], "refused"),
+    ({"status": 403, "json": error_of("403", "No access to /Users/invalid token")}, [], "refused"),  # the very path
+    ({"status": 404, "json": error_of("RESOURCE_DOES_NOT_EXIST")}, [], "not found"),
+    ({"status": 404, "json": error_of("ENDPOINT_NOT_FOUND")}, [], "refused"),
+    ({"status": 404, "body": b"<html>Not found</html>"}, [], "refused"),
+    ({"status": 400, "json": error_of("INVALID_PARAMETER_VALUE")}, [], "refused"),
+    *(({"status": status, "body": b""}, [], "refused") for status in (204, 418, 600, 999)),
+    ({"status": 302, "headers": {"Location": "https://login.example.com/"}}, [], "refused"),
+    ({"status": 307, "headers": {"Location": HOST + LIST}}, [], "refused"),
+    (requests.ConnectionError("Connection refused"), SERVER_WAITS, "connection"),
+    (requests.ReadTimeout("timed out"), SERVER_WAITS, "connection"),
+    (requests.exceptions.ChunkedEncodingError("broken"), SERVER_WAITS, "connection"),
+])  # fmt: skip
+def test_what_came_back_decides_how_often_it_is_tried(service, client, clock, answer, waits, kind):
+    add(service, *[answer] * (len(waits) + 1), {"json": {"done": True}})
+    assert fail(client, "/Users/invalid token").kind == kind
+    assert len(service.calls) == client.statistics["requests"] == len(waits) + 1
+    assert clock.waits == waits
+    assert client.statistics["retries"] == len(waits)
+
+
+@pytest.mark.parametrize(("kind", "attempts", "asked", "jitter", "wait"), [
+    ("rate limit", 1, 0.0, 0.0, 2.0), ("server", 4, 0.0, 0.5, 12.0), ("too slow", 2, 0.0, 1.0, None),
+    ("rate limit", 1, 30.0, 0.0, 30.0), ("rate limit", 4, 30.0, 1.0, 32.0), ("rate limit", 4, 30.0, 0.0, 30.0),
+    ("rate limit", 0, 0.0, 1.0, 4.0),  # a 429 that used up no attempt
+    ("server", 10_000, 0.0, 1.0, None), ("login", 1, 30.0, 1.0, None),
+])  # fmt: skip
+def test_a_wait_is_jittered_down_to_the_half_and_never_below_what_was_asked_for(kind, attempts, asked, jitter, wait):
+    assert retry_wait(DatabricksError(kind, "failed", "/x", retry_after=asked), attempts, jitter) == wait
+
+
+def test_a_retry_after_that_says_nothing_counts_for_nothing(service, client, clock):
+    for header in ("9" * 5000, "", "1e9", "nan"):
+        add(service, {"status": 429, "headers": {"Retry-After": header}}, {"json": {}})
+        ask(client)
+    assert clock.waits == [4, 4, 4, 4]
+
+
+@pytest.mark.parametrize("text", ["broken disk", "a\r\n\r\n\x1b[31mb", "a\x00b\u2028\u2029\x85c", "x" * 10_000])
+def test_an_error_carries_what_came_as_one_short_line_without_control_characters(service, client, text):
+    add(service, {"status": 400, "json": error_of(text, text)})
+    caught = fail(client, "/Users/a/b")
+    assert len(str(caught)) < 500
+    assert str(caught).isprintable()
+    assert (caught.status, caught.path) == (400, "/Users/a/b")
+    assert text != "broken disk" or (caught.error_code, caught.message) == (text, text)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.integers(100, 999), st.text(max_size=200))
+def test_any_text_as_an_error(status, text):
+    error_code, message = parse_error_body(text)
+    assert isinstance(classify_error(status, error_code, message), str)
+
+
+# What a body says
+
+packed = partial(gzip.compress, mtime=0)  # the same bytes in every process: they name tests
+RECORD = {"files": [{"path": "/Users/a/\u00e9\U0001f600", "is_dir": False, "file_size": 7}]}
+TEXT = json.dumps(RECORD, ensure_ascii=False)
+ENCODED = [TEXT.encode(encoding) for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be")]
+ENCODED.append(codecs.BOM_UTF16_BE + TEXT.encode("utf-16-be"))
+PACKED = packed(TEXT.encode())
+
+
+@pytest.mark.parametrize("body", [*ENCODED, *map(packed, ENCODED), b" \r\n" + TEXT.encode() + b"\n"])
+def test_a_body_is_decoded_as_what_it_is(body):
+    assert decode_body(body) == RECORD
+
+
+@pytest.mark.parametrize(("body", "text"), [
+    (b"", "not JSON"), (b"\xff\xfe", "not JSON"), (codecs.BOM_UTF8, "not JSON"), (packed(b""), "not JSON"),
+    (b"{} {}", "not JSON"), (TEXT.encode("latin-1", "ignore"), "not JSON"), (b'"\xed\xa0\x80"', "not JSON"),
+    (ENCODED[2][:-1], "not JSON"), (codecs.BOM_UTF16_LE + b'{"done": 1}', "not JSON"), (b"9" * 5000, "not JSON"),
+    (b"[" * 200_000, "not JSON"), (packed(PACKED), "not JSON"), (zlib.compress(TEXT.encode()), "not JSON"),
+    ("<HTML>Sign in</HTML>".encode("utf-16"), "an HTML page"), (packed(b"<html>"), "an HTML page"),
+    (PACKED[:-8] + bytes(8), "cut short or damaged"), (PACKED + b"x", "cut short or damaged"),
+    (packed(TEXT[:9].encode()) + packed(TEXT[9:].encode()), "cut short or damaged"),
+    (packed(b"[" + b"{}," * 2_000_000 + b"{}]"), "more than 4,000,000 values"),
+    (packed(bytes(33 * 1024**2)), "longer than 32 MB"),
+], ids=lambda value: repr(value)[:30])  # fmt: skip
+def test_a_body_that_is_none_is_refused_with_a_text_for_people(body, text):
+    with pytest.raises(MalformedAnswer, match=text):
+        decode_body(body)
+
+
+def test_a_gzipped_body_that_is_cut_anywhere_is_refused():
+    for length in range(2, len(PACKED)):
+        with pytest.raises(MalformedAnswer, match="cut short or damaged"):
+            decode_body(PACKED[:length])
+
+
+def test_signs_in_names_are_no_values():
+    name = ",{[" * 1_300_000 + "x" * 200_000
+    assert decode_body(json.dumps([name]).encode()) == [name]
+
+
+@pytest.mark.parametrize(("length", "fits"), [(1000, True), (1001, False)])
+@pytest.mark.parametrize("pack", [bytes, packed])
+def test_a_body_over_the_limit_is_refused(service, client, monkeypatch, length, fits, pack):
+    set_constants(monkeypatch, LONGEST_BODY=1000)
+    add(service, *[{"status": 200, "body": pack(b'{"a": "' + b"x" * (length - 9) + b'"}')}] * 5)
+    if fits:
+        assert len(ask(client)["a"]) == 991
+    else:
+        assert fail(client).kind == "malformed"
+        assert len(service.calls) == 5
+
+
+@pytest.mark.usefixtures("processes")
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kB")
+def test_a_gzip_bomb_takes_no_memory():
+    """Of 300 MB; what is measured is a process's own peak."""
+    code = (
+        "import resource, zlib, databricks_user_files_simple as scanner\n"
+        "stream = zlib.compressobj(1, wbits=31)\n"
+        "bomb = b''.join(stream.compress(bytes(10**6)) for _ in range(300)) + stream.flush()\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "try:\n    scanner.decode_body(bomb)\n"
+        "except scanner.MalformedAnswer as error:\n    print(error)\n"
+        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    text, megabytes = done.stdout.splitlines()
+    assert text == "the answer is longer than 32 MB"
+    assert int(megabytes) < 150
+
+
+# Real connections
+
+
+@pytest.fixture
+def one_home():
+    """A server with the DBFS home of a, 500 files."""
+    with FakeDatabricks(users=0) as server:
+        server.add_tree("dbfs", {"/Users/a": [dbfs_file(f"/Users/a/\u00e9\U0001f600{n}", 1) for n in range(500)]})
+        yield server
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", ["truncated", "truncated_json", "reset", "reset_body", "html"])
+def test_a_broken_answer_is_asked_for_again(one_home, clock, kind, form):
+    one_home.change(faults=[Fault(kind, times=2)], forms=(form,))
+    client = make_client(one_home, clock)
+    client.reached = True
+    assert len(ask(client)["files"]) == 500
+    assert (one_home.requests["dbfs", "/Users/a"], clock.waits) == (3, [2, 4])
+
+
+@pytest.mark.parametrize("form", [*FORMS, "utf-16 bom gzip", "bom", "utf-16"])
+@pytest.mark.parametrize("encoding", [None, "utf-8", "gzip", "br, gzip"])
+def test_the_body_decides_and_not_its_headers(one_home, clock, form, encoding):
+    """Of a listing, and of the error that says that a user has no home in the Workspace."""
+    one_home.change(forms=(form,), encoding=encoding)
+    client = make_client(one_home, clock)
+    (result,) = scanner.scan_users(["a"], client.config, client=client)
+    assert (result.status, result.total_size, result.workspace.files) == ("success", 500, 0)
+    one_home.change(faults=[Fault("403", message="N\u00f6.")])
+    with pytest.raises(DatabricksError, match="403 PERMISSION_DENIED: N\u00f6"):
+        client.attempt(LIST, {"path": "/Users/a"}, parse_record)
+    assert clock.waits == []
+
+
+def test_a_silent_server_times_out(one_home, clock, monkeypatch):
+    set_constants(monkeypatch, READ_SECONDS=0.1)
+    one_home.change(faults=[Fault("hang", seconds=2, times=1)])
+    assert len(ask(make_client(one_home, clock))["files"]) == 500
+    assert one_home.requests["dbfs", "/Users/a"] == 2
+
+
+@pytest.mark.skipif(not hasattr(urllib3.HTTPResponse, "read1"), reason="urllib3 1.26 waits for pieces of 16 KB")
+def test_a_dripping_server_times_out(one_home, monkeypatch):
+    set_constants(monkeypatch, BODY_SECONDS=0.2)
+    one_home.change(faults=[Fault("drip", seconds=0.05, times=1)])
+    with pytest.raises(DatabricksError, match="the answer took longer than") as caught:
+        DatabricksClient(config_of(one_home)).attempt(LIST, {"path": "/Users/a"}, parse_record)
+    assert caught.value.kind == "connection"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the message is the system's")
+def test_a_refused_connection_is_final_at_first_and_tried_five_times_later(clock):
+    client = DatabricksClient(
+        DatabricksConfig(f"http://127.0.0.1:{free_port()}", SECRET), clock=clock, sleep=clock.sleep
+    )
+    caught = fail(client)
+    assert str(caught) == "Connection refused; check the URL, the network and the proxy"
+    assert (caught.unreachable, clock.waits, client.statistics["requests"]) == (True, [], 1)
+    with FakeDatabricks(users=0) as server:
+        client = make_client(server, clock)
+        client.get("/api/2.0/preview/scim/v2/Me", {}, parse_record)
+    assert fail(client).kind == "connection"
+    assert (clock.waits, client.statistics["requests"]) == (SERVER_WAITS, 6)
+
+
+def test_a_name_that_is_no_unicode_is_refused_without_a_request(one_home, clock):
+    assert fail(make_client(one_home, clock), "/Users/a/\ud800").kind == "refused"
+    assert not one_home.total_requests
+
+
+def test_connections_are_used_again(one_home, clock):
+    client = make_client(one_home, clock)
+    for _ in range(20):
+        ask(client)
+    assert one_home.counts.connections == 1
+
+
+# A server that writes raw bytes
+
+
+class RawServer(socketserver.ThreadingTCPServer):
+    """Sends the pieces of bytes of script(api, path) as an answer; api is dbfs, workspace, Me or Users.
+
+    `heads` is what came, `seen` are the places that were asked for.
+    """
+
+    request_queue_size = 200
+
+    def __init__(self, script, certificate=None):
+        super().__init__(("127.0.0.1", 0), None)
+        self.script, self.seen, self.heads, self.ended = script, [], [], threading.Event()
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        if certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate, certificate.with_name("key.pem"))
+            self.socket = context.wrap_socket(self.socket, server_side=True)
+            self.url = f"https://localhost:{self.server_address[1]}"
+        self.thread = threading.Thread(target=self.serve_forever, args=(0.01,))
+        self.thread.start()
+
+    def finish_request(self, request, client_address):
+        with suppress(OSError, ValueError):
+            request.settimeout(20)
+            head = b""
+            while b"\r\n\r\n" not in head:
+                received = request.recv(65536)
+                if not received:
+                    return
+                head += received
+            self.heads.append(head.decode("latin-1"))
+            place = urlsplit(head.split(b" ")[1].decode())
+            api = place.path.removesuffix("/list").rpartition("/")[2]
+            path = parse_qs(place.query).get("path", [""])[0]
+            self.seen.append((api, path))
+            for piece in self.script(api, path):
+                if self.ended.is_set():
+                    return
+                request.sendall(piece)
+
+    def __exit__(self, *error):
+        self.ended.set()
+        self.shutdown()
+        self.server_close()
+        self.thread.join()
+
+
+def answer(body=b"{}", status="200 OK", *headers):
+    """The bytes of an answer after which the connection is closed."""
+    body = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return head(f"Content-Length: {len(body)}", *headers, status=status) + body
+
+
+def head(*headers, status="200 OK"):
+    """The head of an answer whose body ends when the server closes the connection."""
+    return "\r\n".join([f"HTTP/1.1 {status}", "Connection: close", *headers, "\r\n"]).encode("latin-1")
+
+
+def folders(*paths):
+    return answer({"files": [dbfs_directory(path) for path in paths]})
+
+
+ADMIN = answer({"groups": [{"display": "admins"}]})
+
+
+def homes_of(answers):
+    """A server whose caller is an admin; answers: user name -> function that makes the pieces of a home's answer."""
+    fixed = {"Me": [ADMIN], "/Users": [folders(*[f"/Users/{name}" for name in answers])]}
+
+    def script(api, path):
+        name = path.rpartition("/")[2]
+        return fixed.get(api) or fixed.get(path) or (answers[name]() if name in answers else [answer()])
+
+    return RawServer(script)
+
+
+def empty_workspace(api, path):
+    return [ADMIN if api == "Me" else answer()]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """run(server or URL, *words, main=..., token=..., NAME=value of a variable): a command in this process, hurried."""
+    retries = dict.fromkeys(databricks_user_list.RETRIES, (1, 0.0))
+    hurried = {"RETRIES": retries, "LONGEST_OUTAGE": 0.2, "FIRST_PROBE": 0.1, "LAST_PROBE": 0.1, "READ_SECONDS": 2}
+    set_constants(monkeypatch, **hurried)
+
+    def call(server, *words, main=scanner.main, token=SECRET, **variables):
+        login = {"DATABRICKS_HOST": getattr(server, "url", server), "DATABRICKS_TOKEN": token}
+        with monkeypatch.context() as patch:
+            for name, value in (login | variables).items():
+                patch.setenv(name, value)
+            code = main([*map(str, words)])
+        done = Result(code, *capsys.readouterr())
+        assert "Traceback" not in done.err or "--debug" in words
+        return done
+
+    return call
+
+
+BOTH = [(scanner.main, ["a"]), (databricks_user_list.main, [])]
+TOO_LONG, BROKEN = "the answer is longer than", "the connection broke off"
+ENDLESS = {  # pieces of the answer, and what is said
+    "body": (lambda: chain([head()], repeat(b"x" * 65536)), TOO_LONG),
+    "body of an error": (lambda: chain([head(status="500 Oops")], repeat(b"x" * 65536)), TOO_LONG),
+    "body of a redirect": (lambda: chain([head("Location: /x", status="302 Found")], repeat(b"x" * 65536)), TOO_LONG),
+    "headers": (lambda: chain([b"HTTP/1.1 200 OK\r\n"], repeat(b"a: b\r\n")), BROKEN),
+    "header": (lambda: chain([b"HTTP/1.1 200 OK\r\na: "], repeat(b"x" * 65536)), BROKEN),
+    "status line": (lambda: chain([b"HTTP/1.1 200 "], repeat(b"x" * 65536)), BROKEN),
+    "chunks": (lambda: chain([head("Transfer-Encoding: chunked")], repeat(b"1\r\nx\r\n" * 10_000)), TOO_LONG),
+    "chunk extension": (lambda: chain([head("Transfer-Encoding: chunked"), b"1;"], repeat(b"x" * 65536)), ""),
+    "gzip": (lambda: [answer(gzip.compress(bytes(9_000_000)))], TOO_LONG),
+    "empty objects": (lambda: [answer(b'{"files": [' + b"{}," * 80_000 + b"{}]}")], "more than 50,000 values"),
+    "markup": (lambda: [answer(b"<title>" * 14_000, "400 Bad")], "400: <title>"),
+}
+
+
+def test_an_answer_that_does_not_end_is_an_error(run, monkeypatch):
+    set_constants(monkeypatch, LONGEST_BODY=2**18, MOST_VALUES=50_000, LONGEST_OUTAGE=60.0)
+    with homes_of({f"u{number}": make for number, (make, _) in enumerate(ENDLESS.values())}) as server:
+        done = run(server, *[f"u{number}" for number in range(len(ENDLESS))], "--dbfs-only", "-o", "out.csv")
+    assert done.code == 1, done
+    rows = dict(zip(ENDLESS, rows_of(), strict=True))
+    assert {row["status"] for row in rows.values()} == {"error"}
+    assert {kind: rows[kind]["error"] for kind, (_, said) in ENDLESS.items() if said not in rows[kind]["error"]} == {}
+
+
+@pytest.mark.parametrize(("main", "words"), BOTH)
+def test_a_server_whose_first_answer_does_not_end_ends_the_run(run, monkeypatch, main, words):
+    set_constants(monkeypatch, LONGEST_BODY=2**16)
+    with RawServer(lambda *_: ENDLESS["chunks"][0]()) as server:
+        done = run(server, *words, main=main)
+    assert (done.code, done.out) == (2, "")
+    assert TOO_LONG in done.err
+
+
+ODD_ANSWERS = {  # what comes for a home; the status of its row
+    "content length of no digits": (lambda path: answer().replace(b"Length: 2", b"Length: \xb2"), "empty"),
+    "location that is no URL": (lambda path: answer(b"", "302 Found", "Location: http://[x"), "error"),
+    "status 999": (lambda path: answer(b"{}", "999 X"), "error"),
+    "HTTP/3": (lambda path: answer().replace(b"HTTP/1.1", b"HTTP/3"), "error"),
+    "cut to an empty listing": (lambda path: head("Content-Length: 20") + b"{}", "error"),
+    "cut to nothing": (lambda path: head("Content-Length: 20"), "error"),
+    "chunks cut to an empty listing": (lambda path: head("Transfer-Encoding: chunked") + b"2\r\n{}\r\n", "error"),
+    "nothing": (lambda path: answer(b""), "error"),
+    "no content": (lambda path: answer(b"", "204 No Content"), "error"),
+    "two lengths": (lambda path: answer(b"{}", "200 OK", "Content-Length: 3"), "error"),
+    "outside": (lambda path: folders("/Shared/x"), "error"),
+    "another home": (lambda path: folders("/Users/other"), "error"),
+    "inner dots": (lambda path: folders(f"{path}/../other"), "partial"),
+}  # fmt: skip
+
+
+def test_an_odd_answer_is_no_empty_listing_and_nothing_outside_the_home_is_asked_for(run, monkeypatch):
+    set_constants(monkeypatch, LONGEST_OUTAGE=60.0)
+    names = [f"u{number}" for number in range(len(ODD_ANSWERS))]
+    answers = [make(f"/Users/{name}") for name, (make, _) in zip(names, ODD_ANSWERS.values(), strict=True)]
+    with homes_of({name: lambda data=data: [data] for name, data in zip(names, answers, strict=True)}) as server:
+        done = run(server, *names, "--dbfs-only", "-o", "out.csv")
+    assert done.code == 1, done
+    assert {kind: row["status"] for kind, row in zip(ODD_ANSWERS, rows_of(), strict=True)} == {
+        kind: status for kind, (_, status) in ODD_ANSWERS.items()}  # fmt: skip
+    homes = {f"/Users/{name}" for name in names}
+    assert {path for _, path in server.seen} <= {"", "/", "/Users", *homes}  # these show homes and outages
+
+
+# Memory, of a process
+
+
+LARGE = {  # JSON of an entry, how many in a listing, users, threads, exit code, MB
+    "files": ('"is_dir": false, "file_size": 1234, "modification_time": 1700000000000', 250_000, 16, 16, 0, 1000),
+    "directories that wait": ('"is_dir": true, "file_size": 0', 300_000, 1, 1, 2, 700),
+}
+
+
+@pytest.mark.soak
+@pytest.mark.usefixtures("processes")
+@needs_posix
+@pytest.mark.parametrize("kind", LARGE)
+def test_large_listings_take_bounded_memory(kind):
+    """Each about 30 MB long, asked for by all threads at once."""
+    entry, count, users, threads, code, most = LARGE[kind]
+
+    def listing(_, path):
+        yield head() + b'{"files": ['
+        for number in range(count):
+            yield f'{"," if number else ""}{{"path": "{path}/{number:010}", {entry}}}'.encode()
+        yield b"]}"
+
+    names = [f"u{number}" for number in range(users)]
+    fixed = {"Me": [ADMIN], "/Users": [folders(*[f"/Users/{name}" for name in names])]}
+    with RawServer(lambda api, path: fixed.get(api) or fixed.get(path) or listing(api, path)) as server:
+        environment = {**os.environ, "DATABRICKS_HOST": server.url, "DATABRICKS_TOKEN": SECRET}
+        program = program_with("databricks_user_files_simple.py")
+        words = [sys.executable, "-c", program, *names, "--dbfs-only", "--threads", str(threads)]
+        with subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == code
+    assert usage.ru_maxrss / 1024 < most
+
+
+def test_a_tree_without_an_end_ends_the_run_and_names_the_user(run, monkeypatch):
+    set_constants(monkeypatch, MOST_WAITING=20_000)
+    fixed = {"Me": [ADMIN], "/Users": [folders("/Users/a", "/Users/b")], "/Users/b": [answer()]}
+
+    def script(api, path):
+        return fixed.get(api) or fixed.get(path) or [folders(*[f"{path}/{number}" for number in range(500)])]
+
+    with RawServer(script) as server:
+        done = run(server, "b", "a", "--dbfs-only", "-o", "out.csv")
+        assert done.code == 2, done
+        assert "/Users/a" in done.err
+        assert not Path("out.csv").exists()
+        assert run(server, "b", "--dbfs-only").code == 0
+
+
+# Where the token goes, and where it does not
+
+
+def spellings(token):
+    """The token as it is, percent-encoded, in JSON, in HTML, and within base64 at any position."""
+    within = [base64.b64encode(b"x" * shift + token.encode()).decode()[4:-4] for shift in range(3)]
+    return {token, quote(token), quote(token, safe=""), json.dumps(token)[1:-1], *within}
+
+
+def assert_kept(token, *texts):
+    """That no text and no file of the working directory has it."""
+    files = [path.read_bytes() for path in Path().rglob("*") if path.is_file()]
+    names = [str(path).encode() for path in Path().rglob("*")]
+    for data in (*files, *names, *(text.encode() for text in texts)):
+        assert not [spelling for spelling in spellings(token) if spelling.encode() in data], data[-3000:]
+
+
+def echoes(token):
+    """Answers that repeat the token."""
+    escaped = "".join(f"\\u{ord(sign):04x}" for sign in token)
+    shown = json.dumps(token)
+    return [
+        answer(f'{{"message": {shown}, "error_code": {shown}}}'.encode(), "400 Bad"),
+        answer(f'{{"message": "{escaped}", "error_code": "{escaped}"}}'.encode(), "400 Bad"),
+        answer(f'{{"detail": "your token is {escaped}"}}'.encode(), "403 Forbidden"),
+        answer(f'{{"error": "{"x" * 280} {token}"}}'.encode(), "400 Bad"),
+        answer(f"<title>Bearer {token}</title>".encode(), "400 Bad"),
+        answer(f"?token={quote(token, safe='')}".encode(), "400 Bad"),
+        answer(f"Bearer {token}".encode()),
+        answer(b"", f"400 {'x' * 290} {token}"),
+        answer(b"", "302 Found", f"Location: https://evil.net/?token={token}"),
+        answer(b"", "302 Found", f"Location: https://evil.net/?token={quote(token, safe='')}"),
+        answer(b"", "307 Found", f"Location: https://x:{token}@evil.net/"),
+        f"Bearer {token}\r\n\r\n".encode(),
+        f"HTTP/1.1 200 OK\r\n{token}\r\nContent-Length: 2\r\n\r\n[]".encode(),
+        head("Transfer-Encoding: chunked") + f"{token}\r\n".encode(),
+        answer(token.encode(), "200 OK", f"Content-Encoding: {token}"),
+        answer({"files": [{"path": f"/Shared/{token}", "is_dir": True}]}),
+        answer({"files": [{"path": "/Users/x", "is_dir": token, "file_size": token}]}),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("token", TOKENS)
+@pytest.mark.parametrize("words", [(), ("--debug",)])
+def test_a_token_that_answers_repeat_is_shown_and_saved_nowhere(run, monkeypatch, token, words):
+    set_constants(monkeypatch, LONGEST_OUTAGE=60.0)
+    answers = {f"u{number}": lambda data=data: [data] for number, data in enumerate(echoes(token))}
+    outputs = ("-o", "out.csv", "--details", "details", "--checkpoint", NAME)
+    with homes_of(answers) as server:
+        done = run(server, *answers, "--dbfs-only", *outputs, *words, token=token)
+        assert all(f"Bearer {token}\r\n" in sent for sent in server.heads)
+    assert done.code == 1, done
+    assert {row["status"] for row in rows_of()} == {"error"}
+    assert Path(NAME).exists()
+    assert_kept(token, done.out, done.err)
+
+
+@pytest.mark.parametrize(("main", "words"), BOTH)
+@pytest.mark.parametrize("kind", ["bad status line", "refused", "redirected", "no JSON"])
+def test_a_token_that_ends_the_run_is_not_in_its_tracebacks(run, main, words, kind):
+    token = TOKENS[1]
+    data = {
+        "bad status line": f"Bearer {token}\r\n\r\n".encode(),
+        "refused": answer({"error_code": "X", "message": token}, "401 Unauthorized"),
+        "redirected": answer(b"", "302 Found", f"Location: /{token}"),
+        "no JSON": answer(token.encode()),
+    }
+    with RawServer(lambda *_: [data[kind]]) as server:
+        done = run(server, *words, "--debug", main=main, token=token)
+    assert done.code == 2, done
+    assert "Traceback" in done.err
+    assert_kept(token, done.out, done.err)
+
+
+@needs_posix
+def test_a_token_is_in_nothing_that_an_interrupted_run_leaves_or_shows(login):
+    with FakeDatabricks(users=30, shape="small", token=TOKENS[1]) as server:
+        gate = hang_when(server, lambda: server.total_requests > 60)
+        with running(server, login, *server.user_names, "--debug", "--checkpoint", NAME) as process:
+            until(lambda: gate.hits >= 4)
+            processes = subprocess.run(["ps", "axww"], capture_output=True, check=True, text=True).stdout
+            assert "databricks_user_files_simple" in processes
+            process.send_signal(signal.SIGTERM)
+            out, err = process.communicate(timeout=10)
+    assert (process.returncode, out) == (130, "")
+    assert Path(NAME).exists()
+    assert_kept(TOKENS[1], err, processes)
+
+
+def test_a_redirect_to_another_host_is_an_error_and_takes_no_token_along(run):
+    with FakeDatabricks(users=["a"]) as other, FakeDatabricks(users=["a"]) as server:
+        for status in (301, 302, 303, 307, 308):
+            server.change(faults=[Fault("redirect", status=status, location=f"{other.url}/api/2.0/dbfs/list")])
+            done = run(server, "a", token=server.settings.token)
+            assert done.code == 2, done
+            assert "redirected to" in done.err
+        assert other.total_requests == 0
+
+
+def test_cookies_are_not_sent_back(run):
+    with RawServer(lambda *_: [answer({"groups": []}, "200 OK", "Set-Cookie: session=1; Path=/")]) as server:
+        run(server, "a", "b")
+        assert len(server.heads) > 3
+        assert not [sent for sent in server.heads if "cookie" in sent.lower()]
+
+
+def test_a_netrc_that_names_the_host_changes_nothing(run, tmp_path):
+    path = tmp_path / "home" / ".netrc"
+    path.write_text("machine 127.0.0.1 login someone password wrong\ndefault login someone password wrong\n")
+    path.chmod(0o600)
+    with FakeDatabricks(users=["a"], shape="small") as server:
+        for main, words in BOTH:
+            assert run(server, *words, main=main, token=server.settings.token, NETRC=str(path)).code == 0
+        assert server.statuses[403] == 0
+
+
+# TLS and proxies
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    if not shutil.which("openssl"):
+        pytest.skip("makes a certificate with openssl, which is not there")
+    folder = tmp_path_factory.mktemp("certificate")
+    names = "subjectAltName=DNS:localhost,IP:127.0.0.1"
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
+                    "-addext", names, "-keyout", folder / "key.pem", "-out", folder / "certificate.pem"],
+                   check=True, capture_output=True)  # fmt: skip
+    return folder / "certificate.pem"
+
+
+@pytest.mark.parametrize("variables", [
+    {}, {"SSL_CERT_FILE": "CERTIFICATE"}, {"PYTHONHTTPSVERIFY": "0"}, {"REQUESTS_CA_BUNDLE": "", "CURL_CA_BUNDLE": ""},
+    {"REQUESTS_CA_BUNDLE": "OTHER"}, {"REQUESTS_CA_BUNDLE": "/missing.pem"}, {"REQUESTS_CA_BUNDLE": "HTML"},
+    {"CURL_CA_BUNDLE": "DER"},
+], ids=" ".join)  # fmt: skip
+def test_a_server_with_an_unknown_certificate_is_refused_and_gets_no_token(run, certificate, variables, tmp_path):
+    words = {"CERTIFICATE": str(certificate), "OTHER": requests.certs.where()}
+    for name, data in (("HTML", b"<html></html>"), ("DER", ssl.PEM_cert_to_DER_cert(certificate.read_text()))):
+        words[name] = str(tmp_path / name)
+        Path(words[name]).write_bytes(data)
+    with RawServer(empty_workspace, certificate) as server:
+        done = run(server, "a", **{name: words.get(text, text) for name, text in variables.items()})
+        assert server.heads == []
+    assert done.code == 2, done
+    assert "certificate" in done.err.lower()
+    assert "cannot be reached" in done.err
+    bundle = variables.get("REQUESTS_CA_BUNDLE") or variables.get("CURL_CA_BUNDLE") or "none"
+    assert f"REQUESTS_CA_BUNDLE (now: {words.get(bundle, bundle)}) has to name" in done.err
+
+
+@pytest.mark.parametrize(("variable", "host", "code"), [
+    ("REQUESTS_CA_BUNDLE", "localhost", 0), ("CURL_CA_BUNDLE", "localhost", 0), ("REQUESTS_CA_BUNDLE", "127.0.0.2", 2),
+])  # fmt: skip
+def test_a_certificate_of_the_ca_bundle_is_accepted_for_its_own_name(run, certificate, variable, host, code):
+    with RawServer(empty_workspace, certificate) as server:
+        done = run(server.url.replace("localhost", host), "a", **{variable: str(certificate)})
+        assert (done.code, bool(server.heads)) == (code, code == 0), done
+
+
+class Proxy(RawServer):
+    """An honest one: it makes a tunnel to one port, whatever is asked for."""
+
+    def finish_request(self, request, client_address):
+        with suppress(OSError), socket.create_connection(("127.0.0.1", self.script)) as upstream:
+            self.heads.append(request.recv(65536).decode("latin-1"))
+            request.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+            back = threading.Thread(target=pump, args=(upstream, request))
+            back.start()
+            pump(request, upstream)
+            back.join()
+
+
+def pump(source, target):
+    with suppress(OSError):
+        while data := source.recv(65536):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_RDWR)
+
+
+def test_an_https_proxy_gets_a_tunnel_and_no_token(run, certificate):
+    with RawServer(empty_workspace, certificate) as server, Proxy(urlsplit(server.url).port) as proxy:
+        url = proxy.url.replace("http://", "http://me:pass-word@")
+        done = run(server, "a", HTTPS_PROXY=url, HTTP_PROXY=proxy.url, REQUESTS_CA_BUNDLE=str(certificate))
+        sent = "".join(proxy.heads)
+    assert done.code == 0, done
+    assert sent.startswith("CONNECT localhost:")
+    assert f"Basic {base64.b64encode(b'me:pass-word').decode()}" in sent
+    assert_kept(SECRET, sent)
+
+
+PAGE = b"<html><head><title>Access denied by policy</title></head></html>"
+PAGES = {  # of a proxy, in place of a tunnel
+    "with 200": [answer(PAGE, "200 OK", "Content-Type: text/html")],
+    "with 407": [answer(PAGE, "407 Proxy Authentication Required", "Proxy-Authenticate: Basic")],
+    "and no HTTP": [PAGE],
+    "is nothing": [],
+}
+
+
+@pytest.mark.parametrize("kind", PAGES)
+def test_a_proxy_that_answers_a_page_ends_the_run_in_a_line(run, kind):
+    with RawServer(lambda *_: PAGES[kind]) as proxy:
+        url = proxy.url.replace("http://", "http://me:pass-word@")
+        done = run("https://adb-1.invalid", "a", HTTPS_PROXY=url)
+        assert proxy.heads
+        assert_kept(SECRET, *proxy.heads, done.err)
+    assert done.code == 2, done
+    assert "cannot be reached" in done.err or "gave no proper answer" in done.err
+    assert "pass-word" not in done.err
+    assert ("REQUESTS_CA_BUNDLE" in done.err) == (kind == "with 200")  # which is no TLS
+
+
+@pytest.mark.parametrize(("name", "url", "says"), [
+    ("ALL_PROXY", "socks5://me:pass-word@127.0.0.1:9", "pip install 'requests[socks]'"),
+    ("HTTPS_PROXY", "http://me:pass-word@", "is no URL of a proxy"),
+    ("HTTPS_PROXY", "ftp://pass-word:1", "is no URL of a proxy"),
+    ("ALL_PROXY", "127.0.0.1:pass-word", "is no URL of a proxy"),
+    ("HTTPS_PROXY", "http://[pass-word", "is no URL of a proxy"),
+])  # fmt: skip
+def test_a_proxy_that_is_none_is_told_from_the_network_and_not_shown(run, name, url, says):
+    if says.startswith("pip") and find_spec("socks"):
+        pytest.skip("the package for SOCKS is there")
+    done = run("https://127.0.0.1:9", main=databricks_user_list.main, **{name: url})
+    assert (done.code, len(done.err.splitlines())) == (2, 2)
+    assert says in done.err
+    assert "pass-word" not in done.err
+
+
+def test_no_proxy_is_obeyed_and_a_loopback_address_never_goes_through_one(run, certificate):
+    dead = f"http://127.0.0.1:{free_port()}"
+    with RawServer(empty_workspace, certificate) as server:
+        assert run(server, "a", HTTPS_PROXY=dead, NO_PROXY="localhost", REQUESTS_CA_BUNDLE=str(certificate)).code == 0
+        assert run(server, "a", HTTPS_PROXY=dead).code == 2
+    with RawServer(empty_workspace) as server, RawServer(empty_workspace) as proxy:
+        assert run(server, "a", HTTP_PROXY=proxy.url, http_proxy=proxy.url, ALL_PROXY=proxy.url).code == 0
+        assert proxy.heads == []  # the token would travel to it unencrypted
