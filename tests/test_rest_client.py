@@ -126,6 +126,8 @@ def error_of(code, message="x"):
     ({"status": 404, "json": error_of("RESOURCE_DOES_NOT_EXIST")}, [], "not found"),
     ({"status": 404, "json": error_of("ENDPOINT_NOT_FOUND")}, [], "refused"),
     ({"status": 404, "body": b"<html>Not found</html>"}, [], "refused"),
+    ({"status": 404, "body": b'{"error_code": "RESOURCE_DOES_NOT_EX'}, SERVER_WAITS, "malformed"),  # cut short
+    ({"status": 404, "body": gzip.compress(b"{}")[:-3]}, SERVER_WAITS, "malformed"),
     ({"status": 400, "json": error_of("INVALID_PARAMETER_VALUE")}, [], "refused"),
     *(({"status": status, "body": b""}, [], "refused") for status in (204, 418, 600, 999)),
     ({"status": 302, "headers": {"Location": "https://login.example.com/"}}, [], "refused"),
@@ -580,6 +582,7 @@ def echoes(token):
         answer(b"", "302 Found", f"Location: https://evil.net/?token={quote(token, safe='')}"),
         answer(b"", "307 Found", f"Location: https://x:{token}@evil.net/"),
         f"Bearer {token}\r\n\r\n".encode(),
+        f"HTTP/1.1 {token} OK\r\n\r\n".encode(),
         f"HTTP/1.1 200 OK\r\n{token}\r\nContent-Length: 2\r\n\r\n[]".encode(),
         head("Transfer-Encoding: chunked") + f"{token}\r\n".encode(),
         answer(token.encode(), "200 OK", f"Content-Encoding: {token}"),
