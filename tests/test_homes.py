@@ -230,7 +230,7 @@ def test_where_dbfs_is_disabled_rows_are_complete_without_it_and_it_is_said_once
             truth = server.truth(name)
             assert (result.file_count, result.dbfs, result.error) == (truth.workspace_objects, None, "")
             assert result.status == ("success" if truth.workspace_objects else "empty")
-    assert caplog.text.count("DBFS is left out") == 1
+    assert caplog.text.count("DBFS is left out for all users: 403 PERMISSION_DENIED: Public DBFS root") == 1
 
 
 def test_where_dbfs_is_disabled_and_nothing_else_asked_for_the_run_ends(clock):
