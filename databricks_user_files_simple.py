@@ -1617,7 +1617,7 @@ def connect_cluster(config: DatabricksConfig, cluster_id: str) -> Any:
     core = import_module("pyspark.sql.connect.client.core")
     base = getattr(core, "DefaultChannelBuilder", None) or core.ChannelBuilder  # 4.x, 3.5
 
-    class CurrentLogin(base):  # type: ignore[misc, valid-type]
+    class CurrentLogin(base):  # type: ignore[misc, valid-type]  # known at run time only
         """Gives the login of the moment to every call, so that a session outlives an OAuth token."""
 
         def metadata(self) -> list[tuple[str, str]]:
@@ -1878,7 +1878,7 @@ def lock(file: Any) -> None:
         import msvcrt
 
         file.seek(2**30)  # behind any end: what is locked there, others cannot read
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]  # of Windows
     else:
         import fcntl
 
@@ -2503,7 +2503,7 @@ def last_line(checkpoint: Checkpoint) -> Iterator[None]:
             checkpoint.remove()
         elif checkpoint.path:
             saved = sum(name in checkpoint.lines for name in checkpoint.asked)
-            error.saved = (  # type: ignore[attr-defined]
+            error.saved = (  # type: ignore[attr-defined]  # for explain()
                 f"{saved:,} of {len(checkpoint.asked):,} users saved in {checkpoint.path}; "
                 "the same command with --resume goes on"
             )
