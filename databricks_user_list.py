@@ -14,6 +14,7 @@ Step 1 of two. What both steps need stands here, too, since step 1 needs all of 
 
 from __future__ import annotations
 
+import _thread
 import argparse
 import configparser
 import csv
@@ -1069,11 +1070,23 @@ def interrupts() -> Iterator[None]:
             signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 
+    def interrupt_again(unraisable: Any) -> None:
+        """For one that fell into a finalizer, of which Python prints the traceback and goes on."""
+        if unraisable.exc_type is not KeyboardInterrupt or not before:
+            hook(unraisable)
+            return
+        for number in before:
+            signal.signal(number, interrupt)
+        threading.Timer(0.05, _thread.interrupt_main, list(before)[:1]).start()  # when the finalizer is over
+
+    hook = sys.unraisablehook
     try:
+        sys.unraisablehook = interrupt_again
         for number in before:
             signal.signal(number, interrupt)
         yield
     finally:
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
 

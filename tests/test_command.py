@@ -3,10 +3,12 @@
 import json
 import os
 import re
+import signal
 import struct
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 import databricks_user_files_simple as scanner
 import databricks_user_list
 from tests.fake import FakeDatabricks, Fault, dbfs_directory, dbfs_file, workspace_object
-from tests.helpers import NAME, ROOT, SCANNER, USER_LIST, config_of, log_in, needs_posix, rows_of, true_csv
+from tests.helpers import NAME, ROOT, SCANNER, USER_LIST, config_of, log_in, needs_posix, rows_of, true_csv, until
 from tests.strategies import USERNAMES, bytes_of
 
 SECRET = "dapi-secret-0123456789"
@@ -531,6 +533,19 @@ def test_commands_in_threads_of_one_process_say_each_message_once(monkeypatch, c
     assert capsys.readouterr().err.count("warning: this login is not in the group admins") == 1
     assert databricks_user_list.log.propagate
     assert not databricks_user_list.log.handlers
+
+
+@needs_posix
+def test_an_interrupt_that_falls_into_a_finalizer_is_not_lost(capsys):
+    class Finalized:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)  # which the signal ends
+
+    with pytest.raises(KeyboardInterrupt), databricks_user_list.interrupts():
+        Finalized()
+        until(lambda: False)
+    assert "Traceback" not in capsys.readouterr().err
 
 
 # Both files
