@@ -1314,12 +1314,16 @@ class Cluster:
     def start(self, crawler: Crawler) -> None:
         """Connects and probes, in a thread of its own, and tells the crawler."""
         try:
-            self.spark = in_thread(self.connect, CLUSTER_START_SECONDS + SPARK_START_SECONDS)
+            in_thread(self.open_session, CLUSTER_START_SECONDS + SPARK_START_SECONDS)
             slots = self.probe(crawler)
             crawler.answers.put(partial(self.join, crawler, slots))
         except Exception as error:
             text = spark_problem(error)
             crawler.answers.put(partial(self.leave, text))
+
+    def open_session(self) -> None:
+        """Connects; a session that comes after the end is released at once."""
+        self.spark = self.connect()
         if self.ending:
             self.release()
 

@@ -21,6 +21,7 @@ import zlib
 from concurrent import futures
 from contextlib import closing, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -256,6 +257,17 @@ def test_a_server_that_cannot_be_reached(many, log, monkeypatch, early, add_tag,
         scan(Session(add_tag), many)
     [warning] = warnings_of(log)
     assert warning.startswith(NOT_AVAILABLE + cause)
+
+
+def test_a_session_that_comes_when_nobody_waits_any_more_is_stopped(many, log, monkeypatch, early):
+    set_constants(monkeypatch, CLUSTER_START_SECONDS=0.0, SPARK_START_SECONDS=0.1)
+    over, stopped = threading.Event(), threading.Event()
+    session = SimpleNamespace(stop=stopped.set)
+    cluster = scanner.Cluster(lambda: over.wait(60) and session, own=True)
+    with slow_until(many, lambda: "not available" in log.text, latency=0.1):
+        list(scanner.scan_users(many.user_names, config_of(many), cluster=cluster))
+    over.set()
+    assert stopped.wait(20)
 
 
 @pytest.fixture
