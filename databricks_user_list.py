@@ -982,9 +982,8 @@ def tell(*lines: str) -> None:
 
 
 class StderrHandler(logging.Handler):
-    """Prints the log's messages while commands run, each once, however many run in threads of this process."""
+    """Prints the log's messages while a command runs."""
 
-    commands = 0
     held: list[logging.LogRecord] | None = None  # what is printed later than now
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -995,18 +994,7 @@ class StderrHandler(logging.Handler):
         text = self.format(record)
         tell(level + (text if record.levelno >= logging.ERROR else text.replace("\n", "?")))  # in a name
 
-    def count(self, change: int) -> None:
-        """One command more or less."""
-        with COUNTING:
-            self.commands += change
-            log.propagate = self.commands == 0
-            if self.commands:
-                log.addHandler(self)  # which it does once
-            else:
-                log.removeHandler(self)
 
-
-COUNTING = threading.Lock()
 HANDLER = StderrHandler()
 
 
@@ -1109,7 +1097,8 @@ def run_command(parser: argparse.ArgumentParser, argv: list[str] | None, run: Ca
     sys.stderr = sys.stderr or open(os.devnull, "w")
     debug = False
     logging.getLogger("databricks.sdk").setLevel(logging.CRITICAL)  # what matters of it comes as an exception
-    HANDLER.count(+1)
+    log.addHandler(HANDLER)
+    log.propagate = False
     try:
         words = sys.argv[1:] if argv is None else argv
         parse = parser.parse_args if "--" in words else parser.parse_intermixed_args  # which does not know --
@@ -1124,7 +1113,8 @@ def run_command(parser: argparse.ArgumentParser, argv: list[str] | None, run: Ca
     except (Exception, KeyboardInterrupt) as error:
         return explain(error, debug)
     finally:
-        HANDLER.count(-1)
+        log.removeHandler(HANDLER)
+        log.propagate = True
 
 
 def is_cell(code_name: str) -> bool:

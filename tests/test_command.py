@@ -7,7 +7,6 @@ import signal
 import struct
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from hypothesis import strategies as st
 import databricks_user_files_simple as scanner
 import databricks_user_list
 from tests.fake import FakeDatabricks, Fault, dbfs_directory, dbfs_file, workspace_object
-from tests.helpers import NAME, ROOT, SCANNER, USER_LIST, config_of, log_in, needs_posix, rows_of, true_csv, until
+from tests.helpers import NAME, ROOT, SCANNER, USER_LIST, config_of, needs_posix, rows_of, true_csv, until
 from tests.strategies import USERNAMES, bytes_of
 
 SECRET = "dapi-secret-0123456789"
@@ -513,24 +512,9 @@ def test_a_bar_that_does_not_work_changes_nothing_but_itself(login, tmp_path, ki
     assert not re.search("Traceback|Exception", text), text
 
 
-def test_commands_in_threads_of_one_process_say_each_message_once(monkeypatch, capsys):
-    with FakeDatabricks(users=2, shape="empty", groups=["users"], latency=0.02) as server:
-        log_in(monkeypatch, server)
-        both, codes = threading.Barrier(2), []
-
-        def run(number):
-            both.wait()
-            codes.append(scanner.main([server.user_names[number], "-o", f"out{number}.csv"]))
-
-        threads = [threading.Thread(target=run, args=(number,)) for number in range(2)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert capsys.readouterr().err.count("warning: this login is not in the group admins") == 2
-        assert scanner.main([server.user_names[0], "-o", "out.csv"]) == 0
-    assert codes == [0, 0]
-    assert capsys.readouterr().err.count("warning: this login is not in the group admins") == 1
+def test_a_command_leaves_the_log_as_it_was(scan):
+    with FakeDatabricks(users=1, shape="empty") as server:
+        assert scan(server, server.user_names[0]).code == 0
     assert databricks_user_list.log.propagate
     assert not databricks_user_list.log.handlers
 
