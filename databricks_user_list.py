@@ -496,6 +496,7 @@ def in_thread(function: Callable[[], Any], seconds: float) -> Any:
 # --- REST client ----------------------------------------------------------------------------------------------------
 
 Parsed = TypeVar("Parsed")
+Bytes = bytes | bytearray
 
 
 class MalformedAnswer(ValueError):
@@ -598,7 +599,7 @@ class DatabricksClient:
             error = DatabricksError("connection", one_line(self.mask(message), 600), path, unreachable=unreachable)
         raise error  # here, so that no traceback has what the service said: it may repeat the token
 
-    def send(self, token: str, api_path: str, params: dict[str, Any]) -> tuple[requests.Response, bytes]:
+    def send(self, token: str, api_path: str, params: dict[str, Any]) -> tuple[requests.Response, Bytes]:
         """The answer, for its status and headers, and its body as read_body() has it."""
         url = self.config.host + api_path
         request = requests.Request("GET", url, self.headers, params=params, auth=partial(authorize, token)).prepare()
@@ -610,7 +611,7 @@ class DatabricksClient:
             self.reached = True
             return response, read_body(response)
 
-    def answer_error(self, response: requests.Response, body: bytes, path: str) -> DatabricksError:
+    def answer_error(self, response: requests.Response, body: Bytes, path: str) -> DatabricksError:
         """For an answer that is no 200."""
         status = response.status_code
         text, cut_short = error_text(body)
@@ -645,7 +646,7 @@ def authorize(token: str, request: requests.PreparedRequest) -> requests.Prepare
     return request
 
 
-def read_body(response: requests.Response) -> bytes:
+def read_body(response: requests.Response) -> bytearray:
     """The body as it comes over the wire, not unzipped.
 
     Raises UnreadableAnswer where it is over LONGEST_BODY, requests.Timeout after BODY_SECONDS, and an error of urllib3
@@ -662,16 +663,16 @@ def read_body(response: requests.Response) -> bytes:
         check_length(body)
         if time.monotonic() > until:
             raise requests.Timeout
-    return bytes(body)
+    return body  # no copy: as many as there are threads may be 32 MB
 
 
-def check_length(body: bytes | bytearray) -> None:
+def check_length(body: Bytes) -> None:
     """Raises UnreadableAnswer for what is over LONGEST_BODY."""
     if len(body) > LONGEST_BODY:
         raise UnreadableAnswer(f"the answer is longer than {LONGEST_BODY // 1024**2} MB")
 
 
-def decode_body(raw: bytes) -> Any:
+def decode_body(raw: Bytes) -> Any:
     """The JSON of a body as it came over the wire: it decides itself what it is, whatever its headers claim.
 
     Gzipped or not; UTF-8 or UTF-16, with or without BOM. Raises UnreadableAnswer, with a text for people.
@@ -687,7 +688,7 @@ def decode_body(raw: bytes) -> Any:
         raise UnreadableAnswer(f"the answer is {what}: is this the workspace's URL, is there a proxy?") from error
 
 
-def unzip(raw: bytes) -> bytes:
+def unzip(raw: Bytes) -> Bytes:
     """The body, unzipped if it is gzipped. Raises UnreadableAnswer."""
     body = raw
     is_whole = True
@@ -704,12 +705,12 @@ def unzip(raw: bytes) -> bytes:
     return body
 
 
-def readable(body: bytes) -> str:
+def readable(body: Bytes) -> str:
     """The beginning of a body, for people."""
     return body[:100_000].decode(json.detect_encoding(body), "replace")
 
 
-def error_text(raw: bytes) -> tuple[str, bool]:
+def error_text(raw: Bytes) -> tuple[str, bool]:
     """The text in the body of an error, for people, and whether it was cut short."""
     try:
         text = readable(unzip(raw))
