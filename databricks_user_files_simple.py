@@ -40,7 +40,7 @@ import time
 import warnings
 import zlib
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
@@ -2059,7 +2059,7 @@ def crawl(
     on_tick: Callable[[], None],
     cluster: Cluster | None = None,
     rows: FileRows | None = None,
-) -> Iterator[UserResult]:
+) -> Generator[UserResult, None, None]:
     """scan_users() where everybody's homes are known; `rows` gets every file."""
     tally = Tally(homes, rows)
     for _ in Crawler(client, tally, threads, cluster).run():
@@ -2534,8 +2534,9 @@ def scan_into(
     tell_kept(checkpoint, [name for name in homes if name not in left], list(left))
     cluster = choose_cluster(args, config) if left else None
     progress = Progress(len(homes), len(homes) - len(left), client.statistics, args.quiet)
-    with closing(progress):
-        for result in crawl(left, client, args.threads, progress.tick, cluster, rows):
+    results = crawl(left, client, args.threads, progress.tick, cluster, rows)
+    with closing(progress), closing(results):  # an interrupt ends the cluster before it is told
+        for result in results:
             checkpoint.save(result)
             progress.user_done()
     summary = write_results((checkpoint.load(name) for name in homes), args.output, args.details, rows)
