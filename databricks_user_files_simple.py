@@ -2,8 +2,10 @@
 """Inventory of what every user of a Databricks workspace stores in DBFS and in the Workspace.
 
 Step 2 of two: walks dbfs:/Users/<user> and /Users/<user> of each user, adds both up and writes one CSV row per user.
-Every finished user is saved to a checkpoint, and --resume goes on from there. As a command: see --help. From Python or
-a notebook: scan_users(usernames, load_databricks_config()) yields a UserResult for each user.
+Every finished user is saved to a checkpoint, and --resume goes on from there. As a command: see --help; in a notebook
+the same is user_files(["--users-file", "users.csv"], spark=spark). From Python, as from a notebook:
+scan_users(usernames, load_databricks_config()) yields a UserResult for each user, and with a Spark session
+process_user_batch_parallel() does.
 
   Records             FileSystemTotals, UserResult
   Listings            parse_listing(): an answer as what lies in a directory
@@ -141,7 +143,6 @@ USERS_FOLDER = "/Users"  # of both file systems, with everybody's home
 NOT_READABLE = "not found, or not readable with this token"
 NOT_LISTED = "not found in this spelling, and /Users cannot be listed"
 NOT_TOLD = "its name has a / in it: the API cannot be asked for it, or it may lie in another directory"
-CSV_COLUMNS = ("username", "file_count", "total_size", "total_size_gb", "status", "file_source", "error")
 FILE_COLUMNS = ("username", "file_system", "path", "object_type", "size", "modified")
 USER_COLUMNS = ("username", "user_name", "userPrincipalName", "email")  # of a users file, in any letter case
 
@@ -252,7 +253,7 @@ class UserResult:
         return one_line(f"{name}:{first['path']}: {first['error']}", 2000) + more
 
     def row(self) -> dict[str, Any]:
-        """The columns of the inventory CSV."""
+        """The columns of the inventory CSV, in their order."""
         return {
             "username": self.username,
             "file_count": self.file_count,
@@ -285,6 +286,9 @@ class UserResult:
         if result.status != record["status"]:
             raise ValueError("the status is not that of the counts and failures")
         return result
+
+
+CSV_COLUMNS = tuple(UserResult("", "").row())
 
 
 # --- Listings -------------------------------------------------------------------------------------------------------
@@ -535,7 +539,7 @@ def assign_homes(
     """The home of each user in each file system, and the names of the homes that are nobody's.
 
     A user's home is the one with the very name; else the one in other letter case, if neither another home nor another
-    user without one is alike.
+    user without one is alike. In the Workspace the latter is for admins only: others may not be shown the very one.
     """
     names = dict.fromkeys(usernames)
     homes: dict[str, dict[str, Home]] = {name: {} for name in names}
@@ -613,6 +617,7 @@ def has_homes(kept: dict[str, str | None], homes: dict[str, Home]) -> bool:
 
 
 def has_home(kept: str | None, home: Home) -> bool:
+    """Whether the home that was scanned, None where none was found or there was none to ask for, is the one of now."""
     if home.path is None:  # none, or nobody can tell which
         return kept is None and not home.error
     return kept == home.path or (kept is None and not home.listed)
@@ -644,8 +649,8 @@ def next_rate(rate: float | None, limited: bool, achieved: float, quiet: float) 
 class Pacer:
     """When requests to one API may go: spaced while it limits them; while it is away, only its root is asked for.
 
-    Asked by one thread only. Times are the clock's, in seconds. What workers were answered comes late and in lumps, so
-    it counts for the pace alone, and as of the time at which their batch left.
+    Asked by one thread only, the one that gathers the crawler's answers. Times are the clock's, in seconds. What
+    workers were answered comes late and in lumps, so it counts for the pace alone, as of when their batch left.
     """
 
     def __init__(self) -> None:
@@ -674,7 +679,7 @@ class Pacer:
             self.rate = next_rate(self.rate, False, len(self.recent) / 3, now - self.changed_at)
 
     def limited(self, sent_at: float, now: float) -> bool:
-        """Less, after a 429; not for what left before the last change, which was the answer to it."""
+        """Less, after a 429. Returns whether it counts: what left before the last change has had its answer in that."""
         if self.away or sent_at <= self.changed_at:
             return False
         self.rate = next_rate(self.rate, True, self.achieved(), 0.0)
@@ -1065,7 +1070,7 @@ class Crawler:
         """Puts the listing back to wait, or gives it up."""
         pacer = self.pacers[directory.file_system]
         statistics = self.client.statistics
-        was_away = pacer.away
+        was_away = pacer.away  # before this failure
         since = directory.failed_at or sent_at
         if error.kind == "too slow":  # the directory's fault, not the service's
             pacer.answered(now)
@@ -1073,6 +1078,7 @@ class Crawler:
             pacer.failed(error, sent_at, now)
         statistics["rate_limited"] += error.kind == "rate limit"
         directory.failed_at = now
+        # No attempt is what fails while the API is away, nor a 429 while other requests succeed.
         others_succeed = error.kind == "rate limit" and pacer.succeeded_at > since
         if not was_away and not others_succeed:
             directory.attempts += 1
@@ -1294,7 +1300,15 @@ class Cluster:
     # --- Start and end
 
     def offer(self, crawler: Crawler, now: float) -> None:
-        """Takes what the crawler's own threads have no hands for; starts the session when the run lasts."""
+        """Starts the session when the run lasts, gives up late batches, sends what own threads have no hands for."""
+        self.start_when_needed(crawler, now)
+        self.fail_overdue(crawler, now)
+        self.lend_pace(crawler, now)
+        while crawler.in_flight >= crawler.threads and self.send_batch(crawler, now):
+            self.lend_pace(crawler, now)
+
+    def start_when_needed(self, crawler: Crawler, now: float) -> None:
+        """Connects, beside the run, when it has lasted for CLUSTER_DELAY."""
         if self.start_at is None:
             self.start_at = now + CLUSTER_DELAY
         if not self.starting and now >= self.start_at and crawler.anything_left():
@@ -1304,12 +1318,6 @@ class Cluster:
                 threading.Thread(target=self.start, args=(crawler,), daemon=True).start()
             except RuntimeError as error:  # a limit of this machine
                 self.leave(spark_problem(error))
-        for number, batch in list(self.out.items()):
-            if now > batch.sent_at + batch.seconds + OVERDUE_SECONDS:
-                self.fail(crawler, number, "no report came in time")
-        self.lend(crawler, now)
-        while crawler.in_flight >= crawler.threads and self.send_batch(crawler, now):
-            self.lend(crawler, now)
 
     def start(self, crawler: Crawler) -> None:
         """Connects and probes, in a thread of its own, and tells the crawler."""
@@ -1383,7 +1391,7 @@ class Cluster:
 
     # --- Batches
 
-    def lend(self, crawler: Crawler, now: float) -> None:
+    def lend_pace(self, crawler: Crawler, now: float) -> None:
         """Tells the pacers what the batches under way use. Those that are only on their way home use nothing."""
         asking = [batch.rates for batch in self.out.values() if now < batch.sent_at + batch.seconds]
         for name, pacer in crawler.pacers.items():
@@ -1402,7 +1410,7 @@ class Cluster:
             for name, pacer in crawler.pacers.items()
             if not pacer.away and frontier.ready[name]
         }
-        ready = {name: len(frontier.ready[name]) for name, share in shares.items() if share != 0.0}
+        ready = {name: len(frontier.ready[name]) for name, share in shares.items() if share != 0.0}  # 0.0: none to lend
         size = size_of_batch(sum(ready.values()), crawler.threads, idle)
         if not size:
             return False
@@ -1411,7 +1419,9 @@ class Cluster:
         for name, length in ready.items():
             most = math.ceil(size * length / sum(ready.values()))
             share = shares[name]
-            directories += frontier.pop_for_workers(name, min(most, math.ceil(share * seconds)) if share else most)
+            if share is not None:  # no more than it may ask for in its time
+                most = min(most, math.ceil(share * seconds))
+            directories += frontier.pop_for_workers(name, most)
         self.send(crawler, Batch(directories, {name: shares[name] for name in ready}, seconds, now))
         return True
 
@@ -1448,6 +1458,7 @@ class Cluster:
                         body = base64.b64decode(text, validate=True)
                         listings[name, path] = parse_listing(name, path, decode_body(body))
         others = [answer for answer in report.answers.values() if answer[0] != 200]
+        # Nothing but failures: this worker reaches nothing. A 429, or time that was up, is no fault of its own.
         if not listings and not report.not_asked and not any(status == 429 for status, _ in others):
             status, text = next(iter(others), NO_ANSWER)
             raise RuntimeError(f"nothing was listed: {status or one_line(text, 200)}")
@@ -1508,9 +1519,9 @@ class Cluster:
             if place in listings:
                 crawler.take(directory, batch.sent_at, listings[place])
                 continue
-            if status == 429:
+            if status == 429:  # no attempt: these are this process's own tries alone
                 directory.not_before = now + retry_after_seconds(text)
-            elif place not in report.not_asked:
+            elif place not in report.not_asked:  # any failure
                 directory.here = True
             crawler.frontier.push(directory)
         self.listed += len(listings)
@@ -1526,6 +1537,12 @@ class Cluster:
             first = crawler.pacers[name].rate is None
             if crawler.pacers[name].limited(batch.sent_at, now) and first:
                 self.allowed = 1
+
+    def fail_overdue(self, crawler: Crawler, now: float) -> None:
+        """What late batches have is listed here; a report that comes later still counts for nothing."""
+        for number, batch in list(self.out.items()):
+            if now > batch.sent_at + batch.seconds + OVERDUE_SECONDS:
+                self.fail(crawler, number, "no report came in time")
 
     def fail(self, crawler: Crawler, number: int, reason: str) -> None:
         """All of the batch is listed here; three that fail in a row mean that the session is lost."""
@@ -2232,8 +2249,8 @@ def write_results(
     with open_output(output) as csv_file, open_output(details) if details else nullcontext() as details_file:
         csv_file.write(",".join(CSV_COLUMNS) + "\n")
         for result in results:
-            row = result.row() | {"error": safe_cell(result.error)}
-            csv_file.write(",".join(csv_cell(str(row[column])) for column in CSV_COLUMNS) + "\n")
+            row = result.row() | {"error": safe_cell(result.error)}  # a text of the service's
+            csv_file.write(",".join(csv_cell(str(cell)) for cell in row.values()) + "\n")
             if details_file:
                 details_file.write(json.dumps(result.as_dict(), ensure_ascii=False) + "\n")
             summary.add(result)

@@ -407,15 +407,16 @@ class Login:
     def __call__(self, refused: str = "") -> str:
         """The token of the moment, another than `refused`. Raises DatabricksError, kind "login" if none will come."""
         with self.lock:
-            is_refused = self.token == refused
-            if time.monotonic() >= self.fresh_until or is_refused and not self.failure:
-                self.ask(anew=is_refused)
+            is_stale = time.monotonic() >= self.fresh_until
+            is_refused = self.token == refused  # or the first is still to be had: "" is ""
+            if is_stale or (is_refused and not self.failure):
+                self.get_new_token(anew=is_refused)
             if self.failure and self.token in ("", refused):
                 raise DatabricksError(*self.failure, path="")
             return self.token
 
-    def ask(self, anew: bool) -> None:
-        """Gets a token, or notes why there is none for now. Raises InventoryError where there never will be one."""
+    def get_new_token(self, anew: bool) -> None:
+        """Sets the token, or notes why there is none for now. Raises InventoryError where there never will be one."""
         try:
             if self.values == NOTEBOOK_LOGIN and not self.token:  # the first one, which is of the notebook's own thread
                 self.sdk, self.token = self.authenticate(anew)
@@ -1048,7 +1049,11 @@ def log_in(args: argparse.Namespace) -> DatabricksConfig:
 
 @contextmanager
 def interrupts() -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP raise one KeyboardInterrupt; what was ignored (nohup) stays so."""
+    """SIGINT, SIGTERM and SIGHUP raise one KeyboardInterrupt; what was ignored (nohup) stays so.
+
+    On its way out, what is half written goes, a cluster's queries are cancelled, and what the checkpoint has is noted;
+    explain() tells that, and makes 130 of it. No thread is waited for.
+    """
     names = ("SIGINT", "SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
     signals = [getattr(signal, name) for name in names if hasattr(signal, name)]
     handlers = {number: signal.getsignal(number) for number in signals}
