@@ -1830,8 +1830,8 @@ def keeping(path: Path | None) -> Iterator[None]:
         yield
     except OSError as error:
         raise InventoryError(
-            f"{path or tempfile.gettempdir()}: no checkpoint can be kept here ({error.strerror or error}); make room, "
-            "or name one on a local disk with --checkpoint"
+            f"{path or tempfile.gettempdir()}: nothing can be kept here ({error.strerror or error}); make room, "
+            "or name a checkpoint on a local disk with --checkpoint"
         ) from error
 
 

@@ -580,7 +580,7 @@ def test_a_folder_that_is_full_or_read_only_or_missing_is_found_out_before_the_s
     for path in ("disk/c.json", "missing/c.json", "disk/c.json"):
         done = scan(server, *WORDS, "--checkpoint", path)
         assert (done.code, server.total_requests) == (2, 0), done
-        assert f"{path}: no checkpoint can be kept here ({reason})" in done.err
+        assert f"{path}: nothing can be kept here ({reason})" in done.err
         small_disk("ro")
         reason = "No such file or directory" if path.startswith("disk") else "Read-only file system"
 
@@ -618,7 +618,7 @@ def test_a_folder_where_files_are_not_written_in_place_is_found_out_before_the_s
     """As in /Volumes and /dbfs: what is written behind the end of a file is accepted, what goes over something not."""
     code, err, _ = run_spoiled("write:error=EOPNOTSUPP:when=2", server, login, paths=(NAME,))
     assert (code, server.total_requests) == (2, 0), err
-    assert f"{NAME}: no checkpoint can be kept here (Operation not supported)" in err
+    assert f"{NAME}: nothing can be kept here (Operation not supported)" in err
 
 
 ERRORS = {"unlink": "EACCES", "openat": "EACCES", "write": "ENOSPC", "ftruncate": "EIO", "fsync": "EIO",

@@ -167,7 +167,7 @@ def test_rows_that_are_not_as_many_as_the_files_are_not_written(scan, server, wo
 
 @needs_posix
 @pytest.mark.parametrize(("size", "words", "message"), [
-    ("64k", ("--files", "files.csv", "--checkpoint", "disk/c.json"), "no checkpoint can be kept here (No space left"),
+    ("64k", ("--files", "files.csv", "--checkpoint", "disk/c.json"), "nothing can be kept here (No space left"),
     ("64k", ("--files", "disk/files.csv", "--checkpoint", "c.json"), "disk/files.csv cannot be written: No space left"),
     ("16k", ("--files", "disk/f.csv.gz", "--checkpoint", "c.json"), "disk/f.csv.gz cannot be written: No space left"),
 ], ids=["working file", "csv", "gzipped"])  # fmt: skip
