@@ -276,9 +276,9 @@ def test_a_bad_line_before_the_last_is_named_and_nothing_changed(server, scan, b
 
 NO_CHECKPOINTS = {
     "text": b"my notes\n", "empty object": b"{}\n", "null": b"null", "binary": b"\x00\xff" * 40,
-    "other version": json.dumps({"version": 2, **HEADER, "results": []})[:-2].encode(), "space": b"\n",
+    "other version": json.dumps({"version": 2, "run": "1f", **HEADER, "results": []})[:-2].encode(), "space": b"\n",
     "half a header": b'{"version": 1, "works',
-    "no file systems": b'{"version": 1, "workspace_url": "u", "options": {}, "results": [\n]}\n',
+    "no file systems": b'{"version": 1, "run": "1f", "workspace_url": "u", "options": {}, "results": [\n]}\n',
 }  # fmt: skip
 
 

@@ -316,6 +316,18 @@ def test_all_homes_needs_listings_that_are_alike(inventory_of, fault):
         assert inventory_of(server, "--all-homes", ANN, code=2)[0] == {}
 
 
+def test_a_home_of_nobody_is_one_that_has_to_be_there(inventory_of):
+    """One that then answers 404 is an error; a row kept from before it was there is scanned again."""
+    with homes_server(faults=[Fault("404", path="/Users/both"), Fault("403", path=HOME)]) as server:
+        words = ["--resume", "--checkpoint", "progress"]
+        before, _ = inventory_of(server, *words, ANN, BEN, code=1)
+        server.add_tree("dbfs", {f"/Users/{BEN}": [dbfs_file(f"/Users/{BEN}/new", 9)]})
+        after, _ = inventory_of(server, *words, "--all-homes", code=1)
+    assert [rows[BEN]["total_size"] for rows in (before, after)] == ["0", "9"]
+    assert after["both"]["status"] == "error"
+    assert "/Users/both: not found, or not readable with this token (and 1 more)" in after["both"]["error"]
+
+
 # --resume
 
 

@@ -206,6 +206,10 @@ def test_a_directory_with_nothing_in_it_is_empty(body):
     assert parse_listing("dbfs", B, body) == Listing()
 
 
+def test_what_does_not_say_that_it_is_a_directory_is_a_file():
+    assert parse_listing("dbfs", B, {"files": [{"path": f"{B}/x", "file_size": 5}]}).bytes == 5
+
+
 @pytest.mark.parametrize(("api", "path", "found"), [
     ("dbfs", HOME, (1, 7, 0, 2, 20_000, 2)), ("dbfs", B, (3, 112, 2, 2, 20_000, 2)),
     ("workspace", W, (4, 128, 4, 2, 20_000, 1)),
