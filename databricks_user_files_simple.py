@@ -50,7 +50,7 @@ from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import IO, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 import requests
@@ -914,6 +914,9 @@ class Tally:
 # --- Crawler --------------------------------------------------------------------------------------------------------
 
 
+Take = Callable[[Listing | Exception], None]  # what is done with an answer
+
+
 class Crawler:
     """Lists the frontier with up to `threads` requests in flight, and decides what each answer means.
 
@@ -927,7 +930,7 @@ class Crawler:
         self.frontier = tally.frontier
         self.threads = threads
         self.pacers = {name: Pacer() for name in FILE_SYSTEMS}
-        self.work: queue.SimpleQueue[tuple[str, str, Callable[[Any], None]] | None] = queue.SimpleQueue()
+        self.work: queue.SimpleQueue[tuple[str, str, Take] | None] = queue.SimpleQueue()
         self.answers: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self.in_flight = 0
         self.started = 0
@@ -994,7 +997,7 @@ class Crawler:
                 break
         return False
 
-    def start(self, file_system: str, path: str, take: Callable[[Any], None]) -> None:
+    def start(self, file_system: str, path: str, take: Take) -> None:
         """Lets a thread list it; `take` gets the Listing, or the exception."""
         self.client.statistics["requests"] += 1
         self.work.put((file_system, path, take))
@@ -1025,7 +1028,7 @@ class Crawler:
             self.answers.put(partial(self.landed, take, answer))
             del answer, task, take  # an error's traceback has the body, while this thread waits
 
-    def landed(self, take: Callable[[Any], None], answer: Listing | Exception) -> None:
+    def landed(self, take: Take, answer: Listing | Exception) -> None:
         self.in_flight -= 1
         take(answer)
 
@@ -1253,6 +1256,9 @@ def schedule(
     return [(offset, name, path) for offset, _, name, path in sorted(timed)]
 
 
+Brought = tuple[Report, dict[tuple[str, str], Listing]]  # by a batch, and its listings by file system and path
+
+
 @dataclass
 class Batch:
     directories: list[Directory]
@@ -1432,7 +1438,7 @@ class Cluster:
 
         def run_query() -> None:
             try:
-                outcome: Any = self.bring(crawler.client, batch)
+                outcome: Brought | Exception = self.bring(crawler.client, batch)
             except Exception as error:
                 outcome = error
             crawler.answers.put(partial(self.take_report, crawler, number, outcome))
@@ -1442,7 +1448,7 @@ class Cluster:
         except RuntimeError as error:  # a limit of this machine
             self.fail(crawler, number, str(error))
 
-    def bring(self, client: DatabricksClient, batch: Batch) -> tuple[Report, dict[tuple[str, str], Listing]]:
+    def bring(self, client: DatabricksClient, batch: Batch) -> Brought:
         """The report of a batch, and the listings among it: decoded and parsed like an answer to a thread of ours."""
         places = [(directory.file_system, directory.path) for directory in batch.directories]
         timed = schedule(places, batch.rates, random.random())
@@ -1498,7 +1504,7 @@ class Cluster:
         rows = self.spark.range(0, most_slots) if most_slots > 1 else self.spark.range(0, 1, 1, 1)
         return [row[0] for row in rows.select(column("id")).collect()]
 
-    def take_report(self, crawler: Crawler, number: int, outcome: Any) -> None:
+    def take_report(self, crawler: Crawler, number: int, outcome: Brought | Exception) -> None:
         """What a batch brought goes to the crawler, what it did not bring back into the frontier."""
         if number not in self.out:  # given up: too late
             return
@@ -1709,7 +1715,7 @@ class Checkpoint:
     create(), one that is there by read(). Without a path it is a temporary file.
     """
 
-    def __init__(self, file: Any, path: Path | None, run: str):
+    def __init__(self, file: IO[bytes], path: Path | None, run: str):
         self.file = file
         self.path = path
         self.run = run
@@ -1721,7 +1727,7 @@ class Checkpoint:
         self.synced_at = -math.inf
 
     @classmethod
-    def create(cls, file: Any, path: Path | None, header: dict[str, Any]) -> Checkpoint:
+    def create(cls, file: IO[bytes], path: Path | None, header: dict[str, Any]) -> Checkpoint:
         """A new one in an empty file. Raises OSError."""
         checkpoint = cls(file, path, os.urandom(8).hex())
         first = {"version": 1, "program": VERSION, "run": checkpoint.run, **header, "results": []}
@@ -1736,7 +1742,7 @@ class Checkpoint:
         return checkpoint
 
     @classmethod
-    def read(cls, file: Any, path: Path, run: str) -> Checkpoint:
+    def read(cls, file: IO[bytes], path: Path, run: str) -> Checkpoint:
         """That of a file whose header is known to be good. Raises OSError, and InventoryError for a bad line."""
         checkpoint = cls(file, path, run)
         size = os.fstat(file.fileno()).st_size
@@ -1812,12 +1818,12 @@ class Checkpoint:
             log.warning("%s cannot be removed (%s); nobody needs it any more", self.path, error.strerror)
 
 
-def write_all(file: Any, data: bytes) -> None:
+def write_all(file: IO[bytes], data: bytes) -> None:
     while data:
         data = data[file.write(data) :]
 
 
-def lines_of(file: Any) -> Any:
+def lines_of(file: IO[bytes]) -> IO[bytes]:
     """The file from its beginning, to be read line by line; it stays open when that is closed."""
     file.seek(0)
     return open(file.fileno(), "rb", closefd=False)
@@ -1864,7 +1870,7 @@ def start_checkpoint(path: Path | None, header: dict[str, Any], resume: bool, fi
     return Checkpoint.read(file, path, before["run"])
 
 
-def open_locked(path: Path, files: ExitStack) -> Any:
+def open_locked(path: Path, files: ExitStack) -> IO[bytes]:
     """The file, made if there is none, with an operating system lock that dies with this process.
 
     Raises OSError, and InventoryError where another run has it, or it is no regular file.
@@ -1882,7 +1888,7 @@ def open_locked(path: Path, files: ExitStack) -> Any:
         file.close()  # the run that had it has moved or removed it meanwhile
 
 
-def has_name(file: Any, path: Path) -> bool:
+def has_name(file: IO[bytes], path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
     except FileNotFoundError:
@@ -1893,7 +1899,7 @@ def open_or_make(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_CREAT, 0o666)
 
 
-def lock(file: Any) -> None:
+def lock(file: IO[bytes]) -> None:
     """Raises BlockingIOError or PermissionError where another process has the lock."""
     if os.name == "nt":
         import msvcrt
@@ -1906,7 +1912,7 @@ def lock(file: Any) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def read_header(file: Any, path: Path) -> dict[str, Any]:
+def read_header(file: IO[bytes], path: Path) -> dict[str, Any]:
     """The first line of a checkpoint. Raises OSError, and InventoryError for a file that is none."""
     with lines_of(file) as lines:
         line = lines.readline(100_000)
@@ -1922,7 +1928,7 @@ def describe(header: dict[str, Any]) -> str:
     return f"{header['workspace_url']} with {' and '.join(header['options']['file_systems'])}"
 
 
-def move_aside(file: Any, path: Path) -> None:
+def move_aside(file: IO[bytes], path: Path) -> None:
     """Gives a checkpoint a name with the time of its last save, which no other file has."""
     target = Path(os.path.realpath(path))
     saved_at = datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, timezone.utc)
@@ -1948,7 +1954,7 @@ class FileRows:
     What kills and second scans leave behind stays in it: only rows of scans that count go into the CSV.
     """
 
-    def __init__(self, file: Any, path: Path | None, csv_path: str):
+    def __init__(self, file: IO[bytes], path: Path | None, csv_path: str):
         """Raises InventoryError where the working file cannot be written."""
         self.file = file
         self.path = path
@@ -2116,7 +2122,7 @@ def process_user_batch_parallel(
 # --- Results --------------------------------------------------------------------------------------------------------
 
 
-def identity(path: str) -> Any:
+def identity(path: str) -> object:
     """What two paths have in common that are one file or stream."""
     stream = own_stream(path)
     with suppress(OSError):

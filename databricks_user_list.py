@@ -37,18 +37,19 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TextIO, TypeVar
 from urllib.parse import parse_qs, quote, urlsplit
 
 import requests
 import urllib3
 
 log = logging.getLogger("databricks_user_files")
+Returned = TypeVar("Returned")
 
 # --- Constants ------------------------------------------------------------------------------------------------------
 
@@ -477,9 +478,9 @@ class Login:
         return kind, f"no token from {self.source}: {one_line(text, 300)}; can {place} be reached, and {remedy}"
 
 
-def in_thread(function: Callable[[], Any], seconds: float) -> Any:
+def in_thread(function: Callable[[], Returned], seconds: float) -> Returned:
     """function(), given up after so many seconds with TimeoutError, whatever its thread then still does."""
-    answer: futures.Future[Any] = futures.Future()
+    answer: futures.Future[Returned] = futures.Future()
 
     def call() -> None:
         try:
@@ -496,7 +497,6 @@ def in_thread(function: Callable[[], Any], seconds: float) -> Any:
 
 # --- REST client ----------------------------------------------------------------------------------------------------
 
-Parsed = TypeVar("Parsed")
 Bytes = bytes | bytearray
 
 
@@ -548,7 +548,7 @@ class DatabricksClient:
         if config.host.startswith("http:"):  # a loopback address: through a proxy the token would travel unencrypted
             self.settings["proxies"] = {}
 
-    def get(self, api_path: str, params: dict[str, Any], parse: Callable[[Any], Parsed]) -> Parsed:
+    def get(self, api_path: str, params: dict[str, Any], parse: Callable[[Any], Returned]) -> Returned:
         """attempt(), as often as RETRIES says. A host that was never reached is not asked again."""
         attempts = 0
         while True:
@@ -564,7 +564,7 @@ class DatabricksClient:
                 log.debug("%s: %s; again in %.1f s", api_path, error, wait)
             self.sleep(wait)
 
-    def attempt(self, api_path: str, params: dict[str, Any], parse: Callable[[Any], Parsed]) -> Parsed:
+    def attempt(self, api_path: str, params: dict[str, Any], parse: Callable[[Any], Returned]) -> Returned:
         """One GET; returns parse(the decoded body). Raises DatabricksError, also where parse raises MalformedAnswer.
 
         Where the token is refused, and there is another one, it goes once more.
@@ -580,7 +580,7 @@ class DatabricksClient:
                 raise
         return self.request(another, api_path, params, parse)
 
-    def request(self, token: str, api_path: str, params: dict[str, Any], parse: Callable[[Any], Parsed]) -> Parsed:
+    def request(self, token: str, api_path: str, params: dict[str, Any], parse: Callable[[Any], Returned]) -> Returned:
         """As attempt(), with this token."""
         path = str(params.get("path", api_path))
         self.tokens.add(token)
@@ -824,7 +824,7 @@ def parse_record(body: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def open_output(path: str, zipped: bool = False) -> Iterator[Any]:
+def open_output(path: str, zipped: bool = False) -> Iterator[Output]:
     """A text file for UTF-8; '-' is stdout. Raises InventoryError, also where what is written does not get through.
 
     A regular file is replaced when all is written, and keeps its mode; what is no such file is written in place.
@@ -846,7 +846,7 @@ def writing(path: str) -> Iterator[None]:
 class Output:
     """A file whose faults name it, also where two are written at a time."""
 
-    def __init__(self, path: str, file: Any):
+    def __init__(self, path: str, file: TextIO):
         self.path, self.file = path, file
 
     def write(self, text: str) -> None:
@@ -854,7 +854,7 @@ class Output:
             self.file.write(text)
 
 
-def open_place(path: str) -> Any:
+def open_place(path: str) -> AbstractContextManager[TextIO]:
     """A context manager with the file to write to."""
     if path == "-" and sys.stdout is not sys.__stdout__:  # a notebook's, whose descriptor is not the cell's output
         return nullcontext(sys.stdout)
@@ -866,7 +866,7 @@ def open_place(path: str) -> Any:
 
 
 @contextmanager
-def open_replacement(path: str) -> Iterator[Any]:
+def open_replacement(path: str) -> Iterator[TextIO]:
     """A new file beside that of the path, which gets its name in the end."""
     target = os.path.realpath(path)
     file = create_beside(target)
@@ -885,7 +885,7 @@ def open_replacement(path: str) -> Iterator[Any]:
         raise InventoryError(f"{path} cannot be replaced ({error.strerror}); the result is in {file.name}") from error
 
 
-def create_beside(target: str) -> Any:
+def create_beside(target: str) -> TextIO:
     """A new text file with a name that nobody else can have, and with the mode of the target, if there is one."""
     folder, name = os.path.split(target)
     file = open_text(os.path.join(folder, f".{name}.{os.urandom(8).hex()}.tmp"), "x")
@@ -894,12 +894,12 @@ def create_beside(target: str) -> Any:
     return file
 
 
-def open_text(file: str | int, mode: str) -> Any:
+def open_text(file: str | int, mode: Literal["w", "x"]) -> TextIO:
     """A file for UTF-8, with line ends as they are written."""
     return open(file, mode, encoding="utf-8", errors="backslashreplace", newline="")
 
 
-def zip_into(file: Any) -> Any:
+def zip_into(file: TextIO) -> TextIO:
     """A text file that gets into the given one gzipped."""
     zipped = gzip.GzipFile("", "wb", GZIP_LEVEL, file.buffer)
     return io.TextIOWrapper(zipped, encoding="utf-8", errors="backslashreplace", newline="")
@@ -1098,7 +1098,9 @@ def explain(error: BaseException, debug: bool) -> int:
     return 130 if isinstance(error, KeyboardInterrupt) else 2
 
 
-def run_command(parser: argparse.ArgumentParser, argv: list[str] | None, run: Callable[[Any], int]) -> int:
+def run_command(
+    parser: argparse.ArgumentParser, argv: list[str] | None, run: Callable[[argparse.Namespace], int]
+) -> int:
     """Parses and runs; returns the exit code, and has printed one or two lines for whatever went wrong."""
     sys.stderr = sys.stderr or open(os.devnull, "w")
     debug = False
