@@ -224,7 +224,8 @@ def test_a_listed_file_returns_itself_and_counts_once(clock, api, path, found):
 
 
 ODD_NAMES = {  # name -> whether it counts as a file; else it is a failure of its own, as every directory is
-    "a/b": True, "/": True, "x/": True, "sub/x": False, "../x": False, "./x": False, "..": False, ".": False, "": False,
+    "a/b": True, "/": True, "x/": True, "sub/x": False, "sub/x/y": False, "../x": False, "./x": False, "..": False,
+    ".": False, "": False,
 }  # fmt: skip
 
 

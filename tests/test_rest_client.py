@@ -124,6 +124,7 @@ def error_of(code, message="x"):
     ({"status": 403, "json": error_of("PERMISSION_DENIED", "You do not own an invalid token")}, [], "refused"),
     ({"status": 403, "json": error_of("403", "No access to /Users/invalid token")}, [], "refused"),  # the very path
     ({"status": 404, "json": error_of("RESOURCE_DOES_NOT_EXIST")}, [], "not found"),
+    ({"status": 403, "body": b' {"error_code": "PERMISSION_DENIED"}\r\n'}, [], "refused"),  # whole
     ({"status": 404, "json": error_of("ENDPOINT_NOT_FOUND")}, [], "refused"),
     ({"status": 404, "body": b"<html>Not found</html>"}, [], "refused"),
     ({"status": 404, "body": b'{"error_code": "RESOURCE_DOES_NOT_EX'}, SERVER_WAITS, "malformed"),  # cut short
@@ -133,6 +134,7 @@ def error_of(code, message="x"):
     ({"status": 302, "headers": {"Location": "https://login.example.com/"}}, [], "refused"),
     ({"status": 307, "headers": {"Location": HOST + LIST}}, [], "refused"),
     (requests.ConnectionError("Connection refused"), SERVER_WAITS, "connection"),
+    (requests.ConnectTimeout("timed out"), [], "connection"),  # never reached: not asked again
     (requests.ReadTimeout("timed out"), SERVER_WAITS, "connection"),
     (requests.exceptions.ChunkedEncodingError("broken"), SERVER_WAITS, "connection"),
 ])  # fmt: skip
