@@ -1042,7 +1042,7 @@ class Crawler:
             ready = self.frontier.has(name) or self.tally.can_open()
             if ready or (pacer.away and self.has_work(name)):
                 times.append(pacer.next_at)
-        return min(times, default=math.inf)
+        return min(times)
 
     def take_own(self, directory: Directory, sent_at: float, answer: Listing | Exception) -> None:
         """An answer that this process's own threads got: it tells whether the API is there, too."""
