@@ -136,6 +136,7 @@ SPARK_START_SECONDS = 180.0  # for the session, and for the first Python workers
 CLUSTER_START_SECONDS = 600.0
 CLUSTER_POLL_SECONDS = 10.0
 LABELS = {"dbfs": "DBFS", "workspace": "Workspace"}
+PROGRESS_SECONDS, BAR_SECONDS = 30.0, 1.0  # between two lines on progress, and two changes of the bar's text
 BIGGEST_USERS = 10  # in the closing summary
 SHOWN_FAILURES = 5  # in the closing summary
 STATUSES = ("success", "empty", "partial", "error")
@@ -2290,7 +2291,7 @@ class Progress:
     def tick(self) -> None:
         now = time.monotonic()
         requests_made = self.statistics["requests"]
-        if self.quiet or now - self.told_at < (30 if self.bar is None else 1):
+        if self.quiet or now - self.told_at <= (PROGRESS_SECONDS if self.bar is None else BAR_SECONDS):
             return
         rate = (requests_made - self.told_requests) / (now - self.told_at)
         self.told_at = now

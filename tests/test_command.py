@@ -18,7 +18,18 @@ from hypothesis import strategies as st
 import databricks_user_files_simple as scanner
 import databricks_user_list
 from tests.fake import FakeDatabricks, Fault, dbfs_directory, dbfs_file, workspace_object
-from tests.helpers import NAME, ROOT, SCANNER, USER_LIST, config_of, needs_posix, rows_of, true_csv, until
+from tests.helpers import (
+    NAME,
+    ROOT,
+    SCANNER,
+    USER_LIST,
+    config_of,
+    needs_posix,
+    rows_of,
+    set_constants,
+    true_csv,
+    until,
+)
 from tests.strategies import USERNAMES, bytes_of
 
 SECRET = "dapi-secret-0123456789"
@@ -392,10 +403,30 @@ def test_the_summary_counts_retries_and_429s(scan, monkeypatch):
     assert "12 requests, 5 of them repeats, 2 answered 429" in done.err
 
 
+def test_without_a_terminal_lines_tell_how_far_it_is(scan, monkeypatch, small):
+    set_constants(monkeypatch, PROGRESS_SECONDS=0.0)
+    said = scan(small, *small.user_names, "-o", "out.csv").err
+    lines = re.findall(r"^([\d,]+) of 12 users, ([\d,]+) files, ([\d,]+) requests/s$", said, re.M)
+    users, files, _ = ([int(number.replace(",", "")) for number in numbers] for numbers in zip(*lines, strict=True))
+    assert (users, files) == (sorted(users), sorted(files))
+    assert (users[-1], files[-1]) == (12, sum(small.truth(name).file_count for name in small.user_names))
+    assert "users, " not in scan(small, *small.user_names, "-q", "-o", "out.csv").err
+
+
 def test_the_summary_of_one_user_is_its_breakdown(scan, three):
     text = scan(three, "a", "-o", "out.csv").err
     assert "DBFS: 2 directories listed with 1 DIRECTORY, 2 FILE" in text
     assert "Workspace: 2 directories listed with 1 FILE, 1 NOTEBOOK, 1 REPO, 1 UNKNOWN" in text
+
+
+def test_the_breakdown_of_one_user_names_five_directories_and_counts_the_others(scan):
+    paths = [f"/Users/a/{number}" for number in range(8)]
+    faults = [Fault("403", path=path) for path in paths]
+    with FakeDatabricks(users=["a"], shape="none", faults=faults) as server:
+        server.add_tree("dbfs", {"/Users/a": [*map(dbfs_directory, paths)]})
+        text = scan(server, "a", "-o", "out.csv").err
+    assert text.count("  not listed: /Users/a/") == 5
+    assert "  not listed: 3 more" in text
 
 
 def test_quiet_says_warnings_errors_and_the_summary_only(scan):

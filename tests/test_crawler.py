@@ -86,7 +86,10 @@ def test_the_functions_for_one_user_find_the_truth():
         name, config = server.user_names[0], config_of(server)
         both = scan_user_directory(name, config)
         assert_truth(both, server.truth(name))
-        assert (scan_dbfs(name, config), scan_workspace(name, config)) == (both.dbfs, both.workspace)
+        for scan_one, file_system in ((scan_dbfs, "dbfs"), (scan_workspace, "workspace")):
+            server.counts_reset()
+            assert scan_one(name, config) == getattr(both, file_system)
+            assert {api for api, _ in server.requests} == {"scim", file_system}
 
 
 def test_a_name_given_twice_is_scanned_once_and_no_name_is_no_request(clock):

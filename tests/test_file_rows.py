@@ -10,7 +10,7 @@ import pytest
 
 from databricks_user_files_simple import scan_users
 from databricks_user_list import InventoryError
-from tests.fake import FakeDatabricks, Fault
+from tests.fake import FakeDatabricks, Fault, workspace_object
 from tests.fake.world import Folder, World
 from tests.helpers import (
     NAME,
@@ -75,6 +75,15 @@ def test_names_with_anything_in_them(name):
         [_] = scan_users(world.usernames, config_of(server), files=Path(name))
     assert read_file_rows(name) == world.file_rows()
     assert len(world.file_rows()) == 2 * len(ODD_NAMES)
+
+
+def test_a_size_that_the_workspace_tells_is_told_and_counts_for_nothing_else():
+    home = "/Users/a"
+    with FakeDatabricks(users=["a"], shape="none") as server:
+        server.add_tree("workspace", {home: [workspace_object(f"{home}/f", "FILE", size=7)]})
+        [result] = scan_users(["a"], config_of(server), files="files.csv")
+    assert [row[4] for row in read_file_rows()] == ["7"]
+    assert result.total_size == 10_000
 
 
 def test_from_python_it_is_written_when_the_last_result_was_taken(server, world):
