@@ -839,7 +839,7 @@ class Tally:
 
     def listed(self, directory: Directory, listing: Listing) -> None:
         user = self.open[directory.user]
-        if directory.missing:
+        if directory.missing:  # for the second time: it only decides about what answered 404
             there = {*listing.directories, *(entry.path for entry in listing.files)}
             self.decide(directory, [path for path in directory.missing if path in there], "404, though listed")
         else:
@@ -983,7 +983,7 @@ class Crawler:
     def start_next(self, now: float) -> bool:
         """Starts the listing that is next by its pacer, if any is."""
         free = [name for name, pacer in self.pacers.items() if pacer.next_at <= now]
-        for name in free:
+        for name in free:  # an API that is away is asked for nothing but its root
             if self.pacers[name].away and self.has_work(name):
                 self.pacers[name].next_at = math.inf  # until it is answered
                 self.start(name, "/", partial(self.take_root, name))
@@ -1071,7 +1071,7 @@ class Crawler:
         self.tally.listed(directory, listing)
 
     def retry(self, directory: Directory, error: DatabricksError, sent_at: float, now: float) -> None:
-        """Puts the listing back to wait, or gives it up."""
+        """Puts the listing back to wait, or gives it up. Decides what counts as an attempt; of workers nothing does."""
         pacer = self.pacers[directory.file_system]
         statistics = self.client.statistics
         was_away = pacer.away  # before this failure
@@ -1493,7 +1493,7 @@ class Cluster:
         tag_queries(self.spark, self.tag)
         done: list[int] = []
 
-        def once(row: int) -> bytes | None:
+        def once(row: int) -> bytes | None:  # is called for each row, in each partition with a `done` of its own
             if done:
                 return None
             done.append(row)

@@ -1071,7 +1071,8 @@ def interrupts() -> Iterator[None]:
             return
         for number in before:
             signal.signal(number, interrupt)
-        threading.Timer(0.05, _thread.interrupt_main, list(before)[:1]).start()  # when the finalizer is over
+        one = list(before)[:1]  # of the signals that interrupt
+        threading.Timer(0.05, _thread.interrupt_main, one).start()  # when the finalizer is over
 
     hook = sys.unraisablehook
     try:
