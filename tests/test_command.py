@@ -396,11 +396,13 @@ def test_the_summary_names_five_of_those_that_could_not_be_listed_and_counts_the
 def test_the_summary_counts_retries_and_429s(scan, monkeypatch):
     for kind in ("server", "rate limit"):
         monkeypatch.setitem(databricks_user_list.RETRIES, kind, (5, 0.01))
-    faults = [Fault("500", api="dbfs", times=3), Fault("429", api="workspace", times=2)]
+    paths = ("/Users", "/Users/a")  # before the first user, and of one
+    faults = [Fault(kind, api=api, path=path, times=times)
+              for kind, api, times in (("500", "dbfs", 3), ("429", "workspace", 2)) for path in paths]  # fmt: skip
     with FakeDatabricks(users=["a"], shape="empty", faults=faults) as server:
         done = scan(server, "a")
-        assert (done.code, server.total_requests) == (0, 12)
-    assert "12 requests, 5 of them repeats, 2 answered 429" in done.err
+        assert (done.code, server.total_requests) == (0, 17)
+    assert "17 requests, 10 of them repeats, 4 answered 429" in done.err
 
 
 def test_without_a_terminal_lines_tell_how_far_it_is(scan, monkeypatch, small):

@@ -76,9 +76,11 @@ def recorder(clock):
 
 
 def test_so_many_requests_are_made_at_a_time_and_no_more(clock):
+    """Over as many connections, which are used again."""
     with FakeDatabricks(users=2, shape="bench", directories=30, latency=0.05) as server:
         assert_all_true(server, crawl(server, clock, threads=16))
         assert server.max_in_flight == 16
+        assert server.counts.connections <= 16
 
 
 def test_the_functions_for_one_user_find_the_truth():
