@@ -385,9 +385,11 @@ def test_the_summary_names_five_of_those_that_could_not_be_listed_and_counts_the
     names = [f"u{number}" for number in range(7)]
     with FakeDatabricks(users=names, shape="empty", faults=[Fault("403", api="dbfs")]) as server:
         text = scan(server, *names, "-q", "-o", "out.csv").err
+        five = scan(server, *names[:5], "-q", "-o", "out.csv").err
         one = scan(server, names[0], "-q", "-o", "out.csv").err
     assert text.count("  partial: u") == 5
     assert "  and 2 more users" in text
+    assert "more user" not in five
     assert "1 user: 1 partial" in one
     assert one.count("/Users/u0") == 1
     assert all("--details names" in shown for shown in (text, one))

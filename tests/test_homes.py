@@ -213,6 +213,15 @@ def test_who_is_not_shown_as_admin_is_warned_once_and_a_home_not_found_is_an_err
         assert (results[ANN].status, figures(results[ANN])) == ("partial", (4, 128, 4, 0, 0, 0))
 
 
+@pytest.mark.parametrize("file_system", ["dbfs", "workspace"])
+def test_who_may_not_ask_who_he_is_scans_one_file_system_too(clock, file_system):
+    with small_server([ANN], faults=[Fault("403", path="Me")]) as server:
+        result = crawl(server, clock, file_systems=(file_system,))[ANN]
+        truth = server.truth(ANN)
+    assert result.file_count == (truth.dbfs_files if file_system == "dbfs" else truth.workspace_objects) > 0
+    assert result.status == "success"
+
+
 def test_who_is_an_admin_is_not_warned_and_a_home_not_found_is_empty(clock, caplog):
     with FakeDatabricks(users=3, shape="none", groups=["users", "admins"]) as server:
         assert {result.status for result in crawl(server, clock).values()} == {"empty"}
