@@ -20,6 +20,7 @@ from tests.connect_server import ConnectServer, connect_server_of, why_not
 from tests.fake import FakeDatabricks
 from tests.helpers import FakeClock, Login, Result, log_in, run_command, set_constants, shorter_waits, write_users
 from tests.kernel import Kernel
+from tests.workers import Workers
 
 PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
@@ -179,6 +180,22 @@ def spark(connect_server: ConnectServer) -> Iterator[Any]:
     session = connect_server.session()
     yield session
     session.stop()
+
+
+@pytest.fixture(scope="session")
+def worker_processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
+    """Workers without Spark, for all tests of this process."""
+    pytest.importorskip("pyspark.sql.connect.functions", reason="pyspark is not installed")
+    workers = Workers(tmp_path_factory.mktemp("workers"))
+    yield workers
+    workers.close()
+
+
+@pytest.fixture
+def workers(worker_processes: Workers) -> Workers:
+    """Those whose reports are as they are."""
+    worker_processes.change = lambda report: report
+    return worker_processes
 
 
 @pytest.fixture

@@ -335,69 +335,58 @@ def test_grpc_reaches_this_machine_past_a_proxy(monkeypatch, before):
     assert os.environ["no_grpc_proxy"].split(",") == [*list(before.values())[:1], "localhost", "127.0.0.1", "::1"]
 
 
-# Real workers
-
-
-def test_workers_cannot_import_this_project(connect_server):
-    """What the other tests show, that code goes by value, they show because of this."""
-    text = "for name in ('databricks_user_files_simple', 'databricks_user_list', 'tqdm'):\n"
-    text += "    try: __import__(name)\n    except ModuleNotFoundError as error: print(error)"
-    done = subprocess.run([connect_server.python, "-c", text], capture_output=True, text=True, check=False)
-    assert done.stdout.count("No module named") == 3, done
-
-
-def test_one_giant_user_is_spread_over_the_workers(spark, early):
-    with FakeDatabricks(users=1, shape="bench", directories=600) as server:
-        with slow_until(server, lambda: sum(number > 5 for number in server.workers.values()) >= 4):
-            scan(spark, server)
-        assert {path for (_, path), number in server.requests.items() if number > 1} <= {"/", "/Users"}
+# Workers without Spark
 
 
 FAULTS = [Fault(kind, rate=0.03) for kind in ("500", "503", "reset", "truncated", "html", "empty_429")]
 
 
-def test_through_faults_the_results_are_the_truth(spark, many, hasty, log, monkeypatch, early):
+def test_through_faults_the_results_are_the_truth(workers, small, hasty, log, monkeypatch, early):
     set_constants(monkeypatch, FIRST_RATE=500.0)  # a 429 is none of a limit
-    many.change(faults=FAULTS)
-    with slow_until(many, lambda: many.workers.total() > 100, latency=0.15):
-        scan(spark, many)
-    assert set(many.counts.faults) >= {"500", "503", "html"}
+    small.change(faults=FAULTS)
+    with slow_until(small, lambda: small.workers.total() > 100, latency=0.15):
+        scan(workers, small)
+    assert set(small.counts.faults) >= {"500", "503", "html"}
     assert warnings_of(log) == []
 
 
-def test_an_outage_in_mid_run_is_waited_for(spark, many, hasty, log, early):
+def test_an_outage_in_mid_run_is_waited_for(workers, small, hasty, log, early):
     def outage():
-        many.change(outage="503")
+        small.change(outage="503")
         until(lambda: "until the service is back" in log.text, 120)
-        many.change(outage=None)
+        small.change(outage=None)
 
-    with slow_until(many, workers_help(many), outage):
-        scan(spark, many)
+    with slow_until(small, workers_help(small), outage):
+        scan(workers, small)
 
 
-def test_a_login_that_is_refused_in_mid_run_stops_it(spark, many, early):
+def test_a_login_that_is_refused_in_mid_run_stops_it(workers, small, early):
     def refuse():
-        many.change(faults=[Fault("401")])
+        small.change(faults=[Fault("401")])
 
-    with slow_until(many, workers_help(many), refuse), pytest.raises(InventoryError, match="token"):
-        scan(spark, many)
+    with slow_until(small, workers_help(small), refuse), pytest.raises(InventoryError, match="token"):
+        scan(workers, small)
 
 
-@needs_posix
-def test_workers_killed_in_mid_scan_cost_nothing(spark, many, early):
-    killed = []
+@pytest.mark.parametrize(("kind", "text"), [("403", "(403)"), ("reset", "(ConnectionError: ")])
+def test_workers_that_do_not_reach_the_workspace(workers, small, log, early, kind, text):
+    """An IP access list that has this machine and not the cluster; a network without a way out."""
+    small.change(faults=[Fault(kind, of_workers=True)])
+    with slow_until(small, lambda: "not available" in log.text):
+        scan(workers, small)
+    [warning] = warnings_of(log)
+    assert warning.startswith(f"{NOT_AVAILABLE}workers cannot reach {small.url} {text}")
+    assert "network" in warning
 
-    def kill():
-        many.change(latency=20.0)  # answers that none of them is to see
-        until(lambda: workers_that_wait(many), 60)
-        killed.extend(workers_that_wait(many))
-        for worker in killed:
-            os.kill(int(worker), signal.SIGKILL)
-        many.change(latency=0.0)
 
-    with slow_until(many, workers_help(many), kill):
-        scan(spark, many)
-    assert killed
+def test_a_late_batch_is_listed_here_and_its_report_counts_for_nothing(workers, small, caplog, monkeypatch, early):
+    caplog.set_level(logging.DEBUG, "databricks_user_files")
+    set_constants(monkeypatch, OVERDUE_SECONDS=0.2)
+    late = threading.Event()
+    workers.change = lambda report: late.wait(60) and report
+    with slow_until(small, lambda: "failed: no report came in time" in caplog.text, late.set, latency=0.15):
+        scan(workers, small)
+    assert max(number for (_, path), number in small.requests.items() if path not in ("/", "/Users")) == 2
 
 
 # Reports that are false: what they do not bring is listed here
@@ -455,20 +444,7 @@ def half(packed):
 FALSE = [rewritten(change) for change in (drop, double, cut, swap, of_others, all_left)]
 
 
-def change_reports(monkeypatch, change):
-    """Makes change(packed) of what batches bring, the probe's reports left as they are."""
-    from pyspark.sql.connect.dataframe import DataFrame
-
-    collect = DataFrame.collect
-
-    def changed(frame):
-        rows = collect(frame)
-        return [(change(rows[0][0]),)] if len(rows) == 1 else rows
-
-    monkeypatch.setattr(DataFrame, "collect", changed)
-
-
-def test_false_reports_make_no_row_wrong(spark, many, log, monkeypatch, early):
+def test_false_reports_make_no_row_wrong(workers, many, log, monkeypatch, early):
     """Every other one is false, in one way after the other."""
     set_constants(monkeypatch, LARGEST_BATCH=8, OVERDUE_SECONDS=600.0, LOST_BATCHES=1000)
     changes, seen, numbers = [half, *FALSE, lambda packed: None], [], itertools.count()
@@ -479,19 +455,89 @@ def test_false_reports_make_no_row_wrong(spark, many, log, monkeypatch, early):
         seen.append(changes[len(seen) % len(changes)])
         return seen[-1](packed)
 
-    change_reports(monkeypatch, sometimes)
+    workers.change = sometimes
     with slow_until(many, lambda: len(seen) > len(changes), latency=0.15):
-        scan(spark, many)
+        scan(workers, many)
     unreadable = [line for line in warnings_of(log) if "cannot be read" in line]
     assert len(unreadable) == sum(change in (changes[0], changes[-1]) for change in seen)
 
 
-def test_where_every_report_is_none_the_cluster_is_left_alone(spark, many, log, monkeypatch, early):
+def test_where_every_report_is_none_the_cluster_is_left_alone(workers, many, log, monkeypatch, early):
     set_constants(monkeypatch, LARGEST_BATCH=8)
-    change_reports(monkeypatch, lambda packed: packed[:-1])
+    workers.change = lambda packed: packed[:-1]
     with slow_until(many, lambda: "left alone" in log.text):
-        scan(spark, many)
+        scan(workers, many)
     assert warnings_of(log)[-1].startswith("The cluster is left alone, 3 batches in a row failed: ")
+
+
+@pytest.fixture
+def oauth(monkeypatch):
+    """oauth(server): the variables of a login by databricks-sdk, which no worker has, with client id and secret."""
+    pytest.importorskip("databricks.sdk.core")
+    set_constants(monkeypatch, HELD_SECONDS=0.01, FAILED_SECONDS=0.01)
+
+    def log_in_as_client(server):
+        server.change(clients={"the-client": "the-secret"}, token="dapi-nobody-has-this")
+        for name, value in {"HOST": server.url, "CLIENT_ID": "the-client", "CLIENT_SECRET": "the-secret"}.items():
+            monkeypatch.setenv(f"DATABRICKS_{name}", value)
+
+    return log_in_as_client
+
+
+def test_tokens_that_are_revoked_in_mid_run(workers, many, hasty, oauth, early):
+    """The workers hand their directories back, and a new token serves."""
+    oauth(many)
+    with slow_until(many, workers_help(many), many.revoke):
+        scan(workers, many, load_databricks_config())
+    assert many.statuses[401]
+
+
+def test_each_batch_leaves_with_the_token_of_the_moment(workers, many, early):
+    tokens = ["first"]
+    many.issued.update({"first": float("inf"), "second": float("inf")})
+    config = DatabricksConfig(many.url, "", "test", renew=lambda refused: tokens[-1])
+
+    def renew():
+        tokens.append("second")
+        until(lambda: "Bearer second" in {request.authorization for request in requests_of_workers(many)}, 60)
+
+    with slow_until(many, workers_help(many), renew):
+        scan(workers, many, config)
+
+
+# Real workers
+
+
+def test_workers_cannot_import_this_project(connect_server):
+    """What the other tests show, that code goes by value, they show because of this."""
+    text = "for name in ('databricks_user_files_simple', 'databricks_user_list', 'tqdm'):\n"
+    text += "    try: __import__(name)\n    except ModuleNotFoundError as error: print(error)"
+    done = subprocess.run([connect_server.python, "-c", text], capture_output=True, text=True, check=False)
+    assert done.stdout.count("No module named") == 3, done
+
+
+def test_one_giant_user_is_spread_over_the_workers(spark, early):
+    with FakeDatabricks(users=1, shape="bench", directories=600) as server:
+        with slow_until(server, lambda: sum(number > 5 for number in server.workers.values()) >= 4):
+            scan(spark, server)
+        assert {path for (_, path), number in server.requests.items() if number > 1} <= {"/", "/Users"}
+
+
+@needs_posix
+def test_workers_killed_in_mid_scan_cost_nothing(spark, many, early):
+    killed = []
+
+    def kill():
+        many.change(latency=20.0)  # answers that none of them is to see
+        until(lambda: workers_that_wait(many), 60)
+        killed.extend(workers_that_wait(many))
+        for worker in killed:
+            os.kill(int(worker), signal.SIGKILL)
+        many.change(latency=0.0)
+
+    with slow_until(many, workers_help(many), kill):
+        scan(spark, many)
+    assert killed
 
 
 # Interrupted, and servers that go away
@@ -509,7 +555,7 @@ def workers_that_wait(server):
 
 @needs_posix
 def test_an_interrupted_command_goes_on_with_resume(connect_server, command, login):
-    with FakeDatabricks(users=30, shape="small", latency=0.1) as server:
+    with FakeDatabricks(users=30, shape="many", latency=0.1) as server:
         write_users(server.user_names)
         gate = hang_when(server, lambda: server.workers.total() > 40 and len(saved_users()) >= 5)
         gate.seconds = 600.0
@@ -554,7 +600,7 @@ def test_interrupting_leaves_the_users_own_queries_alone(spark, monkeypatch, ear
         target=lambda: answers.extend(spark.range(0, 1, 1, 1).select(udf(wait, "string")("id")).collect())
     )
     query.start()
-    with FakeDatabricks(users=60, shape="small", latency=0.1) as server:
+    with FakeDatabricks(users=60, shape="many", latency=0.1) as server:
         gate = hang_when(server, workers_help(server))
         gate.seconds = 600.0
 
@@ -588,7 +634,7 @@ def test_a_connect_server_that_is_killed_and_stays_away(connect_servers, tmp_pat
     """The rest is scanned from here, and at the end nobody waits long for a server that is gone."""
     folder = tmp_path / "connect"
     folder.mkdir()
-    with connect_servers(folder, "local[4]") as connect, FakeDatabricks(users=30, shape="small") as server:
+    with connect_servers(folder, "local[4]") as connect, FakeDatabricks(users=30, shape="many") as server:
         write_users(server.user_names)
         server.change(latency=0.3)
         with running(server, login, *WORDS, "--spark-remote", connect.remote) as process:
@@ -605,17 +651,6 @@ def test_a_connect_server_that_is_killed_and_stays_away(connect_servers, tmp_pat
 
 
 # Workers that cannot do it
-
-
-@pytest.mark.parametrize(("kind", "text"), [("403", "(403)"), ("reset", "(ConnectionError: ")])
-def test_workers_that_do_not_reach_the_workspace(spark, many, log, early, kind, text):
-    """An IP access list that has this machine and not the cluster; a network without a way out."""
-    many.change(faults=[Fault(kind, of_workers=True)])
-    with slow_until(many, lambda: "not available" in log.text):
-        scan(spark, many)
-    [warning] = warnings_of(log)
-    assert warning.startswith(f"{NOT_AVAILABLE}workers cannot reach {many.url} {text}")
-    assert "network" in warning
 
 
 def test_workers_of_another_python_version(connect_server, many, log, early):
@@ -636,41 +671,6 @@ def test_workers_of_another_python_version(connect_server, many, log, early):
 
 
 # Logins
-
-
-@pytest.fixture
-def oauth(monkeypatch):
-    """oauth(server): the variables of a login by databricks-sdk, which no worker has, with client id and secret."""
-    pytest.importorskip("databricks.sdk.core")
-    set_constants(monkeypatch, HELD_SECONDS=0.01, FAILED_SECONDS=0.01)
-
-    def log_in_as_client(server):
-        server.change(clients={"the-client": "the-secret"}, token="dapi-nobody-has-this")
-        for name, value in {"HOST": server.url, "CLIENT_ID": "the-client", "CLIENT_SECRET": "the-secret"}.items():
-            monkeypatch.setenv(f"DATABRICKS_{name}", value)
-
-    return log_in_as_client
-
-
-def test_tokens_that_are_revoked_in_mid_run(spark, many, hasty, oauth, early):
-    """The workers hand their directories back, and a new token serves."""
-    oauth(many)
-    with slow_until(many, workers_help(many), many.revoke):
-        scan(spark, many, load_databricks_config())
-    assert many.statuses[401]
-
-
-def test_each_batch_leaves_with_the_token_of_the_moment(spark, many, early):
-    tokens = ["first"]
-    many.issued.update({"first": float("inf"), "second": float("inf")})
-    config = DatabricksConfig(many.url, "", "test", renew=lambda refused: tokens[-1])
-
-    def renew():
-        tokens.append("second")
-        until(lambda: "Bearer second" in {request.authorization for request in requests_of_workers(many)}, 60)
-
-    with slow_until(many, workers_help(many), renew):
-        scan(spark, many, config)
 
 
 def spellings(token):
