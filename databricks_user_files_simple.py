@@ -855,20 +855,23 @@ class Tally:
         """What a failure means that is not to be tried again at once."""
         user = self.open[directory.user]
         home = user.homes[directory.file_system]
-        if error.retried and not directory.last_round:  # one more round, when the user's others are done
+        not_found = error.kind == "not found"
+        is_home = directory.path == home.path
+        asked_again = error.retried or (not_found and is_home and directory.missing)  # a home that went is asked twice
+        if asked_again and not directory.last_round:  # in one more round, when the user's others are done
             directory.last_round = True
             directory.attempts = 0
             directory.failed_at = None
             user.failed_once.append(directory)
-        elif directory.missing and error.kind == "not found":  # deleted, with all that was in it
+        elif not_found and not is_home:  # its directory decides, listed once more
+            parent = directory.file_system, directory.path.rpartition("/")[0]
+            user.not_found.setdefault(parent, []).append(directory.path)
+        elif not_found and directory.missing:  # deleted, with all that was in it
             self.decide(directory, [], "")
         elif directory.missing:  # nobody can tell about what answered 404
             self.decide(directory, list(directory.missing), f"404, and of its directory: {error}")
-        elif error.kind != "not found":
+        elif not not_found:
             self.give_up(directory, str(error))
-        elif not directory.home:  # its directory decides, listed once more
-            parent = directory.file_system, directory.path.rpartition("/")[0]
-            user.not_found.setdefault(parent, []).append(directory.path)
         elif home.error:  # a home that has to be there
             self.give_up(directory, home.error)
         else:

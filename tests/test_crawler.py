@@ -454,7 +454,33 @@ def test_directories_that_are_not_found_are_failures_unless_they_were_deleted(cl
         server.change(faults=[gone, fails])
         result = crawl(server, clock, on_tick=delete, threads=1)[ANN]
         assert [server.requests["dbfs", f"{HOME}/{name}"] for name in "ab"] == [1, 1]
-        assert server.requests["dbfs", HOME] == (11 if parent == "500" else 2)
+        assert server.requests["dbfs", HOME] == {"500": 11, "404": 3}.get(parent, 2)
     assert sorted(failure["path"] for failure in result.dbfs.failures) == [f"{HOME}/{name}" for name in lost]
     assert result.status == ("partial" if lost else "success")
     assert figures(result) == (1, 5, 1, 2, 20_000, 2)
+
+
+@pytest.mark.parametrize("deeper", ["/b", "/b/c"])
+@pytest.mark.parametrize("is_deleted", [False, True])
+def test_a_directory_that_answers_404_as_its_own_does_was_deleted_only_if_the_next_one_has_it_no_more(
+    clock, deeper, is_deleted
+):
+    """Two 404s that pass, of a directory and then of that which has it, are no deletion."""
+    with small_server() as server:
+        server.add_tree("dbfs", {HOME: [dbfs_file(f"{HOME}/top", 5), dbfs_directory(f"{HOME}/b")],
+                                 f"{HOME}/b": [dbfs_directory(f"{HOME}/b/c")], f"{HOME}/b/c": []})  # fmt: skip
+        path, parent = f"{HOME}{deeper}", f"{HOME}{deeper}".rpartition("/")[0]
+        first, second = Fault("404"), Fault("404")
+        first.applies = lambda api, asked, _: (api, asked) == ("dbfs", path) and not first.hits
+        second.applies = lambda api, asked, _: (api, asked) == ("dbfs", parent) and first.hits and (
+            is_deleted or not second.hits)  # fmt: skip
+
+        def delete():
+            if is_deleted and second.hits:
+                server.add_tree("dbfs", {HOME: [dbfs_file(f"{HOME}/top", 5)]})
+
+        server.change(faults=[first, second])
+        result = crawl(server, clock, on_tick=delete, threads=1)[ANN]
+    lost = path if parent == HOME else parent
+    assert [failure["path"] for failure in result.dbfs.failures] == ([] if is_deleted else [lost])
+    assert result.status == ("success" if is_deleted else "partial")
