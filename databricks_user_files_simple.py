@@ -2256,18 +2256,21 @@ def write_results(
     Raises InventoryError.
     """
     summary = Summary()
-    with open_output(output) as csv_file, open_output(details) if details else nullcontext() as details_file:
-        csv_file.write(",".join(CSV_COLUMNS) + "\n")
+    lines = [",".join(CSV_COLUMNS) + "\n"]
+    with open_output(details) if details else nullcontext() as details_file:
         for result in results:
             row = result.row() | {"error": safe_cell(result.error)}  # a text of the service's
-            csv_file.write(",".join(csv_cell(str(cell)) for cell in row.values()) + "\n")
+            lines.append(",".join(csv_cell(str(cell)) for cell in row.values()) + "\n")
             if details_file:
                 details_file.write(json.dumps(result.as_dict(), ensure_ascii=False) + "\n")
             summary.add(result)
             if rows:
                 rows.want(result)
-        if rows:
-            rows.publish()
+    if rows:
+        rows.publish()
+    with open_output(output) as csv_file:  # the last, since on stdout nothing can be taken back
+        for line in lines:
+            csv_file.write(line)
     return summary
 
 
