@@ -1701,6 +1701,7 @@ def connect_url(host: str) -> str:
 # --- Checkpoint -----------------------------------------------------------------------------------------------------
 
 TAIL = b"\n]}\n"
+NULS_AT_MOST = 1024**2  # bytes that a loss of power leaves
 
 
 class SavedLine(NamedTuple):
@@ -1749,14 +1750,14 @@ class Checkpoint:
     def read(cls, file: IO[bytes], path: Path, run: str) -> Checkpoint:
         """That of a file whose header is known to be good. Raises OSError, and InventoryError for a bad line."""
         checkpoint = cls(file, path, run)
-        size = os.fstat(file.fileno()).st_size
+        size = end_of_data(file)
         offset = 0
         with lines_of(file) as lines:
             for number, line in enumerate(lines, 1):
                 if number == 1:
                     checkpoint.end = len(line.rstrip())
-                else:
-                    checkpoint.read_line(number, line, offset, last=offset + len(line) == size)
+                elif offset < size:
+                    checkpoint.read_line(number, line, offset, last=offset + len(line) >= size)
                 offset += len(line)
         checkpoint.begin()
         return checkpoint
@@ -1825,6 +1826,14 @@ class Checkpoint:
 def write_all(file: IO[bytes], data: bytes) -> None:
     while data:
         data = data[file.write(data) :]
+
+
+def end_of_data(file: IO[bytes]) -> int:
+    """Where the NULs begin that a loss of power leaves at the end of a file, which grows before its data is written."""
+    size = os.fstat(file.fileno()).st_size
+    file.seek(max(size - NULS_AT_MOST, 0))
+    tail = file.read()
+    return size - len(tail) + len(tail.rstrip(b"\0"))
 
 
 def lines_of(file: IO[bytes]) -> IO[bytes]:
