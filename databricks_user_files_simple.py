@@ -2409,8 +2409,11 @@ def find_delimiter(header: str) -> str:
 def read_rows(path: str) -> list[tuple[str, list[str]]]:
     """Place and cells of each row that is not blank. This is the one place where blanks around cells go."""
     lines = read_lines(path)
-    header = next((line for line in lines if line.strip(" \t\n")), "")
-    reader = csv.reader(lines, delimiter=find_delimiter(header), skipinitialspace=True, strict=True)
+    delimiter = find_delimiter(next((line for line in lines if line.strip(" \t\n")), ""))
+    blanks = " " if delimiter == "\t" else " \t"
+    around = re.compile(f"[{blanks}]*{delimiter}[{blanks}]*")  # else a quoted cell would end before them
+    tidied = [around.sub(delimiter, line.strip(f"{blanks}\n")) + "\n" for line in lines]
+    reader = csv.reader(tidied, delimiter=delimiter, strict=True)
     rows = []
     try:
         for row in reader:

@@ -203,6 +203,8 @@ def test_what_is_no_name_is_refused_by_place_and_before_any_request(scan, nobody
     (b"email,username\nwrong,a\n", "a"),
     (b'id, "username", x\n1, "a", "1, 2"\n', "a"),
     (b'username;note\na;"x, y, z; w"\n', "a"),
+    (b'\t"username" , "x"\t\n "a"\t,\t"A, B" \n"b" ,\n', "a b"),
+    (b'x\t"username" \n\t "a" \n1 \tb\n', "a b"),
     (b'username,display_name\na,"Berg, ""A"""\nb,"two\nlines"\nc,\n', "a b c"),
     (b"username,active\n\na,true,\n\n,\nb\n", "a b"),
 ])  # fmt: skip
