@@ -2149,8 +2149,9 @@ def identity(path: str) -> object:
 def check_places(outputs: list[str], users_file: str | None, checkpoint: Path | None) -> None:
     """Raises InventoryError where one file or stream is named twice, or an output cannot be written."""
     others = [str(checkpoint)] if checkpoint else []
-    if users_file is not None and os.path.isfile(users_file):
-        others.append(users_file)
+    users_path = "/dev/stdin" if users_file == "-" else users_file
+    if users_path is not None and os.path.isfile(users_path):
+        others.append(users_path)
     places = [identity(path) for path in outputs + others]
     if len(set(places)) < len(places):
         raise InventoryError("--output, --details, --files, --users-file and --checkpoint must be different files")
