@@ -618,9 +618,8 @@ class DatabricksClient:
         text, cut_short = error_text(body)
         error_code, message = parse_error_body(text)
         error_code = one_line(self.mask(error_code), 60)
-        message = one_line(self.mask(message), 300)
-        kind = classify_error(status, error_code, message.replace(path, ""))
-        message = message or one_line(self.mask(response.reason or ""), 300) or "no message"
+        kind = classify_error(status, error_code, one_line(message.replace(path, ""), 300))
+        message = one_line(self.mask(message or response.reason or ""), 300) or "no message"
         if kind == "refused" and cut_short:  # it may be the 404 of a home that is not there
             kind = "malformed"
             message = "the answer was cut short"

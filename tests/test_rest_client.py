@@ -149,6 +149,14 @@ def test_what_came_back_decides_how_often_it_is_tried(service, client, clock, an
     assert client.statistics["rate_limited"] == (len(waits) if kind == "rate limit" else 0)
 
 
+@pytest.mark.parametrize("path", [
+    "/Users/a  invalid access token", "/Users/\x01invalid token", f"/Users/{'invalid token' * 40}",
+])  # fmt: skip
+def test_a_path_that_sounds_like_it_is_no_refused_token(service, client, path):
+    add(service, {"status": 403, "json": error_of("CUSTOMER_UNAUTHORIZED", f"No access to {path}")})
+    assert fail(client, path).kind == "refused"
+
+
 @pytest.mark.parametrize(("kind", "attempts", "asked", "jitter", "wait"), [
     ("rate limit", 1, 0.0, 0.0, 2.0), ("server", 4, 0.0, 0.5, 12.0), ("too slow", 2, 0.0, 1.0, None),
     ("rate limit", 1, 30.0, 0.0, 30.0), ("rate limit", 4, 30.0, 1.0, 32.0), ("rate limit", 4, 30.0, 0.0, 30.0),
