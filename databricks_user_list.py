@@ -355,7 +355,8 @@ def read_workspace_url(text: str, where: str) -> tuple[str, str]:
     with suppress(ValueError):  # a port that is none, half a pair of brackets
         parts = urlsplit(url)
         port = "" if parts.port is None else f":{parts.port}"
-        address = re.fullmatch(r"(.*@)?([\w-]{1,63}(\.[\w-]{1,63})*|\[[\da-f:]+\])(:\d+)?", parts.netloc, re.A | re.I)
+        host = r"localhost|[\w-]{1,63}(\.[\w-]{1,63})+|\[[\da-f:]+\]"  # a token in its place has no dot
+        address = re.fullmatch(rf"(.*@)?({host})(:\d+)?", parts.netloc, re.A | re.I)
     # urlsplit drops some blanks, and takes a backslash for a part of the host
     if not address or parts.scheme not in ("http", "https") or re.search(r"[\s\\]", url):
         raise InventoryError(f"{where} is not a workspace URL, which looks like https://adb-123.4.azuredatabricks.net")
@@ -470,7 +471,7 @@ class Login:
         """Kind and message of a failure: the SDK's words, without the secrets that it, or who answered it, repeats."""
         text = str(error).partition(". Config: ")[0]
         for name, value in (*os.environ.items(), *(self.values or {}).items()):
-            if re.search("secret|token|password|credentials", name, re.I) and len(value) > 7:
+            if re.search("secret|token|password|credentials|metadata", name, re.I) and len(value) > 7:
                 text = text.replace(value, "***")
         kind: ErrorKind = "login" if re.search(REFUSED_LOGIN, text) else "connection"
         remedy = "is this login still good (its secret, `databricks auth login`, `az login`)?"
@@ -1013,8 +1014,9 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
         """Without the values, which may be secrets in a wrong place."""
         what, unknown, words = message.partition("unrecognized arguments:")
-        names = [word.partition("=")[0] for word in words.split() if word.startswith("--")]
-        what = re.sub(r" '.*", "", what, flags=re.S)
+        names = [word.partition("=")[0] for word in words.split()]
+        names = [name for name in names if re.fullmatch("--[a-z]+(-[a-z]+)*", name)]  # else there is a value in it
+        what = re.sub(r""" ['"].*""", "", what, flags=re.S)
         raise InventoryError(f"{' '.join([what + unknown, *names])} (see --help)")
 
 

@@ -363,7 +363,8 @@ def test_hosts_are_normalised(text, host):
     "https://adb-1.net:SECRET", "https://adb-1.net:99999", "https://[::1", "https://[fe80::1%SECRET]", "https://a..net",
     "https://adb-1.net\\@SECRET", "https://adb-1.net SECRET", "https://adb-1.net\ntoken = SECRET", "http:/SECRET",
     "http://adb-1.net/?SECRET", "http://[2001:db8::1]", "http://localhost.evil.net", "http://127.0.0.1.evil.net",
-    "http://127.0.0.1@evil.net", "http://token:SECRET@adb-1.net",
+    "http://127.0.0.1@evil.net", "http://token:SECRET@adb-1.net", "https//a.net",
+    "dapi0123456789abcdef0123456789abcdef-2",
 ])  # fmt: skip
 def test_refused_hosts_are_not_shown(text):
     with pytest.raises(InventoryError, match=r"^--workspace-url ") as caught:
@@ -371,6 +372,7 @@ def test_refused_hosts_are_not_shown(text):
     assert len(str(caught.value).splitlines()) == 1
     assert SECRET not in str(caught.value)
 
+    assert "dapi" not in str(caught.value)
 
 def test_a_secret_in_a_pasted_url_that_serves_is_shown_nowhere(run):
     secret, port = "dapi0123456789abcdef-2", free_port()
@@ -477,7 +479,10 @@ def test_a_refused_value_is_named_and_never_shown(run, profiles, environment, wh
         assert more or len(done.err.splitlines()) == 1
 
 
-@pytest.mark.parametrize("words", [("--threads", SECRET), (f"--spark=sc://y/;token={SECRET}",), ("--tokn", SECRET)])
+@pytest.mark.parametrize("words", [
+    ("--threads", SECRET), (f"--spark=sc://y/;token={SECRET}",), ("--tokn", SECRET), (f"--token:{SECRET}",),
+    (f"--token{SECRET}",), (f"--quiet='{SECRET}",), (f'--quiet="{SECRET}',),
+])  # fmt: skip
 def test_a_value_of_a_wrong_option_of_the_scanner_is_not_shown(run, words):
     done = run(SCANNER, "a", *words, "--debug")
     assert (done.code, done.out) == (2, "")
