@@ -192,7 +192,8 @@ def load_databricks_config(
     config = config_from_profile(profile, host) or config_from_environment(host) or config_from_notebook(host)
     if config is None:
         advice = "run `databricks configure`, or set DATABRICKS_HOST and DATABRICKS_TOKEN"
-        raise InventoryError(f"no login found in {profile_file()} or the environment: {advice}")
+        wanted = f" for {host}" if host else ""
+        raise InventoryError(f"no login found{wanted} in {profile_file()} or the environment: {advice}")
     return replace(config, workspace_id=number) if number else config
 
 
@@ -313,7 +314,7 @@ def read_profiles() -> tuple[dict[str, dict[str, str]], str | None]:
         raise InventoryError(f"{path}, line {line}: not a profile file (INI)") from None
     except OSError as error:
         raise InventoryError(f"{path} cannot be read: {error.strerror}") from error
-    profiles = {name: dict(parser.items(name)) for name in parser.sections()}
+    profiles = {name.strip(): dict(parser.items(name)) for name in parser.sections()}
     for name, values in profiles.items():
         for key, value in values.items():
             if "\n" in value:
