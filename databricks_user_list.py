@@ -608,7 +608,7 @@ class DatabricksClient:
         request = requests.Request("GET", url, self.headers, params=params, auth=partial(authorize, token)).prepare()
         try:
             sent = self.adapter.send(request, timeout=(CONNECT_SECONDS, READ_SECONDS), **self.settings)
-        except TypeError:  # from within requests, where the URL of a proxy has no host
+        except (TypeError, UnicodeError, urllib3.exceptions.LocationParseError):  # of a proxy whose URL is none
             raise requests.exceptions.InvalidProxyURL from None
         with sent as response:
             self.reached = True

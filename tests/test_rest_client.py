@@ -781,6 +781,8 @@ def test_a_proxy_that_answers_a_page_ends_the_run_in_a_line(run, kind):
     ("HTTPS_PROXY", "ftp://pass-word:1", "is no URL of a proxy"),
     ("ALL_PROXY", "127.0.0.1:pass-word", "is no URL of a proxy"),
     ("HTTPS_PROXY", "http://[pass-word", "is no URL of a proxy"),
+    ("HTTPS_PROXY", "http://me:pass-word\u20ac@proxy:1", "is no URL of a proxy"),
+    ("HTTPS_PROXY", "http://pass-word..host:1", "is no URL of a proxy"),
 ])  # fmt: skip
 def test_a_proxy_that_is_none_is_told_from_the_network_and_not_shown(run, name, url, says):
     if says.startswith("pip") and find_spec("socks"):
