@@ -96,6 +96,7 @@ RETRIES = {  # kind of error: attempts in all, seconds before the second (double
 }
 FORMULA_STARTS = "=+@\uff1d\uff0b\uff0d\uff20-"  # of a cell; the middle ones are the full-width forms
 NOT_IN_NAMES = '/"<>,;'  # what no user name has: it would be a path, an address with a name, or several columns
+TELL_SECONDS = 0.5  # for what an interrupted run says, of the 2 s in which it ends
 PAGE_SIZE = 1000  # users asked for at a time; the service may send fewer
 USERS_PATH = "/api/2.0/preview/scim/v2/Users"
 ATTRIBUTES = "id,userName,displayName,active"  # groups would make the listing time out in large workspaces
@@ -1054,7 +1055,7 @@ def interrupts() -> Iterator[None]:
     """SIGINT, SIGTERM and SIGHUP raise one KeyboardInterrupt; what was ignored (nohup) stays so.
 
     On its way out, what is half written goes, a cluster's queries are cancelled, and what the checkpoint has is noted;
-    explain() tells that, and makes 130 of it. No thread is waited for.
+    explain() tells that, and the exit code is 130. No thread is waited for.
     """
     names = ("SIGINT", "SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
     signals = [getattr(signal, name) for name in names if hasattr(signal, name)]
@@ -1088,8 +1089,8 @@ def interrupts() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def explain(error: BaseException, debug: bool) -> int:
-    """Says in a line what ended the run, and in another what is saved; returns the exit code."""
+def explain(error: BaseException, debug: bool) -> None:
+    """Says in a line what ended the run, and in another what is saved."""
     if isinstance(error, KeyboardInterrupt):
         log.error("interrupted")
     elif isinstance(error, InventoryError):
@@ -1098,7 +1099,6 @@ def explain(error: BaseException, debug: bool) -> int:
         log.error("%s: %s; --debug shows where", type(error).__name__, error, exc_info=debug)
     if hasattr(error, "saved"):
         tell(error.saved)
-    return 130 if isinstance(error, KeyboardInterrupt) else 2
 
 
 def run_command(
@@ -1110,22 +1110,27 @@ def run_command(
     logging.getLogger("databricks.sdk").setLevel(logging.CRITICAL)  # what matters of it comes as an exception
     log.addHandler(HANDLER)
     log.propagate = False
-    try:
-        words = sys.argv[1:] if argv is None else argv
-        parse = parser.parse_args if "--" in words else parser.parse_intermixed_args  # which does not know --
-        args = parse(words)
-        debug = args.debug
-        level = logging.WARNING if getattr(args, "quiet", False) else logging.INFO
-        log.setLevel(logging.DEBUG if debug else level)
-        with interrupts():
+    with interrupts():
+        try:
+            words = sys.argv[1:] if argv is None else argv
+            parse = parser.parse_args if "--" in words else parser.parse_intermixed_args  # which does not know --
+            args = parse(words)
+            debug = args.debug
+            level = logging.WARNING if getattr(args, "quiet", False) else logging.INFO
+            log.setLevel(logging.DEBUG if debug else level)
             return run(args)
-    except SystemExit as stop:  # --help
-        return int(stop.code or 0)
-    except (Exception, KeyboardInterrupt) as error:
-        return explain(error, debug)
-    finally:
-        log.removeHandler(HANDLER)
-        log.propagate = True
+        except SystemExit as stop:  # --help
+            return int(stop.code or 0)
+        except KeyboardInterrupt as error:
+            with suppress(TimeoutError, RuntimeError):  # in a thread: stderr may be a pipe that nobody reads
+                in_thread(partial(explain, error, debug), TELL_SECONDS)
+            return 130
+        except Exception as error:
+            explain(error, debug)
+            return 2
+        finally:
+            log.removeHandler(HANDLER)
+            log.propagate = True
 
 
 def is_cell(code_name: str) -> bool:

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -26,6 +27,8 @@ from tests.fake import FakeDatabricks, Fault, dbfs_file
 from tests.helpers import (
     HEADER,
     NAME,
+    ROOT,
+    SCANNER,
     WORDS,
     asked_for,
     hang_when,
@@ -133,6 +136,27 @@ def test_killed_at_any_moment_nothing_saved_is_lost(server, scan, login, unit, n
     assert [asked_for(server, name) for name in second] == [0] * len(second)
     assert output() == true_csv(server)
     assert set(os.listdir()) == {"users.txt", "out.csv", "home"}
+
+
+@needs_posix
+def test_an_interrupt_ends_a_run_whose_messages_nobody_reads(server, login):
+    """As those that go to a pager, or to a log whose reader has stopped."""
+    gate = hang_when(server, saved_users)
+    os.mkfifo("messages")
+    reader, filler = os.open("messages", os.O_RDONLY | os.O_NONBLOCK), os.open("messages", os.O_WRONLY | os.O_NONBLOCK)
+    with open("messages", "wb") as messages, suppress(BlockingIOError):
+        process = subprocess.Popen([sys.executable, "-B", ROOT / SCANNER, *WORDS], env={**os.environ, **login(server)},
+                                   stderr=messages)  # fmt: skip
+        until(lambda: process.poll() is not None or gate.hits)
+        while True:
+            os.write(filler, b"x")
+    process.send_signal(signal.SIGINT)
+    try:
+        assert process.wait(10) == 130
+    finally:
+        process.kill()
+        os.close(filler)
+        os.close(reader)
 
 
 @needs_posix

@@ -216,6 +216,7 @@ def test_a_default_profile_that_wins_over_another_hosts_environment_is_warned_ab
     (b"# b\xfcro, \xe9t\xe9 \xff\xfe\x00\nhost = URL\nnote = caf\xe9\ntoken = t-1\n", "t-1"),
     (b"host = ' URL/ '\ntoken = \"t-1\" # quoted\n", "t-1"),
     (b"  host = URL\n  token = t-1\n", "t-1"),
+    (b"[__settings__]\ndefault_profile = p\n[ p ]\nhost = URL\ntoken = t-1\n", "t-1"),
     (b"\r\nhost : URL\r\ntoken = t-1\r\n\r\n", "t-1"),
     *((f"host = URL\ntoken = {token}\n".encode(), token) for token in ("50%", "%(host)s", "%%", "a#b", "a;b", "a=b:c")),
 ])  # fmt: skip
@@ -371,8 +372,8 @@ def test_refused_hosts_are_not_shown(text):
         read_workspace_url(text.replace("SECRET", SECRET), "--workspace-url")
     assert len(str(caught.value).splitlines()) == 1
     assert SECRET not in str(caught.value)
-
     assert "dapi" not in str(caught.value)
+
 
 def test_a_secret_in_a_pasted_url_that_serves_is_shown_nowhere(run):
     secret, port = "dapi0123456789abcdef-2", free_port()
@@ -484,7 +485,7 @@ def test_a_refused_value_is_named_and_never_shown(run, profiles, environment, wh
     (f"--token{SECRET}",), (f"--quiet='{SECRET}",), (f'--quiet="{SECRET}',),
 ])  # fmt: skip
 def test_a_value_of_a_wrong_option_of_the_scanner_is_not_shown(run, words):
-    done = run(SCANNER, "a", *words, "--debug")
+    done = run(SCANNER, "a", *words)
     assert (done.code, done.out) == (2, "")
     assert SECRET not in done.err
 
