@@ -344,7 +344,7 @@ FAULTS = [Fault(kind, rate=0.03) for kind in ("500", "503", "reset", "truncated"
 def test_through_faults_the_results_are_the_truth(workers, small, hasty, log, monkeypatch, early):
     set_constants(monkeypatch, FIRST_RATE=500.0)  # a 429 is none of a limit
     small.change(faults=FAULTS)
-    with slow_until(small, lambda: small.workers.total() > 100, latency=0.15):
+    with slow_until(small, workers_help(small), latency=0.15):
         scan(workers, small)
     assert set(small.counts.faults) >= {"500", "503", "html"}
     assert warnings_of(log) == []
@@ -356,7 +356,7 @@ def test_an_outage_in_mid_run_is_waited_for(workers, small, hasty, log, early):
         until(lambda: "until the service is back" in log.text, 120)
         small.change(outage=None)
 
-    with slow_until(small, workers_help(small), outage):
+    with slow_until(small, workers_help(small), outage, latency=0.15):
         scan(workers, small)
 
 
@@ -364,7 +364,7 @@ def test_a_login_that_is_refused_in_mid_run_stops_it(workers, small, early):
     def refuse():
         small.change(faults=[Fault("401")])
 
-    with slow_until(small, workers_help(small), refuse), pytest.raises(InventoryError, match="token"):
+    with slow_until(small, workers_help(small), refuse, latency=0.15), pytest.raises(InventoryError, match="token"):
         scan(workers, small)
 
 
@@ -372,7 +372,7 @@ def test_a_login_that_is_refused_in_mid_run_stops_it(workers, small, early):
 def test_workers_that_do_not_reach_the_workspace(workers, small, log, early, kind, text):
     """An IP access list that has this machine and not the cluster; a network without a way out."""
     small.change(faults=[Fault(kind, of_workers=True)])
-    with slow_until(small, lambda: "not available" in log.text):
+    with slow_until(small, lambda: "not available" in log.text, latency=0.15):
         scan(workers, small)
     [warning] = warnings_of(log)
     assert warning.startswith(f"{NOT_AVAILABLE}workers cannot reach {small.url} {text}")
@@ -465,7 +465,7 @@ def test_false_reports_make_no_row_wrong(workers, many, log, monkeypatch, early)
 def test_where_every_report_is_none_the_cluster_is_left_alone(workers, many, log, monkeypatch, early):
     set_constants(monkeypatch, LARGEST_BATCH=8)
     workers.change = lambda packed: packed[:-1]
-    with slow_until(many, lambda: "left alone" in log.text):
+    with slow_until(many, lambda: "left alone" in log.text, latency=0.15):
         scan(workers, many)
     assert warnings_of(log)[-1].startswith("The cluster is left alone, 3 batches in a row failed: ")
 
@@ -487,7 +487,7 @@ def oauth(monkeypatch):
 def test_tokens_that_are_revoked_in_mid_run(workers, many, hasty, oauth, early):
     """The workers hand their directories back, and a new token serves."""
     oauth(many)
-    with slow_until(many, workers_help(many), many.revoke):
+    with slow_until(many, workers_help(many), many.revoke, latency=0.15):
         scan(workers, many, load_databricks_config())
     assert many.statuses[401]
 
@@ -501,7 +501,7 @@ def test_each_batch_leaves_with_the_token_of_the_moment(workers, many, early):
         tokens.append("second")
         until(lambda: "Bearer second" in {request.authorization for request in requests_of_workers(many)}, 60)
 
-    with slow_until(many, workers_help(many), renew):
+    with slow_until(many, workers_help(many), renew, latency=0.15):
         scan(workers, many, config)
 
 
