@@ -484,25 +484,25 @@ def oauth(monkeypatch):
     return log_in_as_client
 
 
-def test_tokens_that_are_revoked_in_mid_run(workers, many, hasty, oauth, early):
+def test_tokens_that_are_revoked_in_mid_run(workers, small, hasty, oauth, early):
     """The workers hand their directories back, and a new token serves."""
-    oauth(many)
-    with slow_until(many, workers_help(many), many.revoke, latency=0.15):
-        scan(workers, many, load_databricks_config())
-    assert many.statuses[401]
+    oauth(small)
+    with slow_until(small, workers_help(small), small.revoke, latency=0.15):
+        scan(workers, small, load_databricks_config())
+    assert small.statuses[401]
 
 
-def test_each_batch_leaves_with_the_token_of_the_moment(workers, many, early):
+def test_each_batch_leaves_with_the_token_of_the_moment(workers, small, early):
     tokens = ["first"]
-    many.issued.update({"first": float("inf"), "second": float("inf")})
-    config = DatabricksConfig(many.url, "", "test", renew=lambda refused: tokens[-1])
+    small.issued.update({"first": float("inf"), "second": float("inf")})
+    config = DatabricksConfig(small.url, "", "test", renew=lambda refused: tokens[-1])
 
     def renew():
         tokens.append("second")
-        until(lambda: "Bearer second" in {request.authorization for request in requests_of_workers(many)}, 60)
+        until(lambda: "Bearer second" in {request.authorization for request in requests_of_workers(small)}, 60)
 
-    with slow_until(many, workers_help(many), renew, latency=0.15):
-        scan(workers, many, config)
+    with slow_until(small, workers_help(small), renew, latency=0.15):
+        scan(workers, small, config)
 
 
 # Real workers
@@ -555,7 +555,7 @@ def workers_that_wait(server):
 
 @needs_posix
 def test_an_interrupted_command_goes_on_with_resume(connect_server, command, login):
-    with FakeDatabricks(users=30, shape="many", latency=0.1) as server:
+    with FakeDatabricks(users=30, shape="small", latency=0.1) as server:
         write_users(server.user_names)
         gate = hang_when(server, lambda: server.workers.total() > 40 and len(saved_users()) >= 5)
         gate.seconds = 600.0
@@ -600,7 +600,7 @@ def test_interrupting_leaves_the_users_own_queries_alone(spark, monkeypatch, ear
         target=lambda: answers.extend(spark.range(0, 1, 1, 1).select(udf(wait, "string")("id")).collect())
     )
     query.start()
-    with FakeDatabricks(users=60, shape="many", latency=0.1) as server:
+    with FakeDatabricks(users=60, shape="small", latency=0.1) as server:
         gate = hang_when(server, workers_help(server))
         gate.seconds = 600.0
 
@@ -634,7 +634,7 @@ def test_a_connect_server_that_is_killed_and_stays_away(connect_servers, tmp_pat
     """The rest is scanned from here, and at the end nobody waits long for a server that is gone."""
     folder = tmp_path / "connect"
     folder.mkdir()
-    with connect_servers(folder, "local[4]") as connect, FakeDatabricks(users=30, shape="many") as server:
+    with connect_servers(folder, "local[4]") as connect, FakeDatabricks(users=30, shape="small") as server:
         write_users(server.user_names)
         server.change(latency=0.3)
         with running(server, login, *WORDS, "--spark-remote", connect.remote) as process:
