@@ -193,8 +193,8 @@ def load_databricks_config(
     config = config_from_profile(profile, host) or config_from_environment(host) or config_from_notebook(host)
     if config is None:
         advice = "run `databricks configure`, or set DATABRICKS_HOST and DATABRICKS_TOKEN"
-        wanted = f" for {host}" if host else ""
-        raise InventoryError(f"no login found{wanted} in {profile_file()} or the environment: {advice}")
+        sought = f" for {host}" if host else ""
+        raise InventoryError(f"no login found{sought} in {profile_file()} or the environment: {advice}")
     return replace(config, workspace_id=number) if number else config
 
 
