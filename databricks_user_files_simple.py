@@ -737,13 +737,13 @@ class Directory:
     user: int
     file_system: str
     path: str
-    home: bool = False
     attempts: int = 0
     not_before: float = 0.0
     failed_at: float | None = None
     last_round: bool = False
     here: bool = False  # only this process lists it
     missing: tuple[str, ...] = ()
+    gone: bool = False  # a home that answered 404 itself then: it is asked once more
 
 
 class Frontier:
@@ -831,7 +831,7 @@ class Tally:
         for file_system, home in homes.items():
             if home.path is not None:
                 user.pending += 1
-                self.frontier.push(Directory(number, file_system, home.path, home=True))
+                self.frontier.push(Directory(number, file_system, home.path))
             elif home.error:
                 self.give_up(Directory(number, file_system, f"{USERS_FOLDER}/{username}"), home.error)
         self.finish_if_done(number)
@@ -857,8 +857,7 @@ class Tally:
         home = user.homes[directory.file_system]
         not_found = error.kind == "not found"
         is_home = directory.path == home.path
-        asked_again = error.retried or (not_found and is_home and directory.missing)  # a home that went is asked twice
-        if asked_again and not directory.last_round:  # in one more round, when the user's others are done
+        if error.retried and not directory.last_round:  # one more round, when the user's others are done
             directory.last_round = True
             directory.attempts = 0
             directory.failed_at = None
@@ -866,6 +865,9 @@ class Tally:
         elif not_found and not is_home:  # its directory decides, listed once more
             parent = directory.file_system, directory.path.rpartition("/")[0]
             user.not_found.setdefault(parent, []).append(directory.path)
+        elif not_found and directory.missing and not directory.gone:
+            directory.gone = True
+            user.failed_once.append(directory)
         elif not_found and directory.missing:  # deleted, with all that was in it
             self.decide(directory, [], "")
         elif directory.missing:  # nobody can tell about what answered 404

@@ -484,3 +484,17 @@ def test_a_directory_that_answers_404_as_its_own_does_was_deleted_only_if_the_ne
     lost = path if parent == HOME else parent
     assert [failure["path"] for failure in result.dbfs.failures] == ([] if is_deleted else [lost])
     assert result.status == ("success" if is_deleted else "partial")
+
+
+def test_a_404_of_a_home_after_other_failures_is_no_deletion_either(clock):
+    """Its second listing fails until its last round, and answers 404 there, once."""
+    with small_server() as server:
+        child, home = Fault("404"), Fault("500")
+        gone = Fault("404")
+        child.applies = lambda api, asked, _: (api, asked) == ("dbfs", f"{HOME}/b") and not child.hits
+        home.applies = lambda api, asked, _: (api, asked) == ("dbfs", HOME) and child.hits and home.hits < 5
+        gone.applies = lambda api, asked, _: (api, asked) == ("dbfs", HOME) and home.hits == 5 and not gone.hits
+        server.change(faults=[child, home, gone])
+        result = crawl(server, clock, threads=1)[ANN]
+        assert (home.hits, gone.hits) == (5, 1)
+    assert (result.status, [failure["path"] for failure in result.dbfs.failures]) == ("partial", [f"{HOME}/b"])
