@@ -2523,7 +2523,8 @@ def run(args: argparse.Namespace) -> int:
     check_places(outputs, args.users_file, path)
     header = {"workspace_url": config.workspace, "options": {"file_systems": list(args.file_systems)}}
     with open_checkpoint(path, header, args.resume) as checkpoint, last_line(checkpoint):
-        checkpoint.asked = [*names, *checkpoint.lines] if args.all_homes else names  # until the homes are known
+        expected = checkpoint.lines if args.all_homes else {}  # until the homes are known
+        checkpoint.asked = list(dict.fromkeys([*names, *expected]))
         with open_file_rows(checkpoint.files_path, args.files) if args.files else nullcontext() as rows:
             scan_into(checkpoint, rows, names, config, args)
         return finish(checkpoint)
