@@ -2278,11 +2278,13 @@ def write_results(
             summary.add(result)
             if rows:
                 rows.want(result)
-    if rows:
-        rows.publish()
-    with open_output(output) as csv_file:  # the last, since on stdout nothing can be taken back
-        for line in lines:
-            csv_file.write(line)
+        if details_file:
+            details_file.flush()
+        if rows:
+            rows.publish()
+        with open_output(output) as csv_file:  # when the others are written: on stdout nothing can be taken back
+            for line in lines:
+                csv_file.write(line)
     return summary
 
 

@@ -666,7 +666,7 @@ def read_body(response: requests.Response) -> bytearray:
         check_length(body)
         if time.monotonic() > until:
             raise requests.Timeout
-    return body  # no copy: as many as there are threads may be 32 MB
+    return body  # no copy: it may be large, and there is one for each thread
 
 
 def check_length(body: Bytes) -> None:
@@ -854,6 +854,11 @@ class Output:
     def write(self, text: str) -> None:
         with writing(self.path):
             self.file.write(text)
+
+    def flush(self) -> None:
+        """Lets what does not get through come to light now."""
+        with writing(self.path):
+            self.file.flush()
 
 
 def open_place(path: str) -> AbstractContextManager[TextIO]:
