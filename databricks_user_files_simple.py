@@ -1753,20 +1753,25 @@ class Checkpoint:
         """That of a file whose header is known to be good. Raises OSError, and InventoryError for a bad line."""
         checkpoint = cls(file, path, run)
         size = end_of_data(file)
+        torn = size < os.fstat(file.fileno()).st_size
         offset = 0
         with lines_of(file) as lines:
             for number, line in enumerate(lines, 1):
                 if number == 1:
                     checkpoint.end = len(line.rstrip())
                 elif offset < size:
-                    checkpoint.read_line(number, line, offset, last=offset + len(line) >= size)
+                    is_whole = checkpoint.read_line(number, line, offset, last=offset + len(line) >= size)
+                    torn = torn or not is_whole
                 offset += len(line)
+        if torn:
+            log.warning("%s ends within a line: its user is scanned again", path)
         checkpoint.begin()
         return checkpoint
 
-    def read_line(self, number: int, line: bytes, offset: int, last: bool) -> None:
+    def read_line(self, number: int, line: bytes, offset: int, last: bool) -> bool:
+        """Whether it is whole; the last line may be torn. Raises InventoryError for another one that is no result."""
         if last and line.startswith(b"]"):
-            return
+            return True
         try:
             text = line.decode()
             record, stop = json.JSONDecoder().raw_decode(text)  # a torn tail may follow the last result
@@ -1778,7 +1783,8 @@ class Checkpoint:
                 raise InventoryError(
                     f"{self.path}, line {number}: not a user's result; delete that line, and the user is scanned again"
                 ) from None
-            log.warning("%s ends within a line: its user is scanned again", self.path)
+            return False
+        return True
 
     def begin(self) -> None:
         """Cuts a torn tail off, and finds out whether this folder lets files be written in place."""

@@ -260,15 +260,17 @@ def test_cut_anywhere_in_the_last_line_all_users_before_it_are_there(tmp_path, c
 
 
 # A save is one write over the old tail: what is on the disk if only its first bytes got there, and other ends
-@pytest.mark.parametrize("end", [
-    b",]}\n", b",\n{\n", b"", b",\n{", b"\n]", b"\n" + b"\0" * 9, b",\n\xff",
-    b"\n]}\n" + bytes(5000), b",\n{" + bytes(5000),  # a loss of power
-], ids=lambda end: repr(end[:9]))  # fmt: skip
-def test_an_end_that_is_torn_costs_no_result(tmp_path, end):
+WHOLE = [b",]}\n", b"", b"\n]"]
+TORN = [b",\n{\n", b",\n{", b",\n\xff", *(end + bytes(5000) for end in (b"\n", b"\n]}\n", b",\n{"))]  # a loss of power
+
+
+@pytest.mark.parametrize("end", [*WHOLE, *TORN], ids=lambda end: repr(end[:9]))
+def test_an_end_that_is_torn_costs_no_result_and_is_told(tmp_path, caplog, end):
     path = tmp_path / "c.json"
     path.write_bytes(write_checkpoint(path, [make_result(1), make_result(2)]).removesuffix(b"\n]}\n") + end)
     with open_checkpoint(path, HEADER, resume=True) as checkpoint:
         assert list(checkpoint.lines) == ["user1@example.com", "user2@example.com"]
+    assert caplog.text.count("its user is scanned again") == (end in TORN)
     assert len(json.loads(path.read_bytes())["results"]) == 2
 
 
