@@ -68,10 +68,12 @@ class Workers:
         """In one process, which has its own copy of the function."""
         process = self.idle.get()
         assert process.stdin and process.stdout
-        process.stdin.write(import_module("pyspark.cloudpickle").dumps((function, rows)))
-        process.stdin.flush()
-        reports: list[Report] = pickle.load(process.stdout)
-        self.idle.put(process)
+        try:
+            process.stdin.write(import_module("pyspark.cloudpickle").dumps((function, rows)))
+            process.stdin.flush()
+            reports: list[Report] = pickle.load(process.stdout)
+        finally:  # or all tests after one that broke it would wait for it
+            self.idle.put(process)
         return reports
 
 
