@@ -269,6 +269,19 @@ def test_the_users_file_of_one_command_is_read_by_the_other(tmp_path, names):
     assert scanner.read_usernames([], str(tmp_path / "users")) == names
 
 
+@needs_posix
+@pytest.mark.usefixtures("processes")
+def test_a_users_file_on_stdin_is_not_overwritten(nobody, login):
+    Path("users.txt").write_text("a\n")
+    words = [sys.executable, "-B", ROOT / SCANNER, "--users-file", "-", "-o", "users.txt"]
+    with open("users.txt") as users:
+        done = subprocess.run(
+            words, stdin=users, env={**os.environ, **login(nobody)}, stderr=subprocess.PIPE, check=False
+        )
+    assert (done.returncode, b"must be different files" in done.stderr) == (2, True)
+    assert Path("users.txt").read_text() == "a\n"
+
+
 def test_named_users_and_those_of_the_file_are_each_scanned_once(scan, nobody):
     Path("users").write_text("b\na\nc\n")
     assert scan(nobody, "a", "--users-file", "users", "d", "a", "-o", "out.csv").code == 0

@@ -485,9 +485,10 @@ def test_a_refused_value_is_named_and_never_shown(run, profiles, environment, wh
     (f"--token{SECRET}",), (f"--quiet='{SECRET}",), (f'--quiet="{SECRET}',),
 ])  # fmt: skip
 def test_a_value_of_a_wrong_option_of_the_scanner_is_not_shown(run, words):
-    done = run(SCANNER, "a", *words)
-    assert (done.code, done.out) == (2, "")
-    assert SECRET not in done.err
+    for more in ((), ("--debug",)):
+        done = run(SCANNER, "a", *words, *more)
+        assert (done.code, done.out) == (2, "")
+        assert SECRET not in done.err
 
 
 def test_repr_has_no_token():
@@ -735,6 +736,14 @@ def test_a_refused_secret_is_an_error_of_a_line(work, run):
             assert "invalid_client: Client authentication failed; can " in done.err
             assert SECRET not in done.err
             assert words or len(done.err.splitlines()) == 1
+
+
+def test_a_secret_in_the_place_of_a_url_is_not_shown(profiles, run):
+    for value in (f"{SECRET} x", SECRET):
+        profiles(f"[work]\nhost = {A}\nmetadata_service_url = {value}\n")
+        done = run(SCANNER, "a", "-p", "work")
+        assert (done.code, SECRET in done.err) == (2, False), done
+        assert "no token from profile work" in done.err
 
 
 def test_a_host_that_does_not_answer_is_an_error_at_once(work, run):

@@ -304,6 +304,10 @@ def test_a_silent_server_times_out(one_home, clock, monkeypatch):
     one_home.change(faults=[Fault("hang", seconds=20, times=1)])
     with pytest.raises(DatabricksError, match=r"no answer within 0\.1 s"):
         make_client(one_home, clock).attempt(LIST, {"path": "/Users/a"}, parse_record)
+    one_home.change(faults=[Fault("hang", seconds=20, times=1)])
+    one_home.counts_reset()
+    assert len(ask(make_client(one_home, clock))["files"]) == 500
+    assert one_home.requests["dbfs", "/Users/a"] == 2
 
 
 @pytest.mark.skipif(not hasattr(urllib3.HTTPResponse, "read1"), reason="urllib3 1.26 waits for pieces of 16 KB")
