@@ -826,13 +826,13 @@ def parse_record(body: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def open_output(path: str, zipped: bool = False) -> Iterator[Output]:
+def open_output(path: str, zipped: bool = False) -> Iterator[TextIO]:
     """A text file for UTF-8; '-' is stdout. Raises InventoryError, also where what is written does not get through.
 
     A regular file is replaced when all is written, and keeps its mode; what is no such file is written in place.
     """
     with writing(path), open_place(path) as file, zip_into(file) if zipped else nullcontext(file) as text:
-        yield Output(path, text)
+        yield text
 
 
 @contextmanager
@@ -843,22 +843,6 @@ def writing(path: str) -> Iterator[None]:
     except OSError as error:
         name = "stdout" if path == "-" else path
         raise InventoryError(f"{name} cannot be written: {error.strerror or error}") from error
-
-
-class Output:
-    """A file whose faults name it, also where two are written at a time."""
-
-    def __init__(self, path: str, file: TextIO):
-        self.path, self.file = path, file
-
-    def write(self, text: str) -> None:
-        with writing(self.path):
-            self.file.write(text)
-
-    def flush(self) -> None:
-        """Lets what does not get through come to light now."""
-        with writing(self.path):
-            self.file.flush()
 
 
 def open_place(path: str) -> AbstractContextManager[TextIO]:
