@@ -445,7 +445,7 @@ def test_the_breakdown_of_one_user_names_five_directories_and_counts_the_others(
         server.add_tree("dbfs", {"/Users/a": [*map(dbfs_directory, paths)]})
         text = scan(server, "a", "-o", "out.csv").err
     assert text.count("  not listed: /Users/a/") == 5
-    assert "  not listed: 3 more" in text
+    assert "  not listed: 3 more\nWorkspace: 0 directories listed\n" in text
 
 
 def test_quiet_says_warnings_errors_and_the_summary_only(scan):
