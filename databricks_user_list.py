@@ -474,7 +474,7 @@ class Login:
         text = str(error).partition(". Config: ")[0]
         for name, value in (*os.environ.items(), *(self.values or {}).items()):
             if re.search("secret|token|password|credentials|metadata", name, re.I) and len(value) > 7:
-                text = text.replace(value, "***")
+                text = text.replace(unquoted(value), "***")
         kind: ErrorKind = "login" if re.search(REFUSED_LOGIN, text) else "connection"
         remedy = "is this login still good (its secret, `databricks auth login`, `az login`)?"
         place = self.host or "the workspace"

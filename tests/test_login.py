@@ -713,7 +713,11 @@ def test_the_environment_without_a_token(environment, run):
         environment(HOST=server.url, CLIENT_ID="the-client", CLIENT_SECRET=f'"{SECRET}"')
         done = run(USER_LIST, "-o", "users.csv")
         first = f"Workspace {server.url}, login from environment (OAuth, oauth-m2m)"
-        assert (done.code, done.err.splitlines()[0]) == (0, first)
+        assert (done.code, done.err.splitlines()) == (0, [first, "3 users"])
+        page = f"<html><title>we had {SECRET}</title></html>"
+        server.change(faults=[Fault("body", path=TOKEN_URL, status=500, body=page, content_type="text/html")])
+        done = run(USER_LIST, "-o", "users.csv")
+        assert (done.code, "we had ***" in done.err, SECRET in done.err) == (2, True, False)
 
 
 def test_a_secret_goes_to_its_own_host_only(work, environment):
