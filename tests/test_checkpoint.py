@@ -307,6 +307,8 @@ NO_CHECKPOINTS = {
     "text": b"my notes\n", "empty object": b"{}\n", "null": b"null", "binary": b"\x00\xff" * 40,
     "other version": json.dumps({"version": 2, "run": "1f", **HEADER, "results": []})[:-2].encode(), "space": b"\n",
     "half a header": b'{"version": 1, "works',
+    "deep nesting": b'{"version": ' + b"[" * 90_000 + b"\n",
+    "a number for options": b'{"version": 1, "run": "1f", "workspace_url": "u", "options": 7, "results": [\n]}\n',
     "no file systems": b'{"version": 1, "run": "1f", "workspace_url": "u", "options": {}, "results": [\n]}\n',
 }  # fmt: skip
 

@@ -98,6 +98,8 @@ def test_from_python_it_is_written_when_the_last_result_was_taken(server, world)
     assert Path("files.csv").read_text() == HEADER
     with pytest.raises(InventoryError, match="cannot be written"):
         next(scan_users(["a"], config, files="missing/files.csv"))
+    assert len(list(scan_users(world.usernames, config))) == len(world.usernames)
+    assert set(os.listdir()) == {"users.txt", "files.csv", "home"}
 
 
 @pytest.mark.parametrize("words", [WORDS, ("--all-homes", "-o", "out.csv")], ids=["users", "all homes"])

@@ -14,6 +14,7 @@ from tests.helpers import (
     BEN,
     FILE_SYSTEMS,
     HOME,
+    NAME,
     assert_truth,
     config_of,
     crawl,
@@ -340,10 +341,14 @@ def test_a_home_of_nobody_is_one_that_has_to_be_there(inventory_of):
 def test_what_is_saved_is_told_though_the_homes_are_not_known_yet(inventory_of):
     with homes_server(faults=[Fault("403", path=HOME)]) as server:
         inventory_of(server, "--all-homes", code=1)
-        for named in ((), (ANN, BEN)):  # of whom one is saved already
-            server.change(faults=[Fault("403", path="/Users", times=1)])
-            _, said = inventory_of(server, "--all-homes", "--resume", *named, code=2)
-            assert f"6 of {7 if named else 6} users saved in .checkpoint_progress.json" in said
+        for words, saved in (
+            (["--all-homes"], "6 of 6"),
+            (["--all-homes", ANN, BEN], "6 of 7"),
+            ([ANN, BEN], "1 of 2"),
+        ):
+            server.change(faults=[Fault("401")])
+            _, said = inventory_of(server, "--resume", "--checkpoint", NAME, *words, code=2)
+            assert f"{saved} users saved in .checkpoint_progress.json" in said
 
 
 # --resume
