@@ -132,6 +132,7 @@ def test_the_working_file_goes_where_its_checkpoint_goes(scan, server, world):
     done = scan(server, *FILES, "--resume")
     assert (done.code, read_file_rows()) == (1, world.file_rows()), done
     assert "2 complete users to scan again: other homes, or no rows for --files from before" in done.err
+    assert f"{len(world.files)} rows in files.csv, one for each file" in done.err
     [first] = working_files()
     assert scan(server, *FILES).code == 1
     [aside] = Path().glob(".checkpoint_progress.2*")
