@@ -2579,7 +2579,7 @@ def scan_into(
     checkpoint.asked = list(homes)
     left = {name: homes[name] for name in homes if not is_kept(checkpoint, rows, name, homes[name])}
     tell_kept(checkpoint, [name for name in homes if name not in left], list(left))
-    cluster = choose_cluster(args, config) if left else None
+    cluster = choose_cluster(args, config)
     progress = Progress(len(homes), len(homes) - len(left), client.statistics, args.quiet)
     results = crawl(left, client, args.threads, progress.tick, cluster, rows)
     with closing(progress), closing(results):  # an interrupt ends the cluster before it is told
