@@ -456,6 +456,8 @@ def test_directories_that_are_not_found_are_failures_unless_they_were_deleted(cl
         assert [server.requests["dbfs", f"{HOME}/{name}"] for name in "ab"] == [1, 1]
         assert server.requests["dbfs", HOME] == {"500": 11, "404": 3}.get(parent, 2)
     assert sorted(failure["path"] for failure in result.dbfs.failures) == [f"{HOME}/{name}" for name in lost]
+    why = f"404, and of its directory: {parent}" if parent.isdigit() else "404, though listed"
+    assert all(failure["error"].startswith(why) for failure in result.dbfs.failures)
     assert result.status == ("partial" if lost else "success")
     assert figures(result) == (1, 5, 1, 2, 20_000, 2)
 

@@ -351,7 +351,7 @@ def test_the_environment_token_goes_to_its_own_host_only(environment, configured
     ("https://user:pw@adb-1.net", "https://adb-1.net"),
     ("HTTPS://ADB-1.Net:8443/x", "https://adb-1.net:8443"),
     ("https://[2001:db8::1]:8443/x", "https://[2001:db8::1]:8443"),
-    ("http://localhost:8080/x", "http://localhost:8080"),
+    ("http://LocalHost:8080/x", "http://localhost:8080"),
     ("http://127.1.2.3", "http://127.1.2.3"),
     ("http://[::1]:8080", "http://[::1]:8080"),
 ])  # fmt: skip
@@ -364,7 +364,7 @@ def test_hosts_are_normalised(text, host):
     "https://adb-1.net:SECRET", "https://adb-1.net:99999", "https://[::1", "https://[fe80::1%SECRET]", "https://a..net",
     "https://adb-1.net\\@SECRET", "https://adb-1.net SECRET", "https://adb-1.net\ntoken = SECRET", "http:/SECRET",
     "http://adb-1.net/?SECRET", "http://[2001:db8::1]", "http://localhost.evil.net", "http://127.0.0.1.evil.net",
-    "http://127.0.0.1@evil.net", "http://token:SECRET@adb-1.net", "https//a.net",
+    "http://127.0.0.1@evil.net", "https://a.n\u00e9t", "http://token:SECRET@adb-1.net", "https//a.net",
     "dapi0123456789abcdef0123456789abcdef-2",
 ])  # fmt: skip
 def test_refused_hosts_are_not_shown(text):
@@ -710,9 +710,11 @@ def test_a_profile_with_a_token_needs_no_sdk_unless_it_says_otherwise(profiles, 
 
 def test_the_environment_without_a_token(environment, run):
     with FakeDatabricks(users=3, **LOGIN) as server:
-        environment(HOST=server.url, CLIENT_ID="the-client", CLIENT_SECRET=f'"{SECRET}"')
+        environment(CLIENT_ID="the-client", CLIENT_SECRET=f'"{SECRET}"')
+        assert load_databricks_config(workspace_url=server.url).host == server.url
+        environment(HOST=server.url, WORKSPACE_ID="12")
         done = run(USER_LIST, "-o", "users.csv")
-        first = f"Workspace {server.url}, login from environment (OAuth, oauth-m2m)"
+        first = f"Workspace {server.url}/?o=12, login from environment (OAuth, oauth-m2m)"
         assert (done.code, done.err.splitlines()) == (0, [first, "3 users"])
         page = f"<html><title>we had {SECRET}</title></html>"
         server.change(faults=[Fault("body", path=TOKEN_URL, status=500, body=page, content_type="text/html")])
@@ -726,7 +728,7 @@ def test_a_secret_goes_to_its_own_host_only(work, environment):
         assert other.url in message_of("work", other.url)
         Path(os.environ["DATABRICKS_CONFIG_FILE"]).unlink()
         environment(HOST=server.url, CLIENT_ID="the-client", CLIENT_SECRET=SECRET)
-        assert "no login found" in message_of(workspace_url=other.url)
+        assert f"no login found for {other.url}" in message_of(workspace_url=other.url)
         assert (server.total_requests, other.total_requests) == (0, 0)
 
 
