@@ -593,7 +593,8 @@ def nobodys_homes(folders: dict[str, UsersFolder], nobodys: dict[str, set[str]])
     for file_system, folder in folders.items():
         if folder.state != "whole":
             raise InventoryError(
-                f"{file_system}:/Users could not be listed twice alike, so --all-homes may miss some: run it again"
+                f"{file_system}:/Users could not be listed twice alike, or is empty, which is not believed of DBFS: "
+                "--all-homes may miss some; run it again, or leave that file system out"
             )
     rows: dict[str, dict[str, Home]] = {}
     for alike in group_alike(set().union(*nobodys.values())).values():
