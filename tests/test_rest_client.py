@@ -794,6 +794,7 @@ def test_a_proxy_that_is_none_is_told_from_the_network_and_not_shown(run, name, 
     done = run("https://127.0.0.1:9", main=databricks_user_list.main, **{name: url})
     assert (done.code, len(done.err.splitlines())) == (2, 2)
     assert says in done.err
+    assert "cannot be reached" in done.err
     assert "pass-word" not in done.err
 
 
