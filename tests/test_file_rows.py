@@ -190,6 +190,7 @@ def test_a_full_disk(scan, small_disk, size, words, message):
         done = scan(server, *WORDS, *words)
         assert done.code == 2, done
         assert message in done.err
+        assert ("/disk/.files-" in done.err) == ("kept" in message)
         assert not {"out.csv", "files.csv"} & set(os.listdir())
         assert [path for path in os.listdir("disk") if ".csv" in path] == []
         small_disk("size=10m")
