@@ -252,11 +252,6 @@ class FakeDatabricks:
     def add_user(self, user: str | dict[str, Any], shape: str | None = None, **scim_fields: Any) -> None:
         self.workspace.add_user(user, shape, **scim_fields)
 
-    def drop_connections(self) -> None:
-        """Ends every connection, as a network that goes away does."""
-        for connection in list(self.connections):
-            self.loop.call_soon_threadsafe(connection.transport.abort)
-
     def revoke(self) -> None:
         """Refuses all OAuth tokens that were issued until now."""
         self.issued = dict.fromkeys(self.issued, -math.inf)
