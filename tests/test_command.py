@@ -419,7 +419,7 @@ def test_the_summary_counts_retries_and_429s(scan, monkeypatch):
     with FakeDatabricks(users=["a"], shape="empty", faults=faults) as server:
         done = scan(server, "a")
         assert (done.code, server.total_requests) == (0, 17)
-    assert "17 requests, 10 of them repeats, 4 answered 429" in done.err
+    assert "17 requests, 10 of them repeats, 4 answered 429, in 0:00:0" in done.err
 
 
 def test_without_a_terminal_lines_tell_how_far_it_is(scan, monkeypatch, small):

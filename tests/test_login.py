@@ -666,6 +666,20 @@ def test_while_the_token_endpoint_fails_or_does_not_answer_the_old_token_serves(
             assert config.current_token(refused=config.token) != config.token
 
 
+def test_a_failure_is_remembered_for_a_while(work):
+    with FakeDatabricks(users=1, **ALWAYS_NEW) as server:
+        work(server)
+        config = load_databricks_config("work")
+        fault = Fault("503", path=TOKEN_URL)
+        server.change(faults=[fault])
+        hits = []
+        for _ in range(20):
+            with pytest.raises(DatabricksError, match="no token from profile work"):
+                config.current_token(refused=config.token)
+            hits.append(fault.hits)
+        assert len(set(hits)) == 1
+
+
 def test_many_threads_ask_for_one_token(work):
     with FakeDatabricks(users=1, latency=0.05, **ALWAYS_NEW) as server:
         work(server)

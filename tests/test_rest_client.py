@@ -184,6 +184,18 @@ def test_an_error_carries_what_came_as_one_short_line_without_control_characters
     assert text != "broken disk" or (caught.error_code, caught.message) == (text, text)
 
 
+@pytest.mark.parametrize(("answer", "says"), [
+    ({"status": 400, "json": {"error": "no such API"}}, "400: no such API"),
+    ({"status": 400, "json": {"detail": "no", "scimType": "x"}}, "400 x: no"),
+    ({"status": 300, "headers": {"Location": "/a"}}, "300: redirected to /a: is this the workspace's URL?"),
+    ({"status": 404, "body": b'{"err'}, "404: the answer was cut short"),
+    ({"status": 503, "json": SLOW}, "503: /Users/a is too large to be listed over REST; dbutils.fs on a cluster can"),
+])  # fmt: skip
+def test_what_an_error_says(service, client, answer, says):
+    add(service, *[answer] * 5)
+    assert str(fail(client)).startswith(says)
+
+
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.integers(100, 999), st.text(max_size=200))
 def test_any_text_as_an_error(status, text):
