@@ -14,7 +14,6 @@ Step 1 of two. What both steps need stands here, too, since step 1 needs all of 
 
 from __future__ import annotations
 
-import _thread
 import argparse
 import configparser
 import csv
@@ -293,11 +292,8 @@ def config_from_notebook(host: str | None) -> DatabricksConfig | None:
 
 
 def profile_file() -> Path:
-    """Where the profiles are, whether or not there is such a file."""
-    path = Path(variable("DATABRICKS_CONFIG_FILE") or "~/.databrickscfg")
-    with suppress(RuntimeError):  # a container's user may have no home; then there is no such file
-        path = path.expanduser()
-    return path
+    """Where the profiles are, whether or not there is such a file: a container's user may have no home."""
+    return Path(os.path.expanduser(variable("DATABRICKS_CONFIG_FILE") or "~/.databrickscfg"))
 
 
 def read_profiles() -> tuple[dict[str, dict[str, str]], str | None]:
@@ -576,9 +572,7 @@ class DatabricksClient:
         try:
             return self.request(token, api_path, params, parse)
         except DatabricksError as error:
-            if error.kind != "login":
-                raise
-            another = self.config.current_token(token)
+            another = self.config.current_token(token) if error.kind == "login" else token
             if another == token:
                 raise
         return self.request(another, api_path, params, parse)
@@ -652,7 +646,7 @@ def authorize(token: str, request: requests.PreparedRequest) -> requests.Prepare
 def read_body(response: requests.Response) -> bytearray:
     """The body as it comes over the wire, not unzipped.
 
-    Raises UnreadableAnswer where it is over LONGEST_BODY, requests.Timeout after BODY_SECONDS, and an error of urllib3
+    Raises UnreadableAnswer where it is over LONGEST_BODY, TimeoutError after BODY_SECONDS, and an error of urllib3
     where it is shorter than announced. read1() returns what has come; urllib3 1.26 has only read(), which waits until
     the piece is whole.
     """
@@ -665,7 +659,7 @@ def read_body(response: requests.Response) -> bytearray:
         body += piece
         check_length(body)
         if time.monotonic() > until:
-            raise requests.Timeout
+            raise TimeoutError(0, f"the answer took longer than {BODY_SECONDS} s")
     return body  # no copy: it may be large, and there is one for each thread
 
 
@@ -693,19 +687,16 @@ def decode_body(raw: Bytes) -> Any:
 
 def unzip(raw: Bytes) -> Bytes:
     """The body, unzipped if it is gzipped. Raises UnreadableAnswer."""
-    body = raw
-    is_whole = True
-    if raw.startswith(GZIP_MAGIC):
-        stream = zlib.decompressobj(wbits=31)  # 31: with the head and the check sum of gzip
-        try:
-            body = stream.decompress(raw, LONGEST_BODY + 1)
-            is_whole = stream.eof and not stream.unused_data
-        except zlib.error:
-            is_whole = False
-    check_length(body)
-    if not is_whole:
-        raise UnreadableAnswer("the answer is gzipped, and cut short or damaged")
-    return body
+    check_length(raw)
+    if not raw.startswith(GZIP_MAGIC):
+        return raw
+    stream = zlib.decompressobj(wbits=31)  # 31: with the head and the check sum of gzip
+    with suppress(zlib.error):
+        body = stream.decompress(raw, LONGEST_BODY + 1)
+        check_length(body)
+        if stream.eof and not stream.unused_data:
+            return body
+    raise UnreadableAnswer("the answer is gzipped, and cut short or damaged")
 
 
 def readable(body: Bytes) -> str:
@@ -788,8 +779,6 @@ def explain_connection(error: Exception, bundle: Any) -> tuple[str, bool]:
         return f"no connection within {CONNECT_SECONDS} s; {check}", True
     if isinstance(error, (requests.ReadTimeout, urllib3.exceptions.TimeoutError)):
         return f"no answer within {READ_SECONDS} s", False
-    if isinstance(error, requests.Timeout):  # of read_body()
-        return f"the answer took longer than {BODY_SECONDS} s", False
     chain = causes(error)
     said = [link for link in chain if isinstance(link, OSError) and (link.strerror or type(link) is OSError)]
     cause = str(said[-1].strerror or said[-1]) if said else "the connection broke off"
@@ -933,13 +922,12 @@ def check_output(path: str) -> None:
             raise OSError(0, "it is closed; name a file with --output")
         if own_stream(path):
             return
-        if is_written_in_place(path):
-            if not os.access(path, os.W_OK):
-                raise PermissionError(0, "it may not be written")
-            return
-        file = create_beside(os.path.realpath(path))
-        file.close()
-        os.unlink(file.name)
+        if not is_written_in_place(path):
+            file = create_beside(os.path.realpath(path))
+            file.close()
+            os.unlink(file.name)
+        elif not os.access(path, os.W_OK):
+            raise PermissionError(0, "it may not be written")
 
 
 def safe_cell(text: str) -> str:
@@ -1063,8 +1051,7 @@ def interrupts() -> Iterator[None]:
             return
         for number in before:
             signal.signal(number, interrupt)
-        one = list(before)[:1]  # of the signals that interrupt
-        threading.Timer(0.05, _thread.interrupt_main, one).start()  # when the finalizer is over
+        threading.Timer(0.05, signal.raise_signal, list(before)[:1]).start()  # when the finalizer is over
 
     hook = sys.unraisablehook
     try:
@@ -1233,12 +1220,11 @@ def list_pages(client: DatabricksClient, most: int | None, active_only: bool) ->
 
 def user_row(user: dict[str, Any]) -> dict[str, str]:
     """The CSV's row of a SCIM user; a name that it has not is ""."""
-    active = "" if user.get("active") is None else str(user["active"]).lower()
     return {
-        "username": user.get("userName") or "",
-        "display_name": safe_cell(user.get("displayName") or ""),
-        "active": active,
-        "user_id": str(user.get("id") or ""),
+        "username": user.get("userName", ""),
+        "display_name": safe_cell(user.get("displayName", "")),
+        "active": str(user.get("active", "")).lower(),
+        "user_id": str(user.get("id", "")),
     }
 
 
@@ -1295,24 +1281,6 @@ def list_profiles() -> int:
 # --- Command --------------------------------------------------------------------------------------------------------
 
 
-def build_user_list_parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="databricks_user_list.py",
-        allow_abbrev=False,
-        description="Lists the users of a Databricks workspace into a CSV.",
-    )
-    add_login_options(parser)
-    parser.add_argument("-o", "--output", metavar="FILE", default="-", help="the CSV (default: stdout)")
-    parser.add_argument(
-        "--max-users", type=partial(whole_number, most=10**9 - 1), metavar="N", help="no more than the first N"
-    )
-    parser.add_argument("--active-only", action="store_true", help="leave deactivated users out")
-    parser.add_argument("--list-profiles", action="store_true", help="show the profiles of ~/.databrickscfg, and end")
-    parser.add_argument("--debug", action="store_true", help="each retry and wait; tracebacks")
-    parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
-    return parser
-
-
 def run_user_list(args: argparse.Namespace) -> int:
     """The exit code: 0, or 1 where users are missing or left out. Raises InventoryError."""
     if args.list_profiles:
@@ -1333,7 +1301,21 @@ def run_user_list(args: argparse.Namespace) -> int:
 
 def user_list(argv: list[str] | None = None) -> int:
     """The command. Returns its exit code: 0, 1 (users are missing), 2 (it could not run), 130 (interrupted)."""
-    return run_command(build_user_list_parser(), argv, run_user_list)
+    parser = Parser(
+        prog="databricks_user_list.py",
+        allow_abbrev=False,
+        description="Lists the users of a Databricks workspace into a CSV.",
+    )
+    add_login_options(parser)
+    parser.add_argument("-o", "--output", metavar="FILE", default="-", help="the CSV (default: stdout)")
+    parser.add_argument(
+        "--max-users", type=partial(whole_number, most=10**9 - 1), metavar="N", help="no more than the first N"
+    )
+    parser.add_argument("--active-only", action="store_true", help="leave deactivated users out")
+    parser.add_argument("--list-profiles", action="store_true", help="show the profiles of ~/.databrickscfg, and end")
+    parser.add_argument("--debug", action="store_true", help="each retry and wait; tracebacks")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
+    return run_command(parser, argv, run_user_list)
 
 
 main = user_list
