@@ -633,19 +633,19 @@ def conflict(names: list[str], homes: list[str]) -> str:
 # --- Pace -----------------------------------------------------------------------------------------------------------
 
 
-def next_rate(rate: float | None, limited: bool, achieved: float, quiet: float) -> float | None:
-    """The pacer's rule, in requests/s (None: no delay): 15% less after a 429, a little more after a success.
+def next_rate(rate: float, limited: bool, achieved: float, quiet: float) -> float:
+    """The pacer's rule, in requests/s (inf: no delay): 15% less after a 429, a little more after a success.
 
     The more so the longer it is `quiet`, the seconds since the last 429: the limit is far away then, or gone. It grows
     only while it is what limits: beyond twice of what is achieved it would run away.
     """
-    if rate is None:
-        return max(FIRST_RATE, achieved) if limited else None
+    if limited and rate == math.inf:
+        return max(FIRST_RATE, achieved)
     if limited:
         return max(LOWEST_RATE, rate * 0.85)
     if rate < 2 * max(achieved, FIRST_RATE):
         rate += 0.05 + 0.2 * min(max(quiet - 5, 0), 10)
-    return rate if rate < UNPACED_RATE else None
+    return rate if rate < UNPACED_RATE else math.inf
 
 
 class Pacer:
@@ -656,7 +656,7 @@ class Pacer:
     """
 
     def __init__(self) -> None:
-        self.rate: float | None = None
+        self.rate = math.inf
         self.lent = 0.0  # of the rate, to batches
         self.next_at = 0.0
         self.changed_at = -math.inf
@@ -668,9 +668,8 @@ class Pacer:
         self.away = False
 
     def sent(self, now: float) -> None:
-        if self.rate is not None:
-            rate = max(self.rate - self.lent, LOWEST_RATE)
-            self.next_at = max(self.next_at, now - 0.05) + 1 / rate  # makes up for a wake-up 50 ms late at most
+        rate = max(self.rate - self.lent, LOWEST_RATE)
+        self.next_at = max(self.next_at, now - 0.05) + 1 / rate  # makes up for a wake-up 50 ms late at most
 
     def succeeded(self, sent_at: float, now: float) -> None:
         self.succeeded_at = now
@@ -686,7 +685,7 @@ class Pacer:
             return False
         self.rate = next_rate(self.rate, True, self.achieved(), 0.0)
         self.changed_at = now
-        self.next_at = now + 1 / (self.rate or UNPACED_RATE)
+        self.next_at = now + 1 / self.rate
         return True
 
     def achieved(self) -> float:
@@ -1223,14 +1222,12 @@ NO_ANSWER = (0, "no answer")
 UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
 
 
-def share_of_pace(rate: float | None, lent: float, idle: int) -> float | None:
-    """Requests/s that a batch takes along, where so many slots are idle (None: no limit is known; 0: it has none).
+def share_of_pace(rate: float, lent: float, idle: int) -> float:
+    """Requests/s that a batch takes along, where so many slots are idle (inf: no limit is known; 0: it has none).
 
     This process counts as one slot more. A batch has at least LOWEST_BATCH_RATE, and this process keeps as much: so
     where there are more slots than the pace feeds, some stay idle.
     """
-    if rate is None:
-        return None
     free = rate - lent
     if free < 2 * LOWEST_BATCH_RATE:
         return 0.0
@@ -1249,16 +1246,12 @@ def size_of_batch(ready: int, threads: int, idle: int) -> int:
     return min(max(spare // idle, SMALLEST_BATCH), LARGEST_BATCH)
 
 
-def schedule(
-    places: list[tuple[str, str]], rates: dict[str, float | None], jitter: float
-) -> list[tuple[float, str, str]]:
+def schedule(places: list[tuple[str, str]], rates: dict[str, float], jitter: float) -> list[tuple[float, str, str]]:
     """The places with the times at which they are asked, in seconds from the start, in that order."""
     counts = dict.fromkeys(rates, 0)
     timed = []
     for name, path in places:
-        rate = rates[name]
-        offset = (jitter + counts[name]) / rate if rate else 0.0
-        timed.append((offset, counts[name], name, path))
+        timed.append(((jitter + counts[name]) / rates[name], counts[name], name, path))
         counts[name] += 1
     return [(offset, name, path) for offset, _, name, path in sorted(timed)]
 
@@ -1269,7 +1262,7 @@ Brought = tuple[Report, dict[tuple[str, str], Listing]]  # by a batch, and its l
 @dataclass
 class Batch:
     directories: list[Directory]
-    rates: dict[str, float | None]  # its share of each API's pace, in requests/s
+    rates: dict[str, float]  # its share of each API's pace, in requests/s
     seconds: float
     sent_at: float
 
@@ -1408,7 +1401,7 @@ class Cluster:
         """Tells the pacers what the batches under way use. Those that are only on their way home use nothing."""
         asking = [batch.rates for batch in self.out.values() if now < batch.sent_at + batch.seconds]
         for name, pacer in crawler.pacers.items():
-            pacer.lent = sum(rates.get(name) or 0.0 for rates in asking)
+            pacer.lent = sum(rates[name] for rates in asking if rates.get(name, math.inf) < math.inf)
 
     def send_batch(self, crawler: Crawler, now: float) -> bool:
         """Sends one, if there are a free slot, enough to do, and pace to share."""
@@ -1423,18 +1416,15 @@ class Cluster:
             for name, pacer in crawler.pacers.items()
             if not pacer.away and frontier.ready[name]
         }
-        ready = {name: len(frontier.ready[name]) for name, share in shares.items() if share != 0.0}  # 0.0: none to lend
+        ready = {name: len(frontier.ready[name]) for name, share in shares.items() if share}
         size = size_of_batch(sum(ready.values()), crawler.threads, idle)
         if not size:
             return False
         seconds = BATCH_SECONDS if self.allowed >= self.slots else FIRST_BATCH_SECONDS
         directories = []
         for name, length in ready.items():
-            most = math.ceil(size * length / sum(ready.values()))
-            share = shares[name]
-            if share is not None:  # no more than it may ask for in its time
-                most = min(most, math.ceil(share * seconds))
-            directories += frontier.pop_for_workers(name, most)
+            most = min(size * length / sum(ready.values()), shares[name] * seconds)  # what it may ask for in its time
+            directories += frontier.pop_for_workers(name, math.ceil(most))
         self.send(crawler, Batch(directories, {name: shares[name] for name in ready}, seconds, now))
         return True
 
@@ -1547,7 +1537,7 @@ class Cluster:
         limited = [name for (name, _), (status, _) in report.answers.items() if status == 429]
         crawler.client.statistics["rate_limited"] += len(limited)
         for name in crawler.pacers.keys() & limited:
-            first = crawler.pacers[name].rate is None
+            first = crawler.pacers[name].rate == math.inf
             if crawler.pacers[name].limited(batch.sent_at, now) and first:
                 self.allowed = 1
 

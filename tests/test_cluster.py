@@ -20,6 +20,7 @@ import threading
 import zlib
 from concurrent import futures
 from contextlib import closing, suppress
+from math import inf
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -92,7 +93,7 @@ def log(caplog):
 
 
 @pytest.mark.parametrize(("rate", "lent", "idle", "share"), [
-    (None, 0, 8, None),  # no limit is known
+    (inf, 0, 8, inf),  # no limit is known
     (100, 60, 3, 10),  # this process counts as a slot more
     (100, 0, 32, 5),  # more slots than the pace feeds
     (30, 21, 8, 0),  # the rest is better kept here
@@ -112,7 +113,7 @@ def test_a_batch_has_its_size(ready, size):
 
 def test_places_are_spaced_by_the_share_of_their_api():
     places = [(DBFS, "/a"), (DBFS, "/b"), (WORKSPACE, "/c"), (DBFS, "/d"), (WORKSPACE, "/e")]
-    assert scanner.schedule(places, {DBFS: 10.0, WORKSPACE: None}, 0.5) == [
+    assert scanner.schedule(places, {DBFS: 10.0, WORKSPACE: inf}, 0.5) == [
         (0.0, WORKSPACE, "/c"), (0.0, WORKSPACE, "/e"), (0.05, DBFS, "/a"), (0.15, DBFS, "/b"), (0.25, DBFS, "/d")
     ]  # fmt: skip
 
