@@ -1201,12 +1201,9 @@ class Report(NamedTuple):
 
 
 def read_report(packed: Any) -> Report:
-    """What fetch() returns. Raises one of UNREADABLE for anything else; a place that is there twice has no answer."""
+    """What fetch() returns. Raises some exception for anything else; a place that is there twice has no answer."""
     unpacker = zlib.decompressobj()
-    try:
-        text = unpacker.decompress(packed, LARGEST_REPORT)
-    except zlib.error as error:
-        raise ValueError(str(error)) from error
+    text = unpacker.decompress(packed, LARGEST_REPORT)
     if not unpacker.eof:
         raise ValueError("cut short, or too large")
     report = json.loads(text)
@@ -1219,7 +1216,6 @@ def read_report(packed: Any) -> Report:
 
 
 NO_ANSWER = (0, "no answer")
-UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
 
 
 def share_of_pace(rate: float, lent: float, idle: int) -> float:
@@ -1506,8 +1502,6 @@ class Cluster:
         if number not in self.out:  # given up: too late
             return
         if isinstance(outcome, Exception):
-            if isinstance(outcome, UNREADABLE):
-                log.warning("the report of batch %d cannot be read: %s", number, last_cause(outcome))
             self.fail(crawler, number, last_cause(outcome))
             return
         batch = self.out.pop(number)
