@@ -71,6 +71,7 @@ if "DatabricksClient" not in globals():  # else step 1 was pasted into the noteb
         InventoryError,
         MalformedAnswer,
         Parser,
+        Returned,
         add_login_options,
         check_output,
         check_username,
@@ -1255,7 +1256,7 @@ def schedule(places: list[tuple[str, str]], rates: dict[str, float], jitter: flo
 Brought = tuple[Report, dict[tuple[str, str], Listing]]  # by a batch, and its listings by file system and path
 
 
-@dataclass
+@dataclass(eq=False)
 class Batch:
     directories: list[Directory]
     rates: dict[str, float]  # its share of each API's pace, in requests/s
@@ -1275,19 +1276,16 @@ class Cluster:
         self.connect = connect
         self.own = own
         self.spark: Any = None
-        self.start_at: float | None = None
-        self.starting = False
+        self.start_at = 0.0  # when to connect, if anything is left by then
         self.ending = False
         self.slots = 0
         self.threads = 0
         self.allowed = 1  # batches at the same time: doubled with each that comes back, so that a pace is found gently
-        self.batches = 0
         self.failures = 0  # in a row
-        self.out: dict[int, Batch] = {}
+        self.out: list[Batch] = []
         self.reading = threading.Lock()  # one report at a time
         self.tag = f"inventory-{os.urandom(8).hex()}"
         self.listed = 0  # directories
-        self.joined = 0  # task slots, also of a cluster that is lost by now
         self.idle_because = "the run ended before it was needed"
 
     def busy(self) -> bool:
@@ -1296,40 +1294,44 @@ class Cluster:
     def summary(self) -> str:
         """A line that says how much of the work it did."""
         if self.listed:
-            return f"{self.listed:,} directories were listed by the cluster, on {counted(self.joined, 'task slot')}"
+            return f"{self.listed:,} directories were listed by the cluster, on {counted(self.slots, 'task slot')}"
         return f"no directory was listed by the cluster: {self.idle_because}"
 
     # --- Start and end
 
     def offer(self, crawler: Crawler, now: float) -> None:
         """Starts the session when the run lasts, gives up late batches, sends what own threads have no hands for."""
-        self.start_when_needed(crawler, now)
+        self.start_at = self.start_at or now + CLUSTER_DELAY
+        if now >= self.start_at and crawler.anything_left():
+            self.start_at = math.inf
+            self.idle_because = "the run ended before it was ready"
+            self.beside(crawler, partial(self.start, crawler), partial(self.join, crawler))
         self.fail_overdue(crawler, now)
         self.lend_pace(crawler, now)
         while crawler.in_flight >= crawler.threads and self.send_batch(crawler, now):
             self.lend_pace(crawler, now)
 
-    def start_when_needed(self, crawler: Crawler, now: float) -> None:
-        """Connects, beside the run, when it has lasted for CLUSTER_DELAY."""
-        if self.start_at is None:
-            self.start_at = now + CLUSTER_DELAY
-        if not self.starting and now >= self.start_at and crawler.anything_left():
-            self.starting = True
-            self.idle_because = "the run ended before it was ready"
-            try:
-                threading.Thread(target=self.start, args=(crawler,), daemon=True).start()
-            except RuntimeError as error:  # a limit of this machine
-                self.leave(spark_problem(error))
+    def beside(
+        self, crawler: Crawler, work: Callable[[], Returned], take: Callable[[Returned | Exception], None]
+    ) -> None:
+        """Does the work in a thread of its own; the gathering thread takes what it returns or raises."""
 
-    def start(self, crawler: Crawler) -> None:
-        """Connects and probes, in a thread of its own, and tells the crawler."""
+        def work_beside() -> None:
+            try:
+                outcome: Returned | Exception = work()
+            except Exception as error:
+                outcome = error
+            crawler.answers.put(partial(take, outcome))
+
         try:
-            in_thread(self.open_session, CLUSTER_START_SECONDS + SPARK_START_SECONDS)
-            slots = self.probe(crawler)
-            crawler.answers.put(partial(self.join, crawler, slots))
-        except Exception as error:
-            text = spark_problem(error)
-            crawler.answers.put(partial(self.leave, text))
+            threading.Thread(target=work_beside, daemon=True).start()
+        except RuntimeError as error:  # a limit of this machine
+            take(error)
+
+    def start(self, crawler: Crawler) -> int:
+        """Connects and probes; returns the number of task slots."""
+        in_thread(self.open_session, CLUSTER_START_SECONDS + SPARK_START_SECONDS)
+        return self.probe(crawler)
 
     def open_session(self) -> None:
         """Connects; a session that comes after the end is released at once."""
@@ -1342,7 +1344,7 @@ class Cluster:
         name = next(iter(crawler.tally.users[0][1]))  # a file system of this run
         work = self.closure(crawler.client, [(0.0, name, "/")], 1, PROBE_SECONDS)
         for attempt in range(PROBES):
-            packed = in_thread(partial(self.query, work, MOST_SLOTS), SPARK_START_SECONDS)
+            packed = in_thread(partial(self.query, work, 0, MOST_SLOTS), SPARK_START_SECONDS)
             reports = [read_report(text) for text in packed if text is not None]
             answers = [report.answers.get((name, "/"), NO_ANSWER) for report in reports]
             refusals = [answer for answer in answers if answer[0] not in (200, 404, 429)]
@@ -1357,16 +1359,18 @@ class Cluster:
             f"({status or one_line(text, 200)}). Let them through its network and proxy."
         )
 
-    def join(self, crawler: Crawler, slots: int) -> None:
+    def join(self, crawler: Crawler, slots: int | Exception) -> None:
+        if isinstance(slots, Exception):
+            self.leave(spark_problem(slots))
+            return
         own = crawler.threads
         self.slots = min(slots, MOST_IN_FLIGHT - own)
-        self.joined = self.slots
         self.threads = min(own, (MOST_IN_FLIGHT - own) // self.slots)
         self.idle_because = "this machine alone reaches what the service allows, or has no more to ask than it can"
 
     def leave(self, reason: str) -> None:
         """No further batches: this process goes on alone."""
-        self.slots = 0
+        self.allowed = 0
         self.idle_because = reason
         if not self.ending:
             log.warning("%s This run goes on from this machine alone", reason)
@@ -1380,7 +1384,7 @@ class Cluster:
     def end(self) -> None:
         for _ in range(2 if self.out else 0):  # the second for a query that was on its way to the server
             with suppress(Exception):
-                cancel_queries(self.spark, self.tag)
+                call_with_tag(self.spark, "interruptTag", "cancelJobsWithTag", self.tag)
             time.sleep(0.1)
         self.release()
 
@@ -1395,7 +1399,7 @@ class Cluster:
 
     def lend_pace(self, crawler: Crawler, now: float) -> None:
         """Tells the pacers what the batches under way use. Those that are only on their way home use nothing."""
-        asking = [batch.rates for batch in self.out.values() if now < batch.sent_at + batch.seconds]
+        asking = [batch.rates for batch in self.out if now < batch.sent_at + batch.seconds]
         for name, pacer in crawler.pacers.items():
             pacer.lent = sum(rates[name] for rates in asking if rates.get(name, math.inf) < math.inf)
 
@@ -1421,32 +1425,17 @@ class Cluster:
         for name, length in ready.items():
             most = min(size * length / sum(ready.values()), shares[name] * seconds)  # what it may ask for in its time
             directories += frontier.pop_for_workers(name, math.ceil(most))
-        self.send(crawler, Batch(directories, {name: shares[name] for name in ready}, seconds, now))
+        batch = Batch(directories, {name: shares[name] for name in ready}, seconds, now)
+        self.out.append(batch)
+        self.beside(crawler, partial(self.bring, crawler.client, batch), partial(self.take_report, crawler, batch))
         return True
-
-    def send(self, crawler: Crawler, batch: Batch) -> None:
-        self.batches += 1
-        number = self.batches
-        self.out[number] = batch
-
-        def run_query() -> None:
-            try:
-                outcome: Brought | Exception = self.bring(crawler.client, batch)
-            except Exception as error:
-                outcome = error
-            crawler.answers.put(partial(self.take_report, crawler, number, outcome))
-
-        try:
-            threading.Thread(target=run_query, daemon=True).start()
-        except RuntimeError as error:  # a limit of this machine
-            self.fail(crawler, number, str(error))
 
     def bring(self, client: DatabricksClient, batch: Batch) -> Brought:
         """The report of a batch, and the listings among it: decoded and parsed like an answer to a thread of ours."""
         places = [(directory.file_system, directory.path) for directory in batch.directories]
         timed = schedule(places, batch.rates, random.random())
         work = self.closure(client, timed, self.threads, batch.seconds)
-        packed = self.query(work, 1)[0]
+        packed = self.query(work, 0, 1, 1, 1)[0]
         listings = {}
         with self.reading:
             report = read_report(packed)
@@ -1478,11 +1467,11 @@ class Cluster:
         }
         return partial(fetch, client.config.host, headers, places, threads, limits)
 
-    def query(self, work: Callable[[], bytes], most_slots: int) -> list[bytes | None]:
-        """What `work` returns in every partition of a table with so many rows, one row each; None for further rows."""
+    def query(self, work: Callable[[], bytes], *rows: int) -> list[bytes | None]:
+        """What `work` returns in every partition of range(*rows), one row each; None for further rows."""
         if __name__ != "__main__":  # functions of __main__ go by value anyway; the workers do not have this file
             import_module("pyspark.cloudpickle").register_pickle_by_value(sys.modules[__name__])
-        tag_queries(self.spark, self.tag)
+        call_with_tag(self.spark, "addTag", "addJobTag", self.tag)
         done: list[int] = []
 
         def once(row: int) -> bytes | None:  # is called for each row, in each partition with a `done` of its own
@@ -1493,18 +1482,18 @@ class Cluster:
 
         # A type by name, or Arrow left open, would be looked up in whatever session is active.
         binary = import_module("pyspark.sql.types").BinaryType()
-        column = spark_functions(self.spark).udf(once, binary, useArrow=False)
-        rows = self.spark.range(0, most_slots) if most_slots > 1 else self.spark.range(0, 1, 1, 1)
-        return [row[0] for row in rows.select(column("id")).collect()]
+        of_connect = ".connect" if ".connect." in type(self.spark).__module__ else ""
+        column = import_module(f"pyspark.sql{of_connect}.functions").udf(once, binary, useArrow=False)
+        return [row[0] for row in self.spark.range(*rows).select(column("id")).collect()]
 
-    def take_report(self, crawler: Crawler, number: int, outcome: Brought | Exception) -> None:
+    def take_report(self, crawler: Crawler, batch: Batch, outcome: Brought | Exception) -> None:
         """What a batch brought goes to the crawler, what it did not bring back into the frontier."""
-        if number not in self.out:  # given up: too late
+        if batch not in self.out:  # given up: too late
             return
         if isinstance(outcome, Exception):
-            self.fail(crawler, number, last_cause(outcome))
+            self.fail(crawler, batch, last_cause(outcome))
             return
-        batch = self.out.pop(number)
+        self.out.remove(batch)
         now = crawler.client.clock()
         report, listings = outcome
         self.failures = 0
@@ -1523,8 +1512,8 @@ class Cluster:
             crawler.frontier.push(directory)
         self.listed += len(listings)
         crawler.client.statistics["requests"] += len(report.answers)
-        told = number, report.worker, len(batch.directories), len(listings), now - batch.sent_at
-        log.debug("batch %d on %s: %d directories, %d listed, after %.1f s", *told)
+        told = report.worker, len(batch.directories), len(listings), now - batch.sent_at
+        log.debug("batch on %s: %d directories, %d listed, after %.1f s", *told)
 
     def take_limits(self, crawler: Crawler, batch: Batch, report: Report, now: float) -> None:
         """429s that workers were answered, as of the time at which their batch left."""
@@ -1533,23 +1522,23 @@ class Cluster:
         for name in crawler.pacers.keys() & limited:
             first = crawler.pacers[name].rate == math.inf
             if crawler.pacers[name].limited(batch.sent_at, now) and first:
-                self.allowed = 1
+                self.allowed = min(self.allowed, 1)
 
     def fail_overdue(self, crawler: Crawler, now: float) -> None:
         """What late batches have is listed here; a report that comes later still counts for nothing."""
-        for number, batch in list(self.out.items()):
+        for batch in list(self.out):
             if now > batch.sent_at + batch.seconds + OVERDUE_SECONDS:
-                self.fail(crawler, number, "no report came in time")
+                self.fail(crawler, batch, "no report came in time")
 
-    def fail(self, crawler: Crawler, number: int, reason: str) -> None:
+    def fail(self, crawler: Crawler, batch: Batch, reason: str) -> None:
         """All of the batch is listed here; three that fail in a row mean that the session is lost."""
-        batch = self.out.pop(number)
+        self.out.remove(batch)
         self.failures += 1
-        log.debug("batch %d with %d directories failed: %s", number, len(batch.directories), reason)
+        log.debug("a batch with %d directories failed: %s", len(batch.directories), reason)
         for directory in batch.directories:
             directory.here = True
             crawler.frontier.push(directory)
-        if self.failures >= LOST_BATCHES and self.slots:
+        if self.failures >= LOST_BATCHES and self.allowed:
             self.leave(f"The cluster is left alone, {LOST_BATCHES} batches in a row failed: {reason}.")
 
 
@@ -1557,25 +1546,12 @@ class SparkUnavailable(Exception):
     """There are no workers to be had: what to tell people, as a sentence."""
 
 
-def spark_functions(spark: Any) -> Any:
-    """The functions that go with the session, which is a Connect one or a notebook's classic one."""
-    connect = ".connect." in type(spark).__module__
-    return import_module("pyspark.sql.connect.functions" if connect else "pyspark.sql.functions")
-
-
-def tag_queries(spark: Any, tag: str) -> None:
-    """Marks the queries of this thread, so that they alone can be cancelled."""
+def call_with_tag(spark: Any, method: str, before: str, tag: str) -> None:
+    """Marks this thread's queries, or cancels those marked. A classic session before Spark 4.0 has other methods."""
     try:
-        spark.addTag(tag)
-    except (RuntimeError, AttributeError):  # a classic session before Spark 4.0
-        spark.sparkContext.addJobTag(tag)
-
-
-def cancel_queries(spark: Any, tag: str) -> None:
-    try:
-        spark.interruptTag(tag)
+        getattr(spark, method)(tag)
     except (RuntimeError, AttributeError):
-        spark.sparkContext.cancelJobsWithTag(tag)
+        getattr(spark.sparkContext, before)(tag)
 
 
 def without_secrets(text: str) -> str:
@@ -1631,8 +1607,9 @@ def connect_remote(remote: str) -> Any:
 
 
 def connect_cluster(config: DatabricksConfig, cluster_id: str) -> Any:
-    """A session on that Databricks cluster; every call has the login of the moment."""
-    core = import_module("pyspark.sql.connect.client.core")
+    """A session on that Databricks cluster, when it runs; every call has the login of the moment."""
+    core = import_module("pyspark.sql.connect.client.core")  # before anybody waits
+    wait_for_cluster(DatabricksClient(config), cluster_id)
     base = getattr(core, "DefaultChannelBuilder", None) or core.ChannelBuilder  # 4.x, 3.5
 
     class CurrentLogin(base):  # type: ignore[misc, valid-type]  # known at run time only
@@ -1671,18 +1648,10 @@ def wait_for_cluster(client: DatabricksClient, cluster_id: str) -> None:
         client.sleep(CLUSTER_POLL_SECONDS)
 
 
-def connect_running_cluster(config: DatabricksConfig, cluster_id: str) -> Any:
-    """connect_cluster(), when the cluster runs. Raises SparkUnavailable if it does not."""
-    import_module("pyspark")  # before anybody waits
-    wait_for_cluster(DatabricksClient(config), cluster_id)
-    return connect_cluster(config, cluster_id)
-
-
 def connect_url(host: str) -> str:
     """The Spark Connect URL of a workspace: TLS, and port 443 unless its URL has another."""
     parts = urlsplit(host)
-    name = f"[{parts.hostname}]" if ":" in str(parts.hostname) else parts.hostname
-    return f"sc://{name}:{parts.port or 443}/;use_ssl=true"
+    return f"sc://{parts.netloc}{'' if parts.port else ':443'}/;use_ssl=true"
 
 
 # --- Checkpoint -----------------------------------------------------------------------------------------------------
@@ -2623,7 +2592,7 @@ def choose_cluster(args: argparse.Namespace, config: DatabricksConfig) -> Cluste
     warnings.filterwarnings("ignore", category=UserWarning, module=r"pyspark\.")  # what matters comes as an exception
     if args.cluster_id:
         log.info("parallel: this machine, and cluster %s", args.cluster_id)
-        return Cluster(partial(connect_running_cluster, config, args.cluster_id), own=True)
+        return Cluster(partial(connect_cluster, config, args.cluster_id), own=True)
     log.info("parallel: this machine, and Spark Connect %s", without_secrets(args.spark_remote.partition(";")[0]))
     return Cluster(partial(connect_remote, args.spark_remote), own=True)
 

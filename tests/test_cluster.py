@@ -292,7 +292,7 @@ STOPPED = {"state": "TERMINATED", "state_message": "Inactive for 60 minutes."}
 
 @pytest.mark.parametrize(("words", "blocked", "texts"), [
     (("--cluster-id", "c"), "", ["cluster c is TERMINATED Inactive for 60 minutes.", "Start it"]),
-    (("--cluster-id", "c"), "pyspark", ["pyspark", "pip install"]),
+    (("--cluster-id", "c"), "pyspark.sql.connect.client.core", ["pyspark", "pip install"]),
     (("--spark-remote", "sc://localhost:1"), "pyspark.sql", ["pyspark", "pip install"]),
 ])  # fmt: skip
 def test_a_command_without_a_cluster_warns_once_and_goes_on(
@@ -606,7 +606,7 @@ def test_interrupting_leaves_the_users_own_queries_alone(spark, monkeypatch, ear
 
         def all_hangs():
             """No answer is under way, and no query of ours on its way to the server."""
-            queries = [thread for thread in threading.enumerate() if "run_query" in thread.name]
+            queries = [thread for thread in threading.enumerate() if "work_beside" in thread.name]
             return gate.hits == server.in_flight and 0 < len(queries) <= len(workers_that_wait(server))
 
         def interrupt():
