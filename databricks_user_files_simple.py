@@ -478,15 +478,13 @@ def find_homes(client: DatabricksClient, file_systems: tuple[str, ...]) -> dict[
     folders = {}
     for name in file_systems:
         answers = [list_users_folder(client, name) for _ in range(2)]
-        disabled = [
-            answer for answer in answers if isinstance(answer, DatabricksError) and answer.kind == "dbfs disabled"
-        ]
-        if name != "dbfs" or len(disabled) < 2:
+        kinds = [answer.kind for answer in answers if isinstance(answer, DatabricksError)]
+        if name != "dbfs" or kinds != ["dbfs disabled", "dbfs disabled"]:
             folders[name] = read_users_folder(name, answers)
         elif file_systems == ("dbfs",):
-            raise InventoryError(f"there is no DBFS to scan in this workspace: {disabled[0]}")
+            raise InventoryError(f"there is no DBFS to scan in this workspace: {answers[0]}")
         else:
-            log.warning("DBFS is left out for all users: %s", disabled[0])
+            log.warning("DBFS is left out for all users: %s", answers[0])
     return folders
 
 
@@ -557,10 +555,12 @@ def assign_homes(
             if name in folder.names or not same_homes or not use_case:
                 homes[name][file_system] = home_of_exactly(name, file_system, folder, admin)
             elif len(same_homes) == len(same_names) == 1:
-                homes[name][file_system] = Home(f"{USERS_FOLDER}/{same_homes[0]}", listed=True, error=NOT_READABLE)
+                homes[name][file_system] = listed_home(same_homes[0])
                 taken.add(same_homes[0])
             else:
-                homes[name][file_system] = Home(None, error=conflict(same_names, same_homes))
+                users = f"the user{'s' * (len(same_names) > 1)} {', '.join(same_names)}"
+                error = f"{users} and the homes {', '.join(same_homes)} differ in letter case alone"
+                homes[name][file_system] = Home(None, error=error)
         nobodys[file_system] = set(folder.names - names.keys() - taken)
     return homes, nobodys
 
@@ -577,7 +577,7 @@ def home_of_exactly(name: str, file_system: str, folder: UsersFolder, admin: boo
     """The home of that very name: whether it is asked for, and what it means if it is not there."""
     path = f"{USERS_FOLDER}/{name}"
     if name in folder.names:
-        return Home(path, listed=True, error=NOT_READABLE)
+        return listed_home(name)
     if folder.state == "not listed":
         return Home(path, error=NOT_LISTED)
     if file_system == "dbfs":
@@ -603,15 +603,12 @@ def nobodys_homes(folders: dict[str, UsersFolder], nobodys: dict[str, set[str]])
         for spellings in [alike] if is_one else [[name] for name in alike]:
             found = {file_system: names.intersection(spellings) for file_system, names in nobodys.items()}
             row = min(found.get("workspace") or spellings)
-            rows[row] = {file_system: nobodys_home(names) for file_system, names in found.items()}
+            rows[row] = {name: listed_home(*homes) if homes else Home(None) for name, homes in found.items()}
     return dict(sorted(rows.items()))
 
 
-def nobodys_home(names: set[str]) -> Home:
-    """That of the one name; none where there is no name."""
-    for name in names:
-        return Home(f"{USERS_FOLDER}/{name}", listed=True, error=NOT_READABLE)
-    return Home(None)
+def listed_home(name: str) -> Home:
+    return Home(f"{USERS_FOLDER}/{name}", listed=True, error=NOT_READABLE)
 
 
 def has_homes(kept: dict[str, str | None], homes: dict[str, Home]) -> bool:
@@ -624,11 +621,6 @@ def has_home(kept: str | None, home: Home) -> bool:
     if home.path is None:  # none, or nobody can tell which
         return kept is None and not home.error
     return kept == home.path or (kept is None and not home.listed)
-
-
-def conflict(names: list[str], homes: list[str]) -> str:
-    users = f"the users {', '.join(names)}" if len(names) > 1 else f"the user {names[0]}"
-    return f"{users} and the homes {', '.join(homes)} differ in letter case alone"
 
 
 # --- Pace -----------------------------------------------------------------------------------------------------------
