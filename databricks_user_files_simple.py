@@ -790,10 +790,9 @@ class OpenUser:
     homes: dict[str, Home]
     totals: dict[str, FileSystemTotals]
     scan: str = field(default_factory=lambda: os.urandom(8).hex())
-    pending: int = 0  # directories in the frontier, in flight or in a batch
+    pending: int = 1  # directories in the frontier, in flight or in a batch; until all homes are there, one more
     failed_once: list[Directory] = field(default_factory=list)
     not_found: dict[tuple[str, str], list[str]] = field(default_factory=dict)  # by file system and parent
-    without: set[str] = field(default_factory=set)  # file systems in which the home was not found
 
 
 class Tally:
@@ -818,7 +817,7 @@ class Tally:
             return False
         number = self.opened
         username, homes = self.users[number]
-        user = OpenUser(username, homes, {name: FileSystemTotals() for name in homes})
+        user = OpenUser(username, dict(homes), {name: FileSystemTotals() for name in homes})
         self.opened = number + 1
         self.open[number] = user
         for file_system, home in homes.items():
@@ -827,7 +826,7 @@ class Tally:
                 self.frontier.push(Directory(number, file_system, home.path))
             elif home.error:
                 self.give_up(Directory(number, file_system, f"{USERS_FOLDER}/{username}"), home.error)
-        self.finish_if_done(number)
+        self.settle(number)
         return True
 
     def listed(self, directory: Directory, listing: Listing) -> None:
@@ -842,7 +841,7 @@ class Tally:
             user.pending += len(listing.directories)
             for path in listing.directories:
                 self.frontier.push(Directory(directory.user, directory.file_system, path))
-        self.settle(directory)
+        self.settle(directory.user)
 
     def failed(self, directory: Directory, error: DatabricksError) -> None:
         """What a failure means that is not to be tried again at once."""
@@ -870,8 +869,8 @@ class Tally:
         elif home.error:  # a home that has to be there
             self.give_up(directory, home.error)
         else:
-            user.without.add(directory.file_system)
-        self.settle(directory)
+            user.homes[directory.file_system] = Home(None)
+        self.settle(directory.user)
 
     def decide(self, directory: Directory, failed: list[str], error: str) -> None:
         """About what answered 404: what its directory still has is a failure, the rest was deleted meanwhile."""
@@ -886,26 +885,23 @@ class Tally:
         failure = {"path": directory.path, "error": error}
         self.open[directory.user].totals[directory.file_system].failures.append(failure)
 
-    def settle(self, directory: Directory) -> None:
-        """One directory less for its user. After the last one, those that failed get one more round."""
-        user = self.open[directory.user]
-        user.pending -= 1
-        if user.pending == 0:
-            again = user.failed_once
-            for (file_system, parent), paths in user.not_found.items():
-                again.append(Directory(directory.user, file_system, parent, here=True, missing=tuple(paths)))
-            user.pending = len(again)
-            user.failed_once = []
-            user.not_found = {}
-            for failed in again:
-                self.frontier.push(failed)
-        self.finish_if_done(directory.user)
-
-    def finish_if_done(self, number: int) -> None:
+    def settle(self, number: int) -> None:
+        """One directory less for the user. After the last one, those that failed get one more round."""
         user = self.open[number]
-        if user.pending == 0:
+        user.pending -= 1
+        if user.pending:
+            return
+        again = user.failed_once
+        for (file_system, parent), paths in user.not_found.items():
+            again.append(Directory(number, file_system, parent, here=True, missing=tuple(paths)))
+        user.pending = len(again)
+        user.failed_once = []
+        user.not_found = {}
+        for failed in again:
+            self.frontier.push(failed)
+        if not again:
             scanned_at = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-            homes = {name: None if name in user.without else home.path for name, home in user.homes.items()}
+            homes = {name: home.path for name, home in user.homes.items()}
             self.finished.append(UserResult(user.username, scanned_at, **user.totals, homes=homes, scan=user.scan))
             del self.open[number]
 
@@ -913,7 +909,7 @@ class Tally:
 # --- Crawler --------------------------------------------------------------------------------------------------------
 
 
-Take = Callable[[Listing | Exception], None]  # what is done with an answer
+Take = Callable[[Listing | DatabricksError], None]  # what is done with an answer
 
 
 class Crawler:
@@ -1029,31 +1025,29 @@ class Crawler:
 
     def landed(self, take: Take, answer: Listing | Exception) -> None:
         self.in_flight -= 1
+        if not isinstance(answer, (Listing, DatabricksError)):
+            raise answer
+        if isinstance(answer, DatabricksError) and answer.kind == "login":
+            raise run_error(answer, self.client.config) from answer
         take(answer)
 
     def wake_at(self) -> float:
         """When something may start that may not now, if no answer comes before."""
-        if self.in_flight >= self.threads or not self.anything_left():
+        if self.in_flight >= self.threads:
             return math.inf
-        free_at = min(pacer.next_at for pacer in self.pacers.values())
-        times = [max(self.frontier.waiting[0][0], free_at)] if self.frontier.waiting else []
+        times = [not_before for not_before, *_ in self.frontier.waiting[:1]]
         for name, pacer in self.pacers.items():
-            ready = self.frontier.has(name) or self.tally.can_open()
-            if ready or (pacer.away and self.has_work(name)):
+            if self.frontier.has(name) or self.tally.can_open() or (pacer.away and self.has_work(name)):
                 times.append(pacer.next_at)
-        return min(times)
+        return min(times, default=math.inf)
 
-    def take_own(self, directory: Directory, sent_at: float, answer: Listing | Exception) -> None:
+    def take_own(self, directory: Directory, sent_at: float, answer: Listing | DatabricksError) -> None:
         """An answer that this process's own threads got: it tells whether the API is there, too."""
         now = self.client.clock()
         pacer = self.pacers[directory.file_system]
         if isinstance(answer, Listing):
             pacer.answered(now)
             self.take(directory, sent_at, answer)
-        elif not isinstance(answer, DatabricksError):
-            raise answer
-        elif answer.kind == "login":
-            raise run_error(answer, self.client.config) from answer
         elif answer.retried:
             self.retry(directory, answer, sent_at, now)
         else:
@@ -1093,19 +1087,14 @@ class Crawler:
             directory.not_before = now + wait
             self.frontier.push(directory)
 
-    def take_root(self, file_system: str, answer: Listing | Exception) -> None:
+    def take_root(self, file_system: str, answer: Listing | DatabricksError) -> None:
         """What an API that is away has answered for its root; the request belongs to nobody."""
         now = self.client.clock()
         pacer = self.pacers[file_system]
-        if isinstance(answer, DatabricksError):
-            if answer.kind == "login":
-                raise run_error(answer, self.client.config) from answer
-            if answer.retried and answer.kind not in ("too slow", "unexpected"):
-                pacer.still_away(answer, now)
-                return
-        elif isinstance(answer, Exception):
-            raise answer
-        pacer.answered(now)
+        if isinstance(answer, DatabricksError) and answer.retried and answer.kind not in ("too slow", "unexpected"):
+            pacer.still_away(answer, now)
+        else:
+            pacer.answered(now)
 
 
 # --- Cluster --------------------------------------------------------------------------------------------------------
