@@ -1688,26 +1688,23 @@ class Checkpoint:
         checkpoint = cls(file, path, run)
         size = os.fstat(file.fileno()).st_size
         offset = 0
-        is_whole = True
         with lines_of(file) as lines:
             for number, line in enumerate(lines, 1):
                 if number == 1:
                     checkpoint.end = len(line.rstrip())
                 else:
-                    is_whole = checkpoint.read_line(number, line, offset, last=offset + len(line) == size)
+                    checkpoint.read_line(number, line, offset, last=offset + len(line) == size)
                 offset += len(line)
-        if not is_whole:
-            log.warning("%s ends within a line: its user is scanned again", path)
         checkpoint.begin()
         return checkpoint
 
-    def read_line(self, number: int, line: bytes, offset: int, last: bool) -> bool:
-        """Whether it is whole. Raises InventoryError for a line that is no result and not the last.
+    def read_line(self, number: int, line: bytes, offset: int, last: bool) -> None:
+        """Notes the result. Raises InventoryError for a line that is none and not the last.
 
         The last one may be torn, or be the NULs that a loss of power leaves behind the end.
         """
         if line.strip() in (b"]", b"]}"):
-            return True
+            return
         try:
             text = line.decode()
             record, stop = json.JSONDecoder().raw_decode(text)  # a torn tail may follow the last result
@@ -1719,8 +1716,7 @@ class Checkpoint:
                 raise InventoryError(
                     f"{self.path}, line {number}: not a user's result; delete that line, and the user is scanned again"
                 ) from None
-            return False
-        return True
+            log.warning("%s ends within a line: its user is scanned again", self.path)
 
     def begin(self) -> None:
         """Cuts a torn tail off, and finds out whether this folder lets files be written in place."""
@@ -1914,7 +1910,6 @@ class FileRows:
         file.seek(0, os.SEEK_END)
         self.write(b"\n")  # so that a last line that a kill has torn is one of its own, and no JSON
         self.wanted: dict[str, tuple[str, int]] = {}  # scans for the CSV: the user, and how many files there are
-        self.written = 0  # rows in the CSV
 
     def add(self, scan: str, username: str, file_system: str, files: list[FileEntry]) -> None:
         """Raises InventoryError. What was added is there even if this process is killed."""
@@ -1939,10 +1934,6 @@ class FileRows:
                     continue
                 yield found
 
-    def has(self, result: UserResult) -> bool:
-        """Whether there is a row for each file of an earlier run's result."""
-        return self.earlier[result.scan] == result.file_count
-
     def want(self, result: UserResult) -> None:
         """The CSV is to have the files of this result."""
         self.wanted[result.scan] = (result.username, result.file_count)
@@ -1959,7 +1950,6 @@ class FileRows:
             for scan, (username, count) in self.wanted.items():
                 if rows[scan] != count:
                     raise RuntimeError(f"{username} has {counted(count, 'file')}, the working file {rows[scan]:,}")
-        self.written = rows.total()
 
 
 def file_row(start: str, path: str, object_type: str, size: int | None, modified: int | None) -> str:
@@ -2122,8 +2112,7 @@ class Summary:
         self.biggest: list[UserResult] = []
         self.incomplete: list[str] = []  # the first of them
         self.homes: Counter[str] = Counter()  # users that have one, by file system
-        self.homeless = 0  # users without a home anywhere
-        self.first_homeless = ""
+        self.homeless: list[str] = []  # users without a home anywhere
 
     def add(self, result: UserResult) -> None:
         self.statuses[result.status] += 1
@@ -2134,8 +2123,7 @@ class Summary:
         for name, home in result.homes.items():
             self.homes[name] += home is not None
         if not result.error and not any(result.homes.values()):
-            self.first_homeless = self.first_homeless or result.username
-            self.homeless += 1
+            self.homeless.append(result.username)
         self.biggest = heapq.nlargest(BIGGEST_USERS, [*self.biggest, result], key=lambda user: user.total_size)
         if result.error and len(self.incomplete) < SHOWN_FAILURES:
             self.incomplete.append("  " + one_line(f"{result.status}: {result.username}: {result.error}", 300))
@@ -2174,7 +2162,7 @@ class Summary:
         if self.statuses.total() > 1:
             lines.append("homes: " + ", ".join(f"{count:,} in {LABELS[name]}" for name, count in self.homes.items()))
         if self.homeless:
-            lines.append(f"no home anywhere: {counted(self.homeless, 'user')}, the first is {self.first_homeless}")
+            lines.append(f"no home anywhere: {counted(len(self.homeless), 'user')}, the first is {self.homeless[0]}")
         left = ", ".join(f"{len(homes):,} in {LABELS[name]}" for name, homes in nobodys.items() if homes)
         if left:
             lines.append(f"homes of nobody in this run: {left}; --all-homes scans them, too")
@@ -2230,13 +2218,10 @@ class Progress:
         self.done = done
         self.statistics = statistics
         self.quiet = quiet
-        self.bar = None
         self.told_at = time.monotonic()
         self.told_requests = 0
         if not quiet:
-            self.bar = make_bar(total, done)
-        if self.bar is not None:
-            BARS.append(self.bar)
+            show_bar(total, done)
 
     def user_done(self) -> None:
         self.done += 1
@@ -2245,49 +2230,42 @@ class Progress:
     def tick(self) -> None:
         now = time.monotonic()
         requests_made = self.statistics["requests"]
-        if self.quiet or now - self.told_at <= (PROGRESS_SECONDS if self.bar is None else BAR_SECONDS):
+        if self.quiet or now - self.told_at <= (BAR_SECONDS if BARS else PROGRESS_SECONDS):
             return
         rate = (requests_made - self.told_requests) / (now - self.told_at)
         self.told_at = now
         self.told_requests = requests_made
         text = f"{self.statistics['files']:,} files, {rate:,.0f} requests/s"
-        if self.bar is None:
-            log.info("%s of %s users, %s", f"{self.done:,}", f"{self.total:,}", text)
-        else:
+        if BARS:
             self.draw("set_postfix_str", text)
+        else:
+            log.info("%s of %s users, %s", f"{self.done:,}", f"{self.total:,}", text)
 
     def draw(self, method: str, *values: str) -> None:
         """Has the bar do that; one that cannot is given up."""
         try:
-            if self.bar is not None:
-                getattr(self.bar, method)(*values)
+            for bar in BARS:
+                getattr(bar, method)(*values)
         except Exception as error:
+            BARS.clear()
             log.debug("no progress bar any more: %s", error)
-            self.forget_bar()
 
     def close(self) -> None:
         self.draw("close")
-        self.forget_bar()
-
-    def forget_bar(self) -> None:
-        if self.bar in BARS:
-            BARS.remove(self.bar)
-        self.bar = None
+        BARS.clear()
 
 
-def make_bar(total: int, done: int) -> Any:
-    """A bar of tqdm; None without a terminal, and where tqdm is missing, broken, or misled by its variables."""
+def show_bar(total: int, done: int) -> None:
+    """A bar of tqdm; none without a terminal, and where tqdm is missing, broken, or misled by its variables."""
     try:
-        if not sys.stderr.isatty():
-            return None
-        from tqdm import tqdm
+        if sys.stderr.isatty():
+            from tqdm import tqdm
 
-        shape = "{bar}| {n:,}/{total:,} users [{elapsed}<{remaining}{postfix}]"
-        bar = tqdm(total=total, initial=done, bar_format=shape, dynamic_ncols=True)
-        return None if bar.disable else bar
+            shape = "{bar}| {n:,}/{total:,} users [{elapsed}<{remaining}{postfix}]"
+            bar = tqdm(total=total, initial=done, bar_format=shape, dynamic_ncols=True)
+            BARS.extend([] if bar.disable else [bar])
     except Exception as error:
         log.debug("no progress bar: %s", error)
-        return None
 
 
 # --- Command --------------------------------------------------------------------------------------------------------
@@ -2332,8 +2310,7 @@ def read_users_file(path: str) -> list[tuple[str, str]]:
 def find_column(header: list[str]) -> int | None:
     """Where the names are."""
     titles = [title.lower() for title in header]
-    found = [titles.index(name.lower()) for name in USER_COLUMNS if name.lower() in titles]
-    return found[0] if found else None
+    return next((titles.index(name.lower()) for name in USER_COLUMNS if name.lower() in titles), None)
 
 
 def find_delimiter(header: str) -> str:
@@ -2524,10 +2501,11 @@ def scan_into(
     summary = write_results((checkpoint.load(name) for name in homes), args.output, args.details, rows)
     tell(*summary.lines(client.statistics, time.monotonic() - started, nobodys))
     if rows:
-        tell(f"{counted(rows.written, 'row')} in {'stdout' if args.files == '-' else args.files}, one for each file")
+        files = sum(count for _, count in rows.wanted.values())
+        tell(f"{counted(files, 'row')} in {'stdout' if args.files == '-' else args.files}, one for each file")
     if cluster:
         tell(cluster.summary())
-    if summary.homeless == len(homes):
+    if len(summary.homeless) == len(homes):
         log.warning("none of these users has a home anywhere: are these the names of this workspace's users?")
 
 
@@ -2536,7 +2514,7 @@ def is_kept(checkpoint: Checkpoint, rows: FileRows | None, name: str, homes: dic
     if not checkpoint.done(name):
         return False
     result = checkpoint.load(name)
-    return has_homes(result.homes, homes) and (rows is None or rows.has(result))
+    return has_homes(result.homes, homes) and (rows is None or rows.earlier[result.scan] == result.file_count)
 
 
 def tell_kept(checkpoint: Checkpoint, kept: list[str], left: list[str]) -> None:
