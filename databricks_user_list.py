@@ -14,6 +14,7 @@ Step 1 of two. What both steps need stands here, too, since step 1 needs all of 
 
 from __future__ import annotations
 
+import _thread
 import argparse
 import configparser
 import csv
@@ -469,8 +470,9 @@ class Login:
         """Kind and message of a failure: the SDK's words, without the secrets that it, or who answered it, repeats."""
         text = str(error).partition(". Config: ")[0]
         for name, value in (*os.environ.items(), *(self.values or {}).items()):
-            if re.search("secret|token|password|credentials|metadata", name, re.I) and len(value) > 7:
-                text = text.replace(unquoted(value), "***")
+            secret = unquoted(value)
+            if re.search("secret|token|password|credentials|metadata", name, re.I) and len(secret) > 7:
+                text = text.replace(secret, "***")
         kind: ErrorKind = "login" if re.search(REFUSED_LOGIN, text) else "connection"
         remedy = "is this login still good (its secret, `databricks auth login`, `az login`)?"
         place = self.host or "the workspace"
@@ -1051,7 +1053,8 @@ def interrupts() -> Iterator[None]:
             return
         for number in before:
             signal.signal(number, interrupt)
-        threading.Timer(0.05, signal.raise_signal, list(before)[:1]).start()  # when the finalizer is over
+        one = list(before)[:1]  # of the signals that interrupt; nothing where its handler is gone by then
+        threading.Timer(0.05, _thread.interrupt_main, one).start()  # when the finalizer is over
 
     hook = sys.unraisablehook
     try:

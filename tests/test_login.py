@@ -726,7 +726,7 @@ def test_the_environment_without_a_token(environment, run):
     with FakeDatabricks(users=3, **LOGIN) as server:
         environment(CLIENT_ID="the-client", CLIENT_SECRET=f'"{SECRET}"')
         assert load_databricks_config(workspace_url=server.url).host == server.url
-        environment(HOST=server.url, WORKSPACE_ID="12")
+        environment(HOST=server.url, WORKSPACE_ID="12", X_TOKEN=" " * 9)
         done = run(USER_LIST, "-o", "users.csv")
         first = f"Workspace {server.url}/?o=12, login from environment (OAuth, oauth-m2m)"
         assert (done.code, done.err.splitlines()) == (0, [first, "3 users"])
