@@ -1638,6 +1638,7 @@ def connect_url(host: str) -> str:
 # --- Checkpoint -----------------------------------------------------------------------------------------------------
 
 TAIL = b"\n]}\n"
+NULS_AT_MOST = 1024**2  # bytes that a loss of power leaves
 
 
 class SavedLine(NamedTuple):
@@ -1686,25 +1687,26 @@ class Checkpoint:
     def read(cls, file: IO[bytes], path: Path, run: str) -> Checkpoint:
         """That of a file whose header is known to be good. Raises OSError, and InventoryError for a bad line."""
         checkpoint = cls(file, path, run)
-        size = os.fstat(file.fileno()).st_size
+        size = end_of_data(file)
+        torn = size < os.fstat(file.fileno()).st_size
         offset = 0
         with lines_of(file) as lines:
             for number, line in enumerate(lines, 1):
                 if number == 1:
                     checkpoint.end = len(line.rstrip())
-                else:
-                    checkpoint.read_line(number, line, offset, last=offset + len(line) == size)
+                elif offset < size:
+                    is_whole = checkpoint.read_line(number, line, offset, last=offset + len(line) >= size)
+                    torn = torn or not is_whole
                 offset += len(line)
+        if torn:
+            log.warning("%s ends within a line: its user is scanned again", path)
         checkpoint.begin()
         return checkpoint
 
-    def read_line(self, number: int, line: bytes, offset: int, last: bool) -> None:
-        """Notes the result. Raises InventoryError for a line that is none and not the last.
-
-        The last one may be torn, or be the NULs that a loss of power leaves behind the end.
-        """
-        if line.strip() in (b"]", b"]}"):
-            return
+    def read_line(self, number: int, line: bytes, offset: int, last: bool) -> bool:
+        """Whether it is whole; the last line may be torn. Raises InventoryError for another one that is no result."""
+        if last and line.startswith(b"]"):
+            return True
         try:
             text = line.decode()
             record, stop = json.JSONDecoder().raw_decode(text)  # a torn tail may follow the last result
@@ -1716,7 +1718,8 @@ class Checkpoint:
                 raise InventoryError(
                     f"{self.path}, line {number}: not a user's result; delete that line, and the user is scanned again"
                 ) from None
-            log.warning("%s ends within a line: its user is scanned again", self.path)
+            return False
+        return True
 
     def begin(self) -> None:
         """Cuts a torn tail off, and finds out whether this folder lets files be written in place."""
@@ -1766,6 +1769,14 @@ class Checkpoint:
 def write_all(file: IO[bytes], data: bytes) -> None:
     while data:
         data = data[file.write(data) :]
+
+
+def end_of_data(file: IO[bytes]) -> int:
+    """Where the NULs begin that a loss of power leaves at the end of a file, which grows before its data is written."""
+    size = os.fstat(file.fileno()).st_size
+    file.seek(max(size - NULS_AT_MOST, 0))
+    tail = file.read()
+    return size - len(tail) + len(tail.rstrip(b"\0"))
 
 
 def lines_of(file: IO[bytes]) -> IO[bytes]:
