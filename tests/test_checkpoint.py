@@ -261,12 +261,8 @@ def test_cut_anywhere_in_the_last_line_all_users_before_it_are_there(tmp_path, c
 
 # A save is one write over the old tail: what is on the disk if only its first bytes got there, and other ends
 WHOLE = [b",]}\n", b"", b"\n]"]
-TORN = [
-    b",\n{\n",
-    b",\n{",
-    b",\n\xff",
-    *(end + bytes(5000) for end in (b"\n", b"\n]}\n", b",\n{", b",\n{\n", b",]}\n")),
-]  # a loss of power
+AFTER_LOSS_OF_POWER = [end + bytes(5000) for end in (b"\n", b"\n]}\n", b",\n{", b",\n{\n", b",]}\n")]
+TORN = [b",\n{\n", b",\n{", b",\n\xff", *AFTER_LOSS_OF_POWER]
 
 
 @pytest.mark.parametrize("end", [*WHOLE, *TORN], ids=lambda end: repr(end[:9]))

@@ -666,7 +666,8 @@ def test_while_the_token_endpoint_fails_or_does_not_answer_the_old_token_serves(
             assert config.current_token(refused=config.token) != config.token
 
 
-def test_a_failure_is_remembered_for_a_while(work):
+def test_a_failure_is_remembered_for_a_while(work, monkeypatch):
+    set_constants(monkeypatch, FAILED_SECONDS=600.0)
     with FakeDatabricks(users=1, **ALWAYS_NEW) as server:
         work(server)
         config = load_databricks_config("work")
