@@ -558,9 +558,9 @@ def assign_homes(
                 homes[name][file_system] = listed_home(same_homes[0])
                 taken.add(same_homes[0])
             else:
-                users = f"the user{'s' * (len(same_names) > 1)} {', '.join(same_names)}"
-                error = f"{users} and the homes {', '.join(same_homes)} differ in letter case alone"
-                homes[name][file_system] = Home(None, error=error)
+                users = "the users" if len(same_names) > 1 else "the user"
+                alike = f"{users} {', '.join(same_names)} and the homes {', '.join(same_homes)}"
+                homes[name][file_system] = Home(None, error=f"{alike} differ in letter case alone")
         nobodys[file_system] = set(folder.names - names.keys() - taken)
     return homes, nobodys
 
@@ -1035,7 +1035,7 @@ class Crawler:
         """When something may start that may not now, if no answer comes before."""
         if self.in_flight >= self.threads:
             return math.inf
-        times = [not_before for not_before, *_ in self.frontier.waiting[:1]]
+        times = [self.frontier.waiting[0][0]] if self.frontier.waiting else []
         for name, pacer in self.pacers.items():
             if self.frontier.has(name) or self.tally.can_open() or (pacer.away and self.has_work(name)):
                 times.append(pacer.next_at)
@@ -1183,7 +1183,10 @@ class Report(NamedTuple):
 
 
 def read_report(packed: Any) -> Report:
-    """What fetch() returns. Raises some exception for anything else; a place that is there twice has no answer."""
+    """What fetch() returns; a place that is there twice has no answer. Raises for anything else, whatever comes of it.
+
+    So a caller takes every exception for a report that cannot be read.
+    """
     unpacker = zlib.decompressobj()
     text = unpacker.decompress(packed, LARGEST_REPORT)
     if not unpacker.eof:
@@ -1257,7 +1260,7 @@ class Cluster:
         self.connect = connect
         self.own = own
         self.spark: Any = None
-        self.start_at = 0.0  # when to connect, if anything is left by then
+        self.start_at = 0.0  # when to connect, if anything is left by then; 0 until the run has begun
         self.ending = False
         self.slots = 0
         self.threads = 0
@@ -2274,7 +2277,8 @@ def show_bar(total: int, done: int) -> None:
 
             shape = "{bar}| {n:,}/{total:,} users [{elapsed}<{remaining}{postfix}]"
             bar = tqdm(total=total, initial=done, bar_format=shape, dynamic_ncols=True)
-            BARS.extend([] if bar.disable else [bar])
+            if not bar.disable:
+                BARS.append(bar)
     except Exception as error:
         log.debug("no progress bar: %s", error)
 

@@ -943,7 +943,7 @@ def safe_cell(text: str) -> str:
 
 def counted(count: int, noun: str) -> str:
     """1 user, 2 users."""
-    return f"{count:,} {noun}{'s' * (count != 1)}"
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 BARS: list[Any] = []  # on the terminal; messages go above them
