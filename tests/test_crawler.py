@@ -354,6 +354,15 @@ def test_ten_failures_in_a_row_are_an_outage_and_any_answer_ends_the_row(clock, 
         assert (server.requests["dbfs", "/"] > 0) == away
 
 
+def test_what_fails_while_an_api_is_away_has_used_up_no_attempt(clock):
+    """Forty directories are in flight at the beginning of each of twelve outages: ten of them begin it."""
+    with wide_server(40) as server:
+        server.change(
+            latency=0.01, faults=[Fault("503", path=f"{HOME}/d{number:04}", times=12) for number in range(40)]
+        )
+        assert crawl(server, clock, threads=40)[ANN].file_count == 40
+
+
 def test_the_time_of_an_outage_begins_with_its_own_failures(clock):
     """Two of ten minutes each are none of twenty."""
     with FakeDatabricks(users=8, shape="dbfs") as server:
