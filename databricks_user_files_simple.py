@@ -2214,13 +2214,12 @@ def write_results(
             summary.add(result)
             if rows:
                 rows.want(result)
-        if details_file:
-            details_file.flush()
-        if rows:
-            rows.publish()
-        with open_output(output) as csv_file:  # when the others are written: on stdout nothing can be taken back
-            for line in lines:
-                csv_file.write(line)
+    if rows:
+        rows.publish()
+    with open_output(
+        output
+    ) as csv_file:  # last, when nothing else can fail: a CSV that is there is that of a whole run
+        csv_file.writelines(lines)
     return summary
 
 

@@ -205,11 +205,27 @@ def test_a_csv_on_stdout_waits_until_the_others_are_written(scan, nobody, option
 
 @needs_full
 def test_of_two_outputs_the_one_that_cannot_be_written_is_named(scan, nobody):
-    """Rows more than a buffer holds, so that it comes to light while the other one is written, too."""
+    """The other one is whole: the CSV comes last."""
     done = scan(nobody, *range(900), "-o", "/dev/full", "--details", "details.json")
     assert done.code == 2, done
     assert done.err.splitlines()[-1] == "error: /dev/full cannot be written: No space left on device"
-    assert files_here() == set()
+    assert len(Path("details.json").read_text().splitlines()) == 900
+
+
+def test_no_csv_is_written_where_the_details_cannot_get_their_name(scan, nobody, monkeypatch):
+    """As where a folder has come to be in its place during the scan."""
+    replace = os.replace
+
+    def refuse_details(source, target):
+        if target.endswith("details.json"):
+            raise PermissionError(1, "Operation not permitted")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse_details)
+    done = scan(nobody, "a", "-o", "out.csv", "--details", "details.json")
+    assert done.code == 2, done
+    assert "details.json cannot be replaced (Operation not permitted); the result is in" in done.err
+    assert [name for name in files_here() if not name.endswith(".tmp")] == []
 
 
 @needs_posix
