@@ -4,8 +4,8 @@
 Step 2 of two: walks dbfs:/Users/<user> and /Users/<user> of each user, adds both up and writes one CSV row per user.
 Every finished user is saved to a checkpoint, and --resume goes on from there. As a command: see --help; in a notebook
 the same is user_files(["--users-file", "users.csv"], spark=spark). From Python, as from a notebook:
-scan_users(usernames, load_databricks_config()) yields a UserResult for each user, and with a Spark session
-process_user_batch_parallel() does.
+scan_users(usernames, load_databricks_config()) yields a UserResult for each user;
+process_user_batch_parallel(spark, ...) does the same with the workers of a Spark session beside this process.
 
   Records             FileSystemTotals, UserResult
   Listings            parse_listing(): an answer as what lies in a directory
@@ -276,15 +276,13 @@ class UserResult:
 
         That is also a key that it does not know: what another version has noted of a user must not get lost.
         """
-        name = record["username"]
-        scanned_at = record["scanned_at"]
-        scan = record["scan"]
+        username, scanned_at, scan = (record[key] for key in ("username", "scanned_at", "scan"))
         if not record.keys() <= {"username", "scanned_at", "scan", "status", "homes", *FILE_SYSTEMS}:
             raise ValueError("a key that is not known")
-        if not all(isinstance(text, str) for text in (name, scanned_at, scan)) or record["status"] not in STATUSES:
+        if not all(isinstance(text, str) for text in (username, scanned_at, scan)) or record["status"] not in STATUSES:
             raise ValueError("not a result")
         scanned = {name: FileSystemTotals.from_dict(record[name]) for name in FILE_SYSTEMS if name in record}
-        result = cls(name, scanned_at, **scanned, homes=dict(record["homes"]), scan=scan)
+        result = cls(username, scanned_at, **scanned, homes=dict(record["homes"]), scan=scan)
         if result.status != record["status"]:
             raise ValueError("the status is not that of the counts and failures")
         return result
@@ -425,8 +423,8 @@ def is_name(name: str) -> bool:
 class Home(NamedTuple):
     """Where a user's files lie in one file system.
 
-    `path` is what to list, None where there is nothing to ask for. `listed` tells whether /Users has it. `error` is why
-    it is not asked for, or what it means if it is not found; empty, where the user then simply has none.
+    `listed` tells whether /Users has it. With a path, `error` is what it means if that is not found: "" where the user
+    then simply has no home. Without one there is nothing to ask for, and `error` says why: "" where there is no home.
     """
 
     path: str | None
@@ -511,7 +509,7 @@ def read_users_folder(file_system: str, answers: list[Listing | DatabricksError]
     found = [home_names(listing) for listing in listings]
     names = frozenset().union(*found)
     odd = any(listing.odd for listing in listings) or any("/" in name for name in names)
-    nothing = file_system == "dbfs" and not names
+    nothing = file_system == "dbfs" and not names  # `{}`: a DBFS where nobody has a home answers 404
     whole = len(found) == 2 and found[0] == found[1] and not odd and not nothing
     return UsersFolder(frozenset(name for name in names if "/" not in name), "whole" if whole else "doubtful")
 
@@ -673,7 +671,7 @@ class Pacer:
             self.rate = next_rate(self.rate, False, len(self.recent) / 3, now - self.changed_at)
 
     def limited(self, sent_at: float, now: float) -> bool:
-        """Less, after a 429. Returns whether it counts: what left before the last change has had its answer in that."""
+        """Less, after a 429. Returns whether it counts: the last change was for all that had left by then."""
         if self.away or sent_at <= self.changed_at:
             return False
         self.rate = next_rate(self.rate, True, self.achieved(), 0.0)
@@ -734,7 +732,7 @@ class Directory:
     not_before: float = 0.0
     failed_at: float | None = None
     last_round: bool = False
-    here: bool = False  # only this process lists it
+    not_for_workers: bool = False  # only this process lists it
     missing: tuple[str, ...] = ()
     gone: bool = False  # a home that answered 404 itself then: it is asked once more
 
@@ -744,7 +742,7 @@ class Frontier:
 
     def __init__(self) -> None:
         self.ready: dict[str, list[tuple[int, int, Directory]]] = {name: [] for name in FILE_SYSTEMS}
-        self.here: dict[str, list[tuple[int, int, Directory]]] = {name: [] for name in FILE_SYSTEMS}  # not for workers
+        self.not_for_workers: dict[str, list[tuple[int, int, Directory]]] = {name: [] for name in FILE_SYSTEMS}
         self.waiting: list[tuple[float, int, Directory]] = []
         self.pushed = 0
 
@@ -754,7 +752,7 @@ class Frontier:
         if directory.not_before:
             heapq.heappush(self.waiting, (directory.not_before, self.pushed, directory))
             return
-        heap = (self.here if directory.here else self.ready)[directory.file_system]
+        heap = (self.not_for_workers if directory.not_for_workers else self.ready)[directory.file_system]
         heapq.heappush(heap, (directory.user, -self.pushed, directory))
         if len(heap) > MOST_WAITING:
             raise InventoryError(
@@ -770,13 +768,13 @@ class Frontier:
             self.push(directory)
 
     def has(self, file_system: str) -> bool:
-        return bool(self.ready[file_system] or self.here[file_system])
+        return bool(self.ready[file_system] or self.not_for_workers[file_system])
 
     def is_empty(self) -> bool:
         return not (self.waiting or any(map(self.has, FILE_SYSTEMS)))
 
     def pop(self, file_systems: list[str]) -> Directory | None:
-        heaps = [heap for name in file_systems for heap in (self.here[name], self.ready[name]) if heap]
+        heaps = [heap for name in file_systems for heap in (self.not_for_workers[name], self.ready[name]) if heap]
         return heapq.heappop(min(heaps, key=lambda heap: heap[0][:2]))[2] if heaps else None
 
     def pop_for_workers(self, file_system: str, most: int) -> list[Directory]:
@@ -826,7 +824,7 @@ class Tally:
                 self.frontier.push(Directory(number, file_system, home.path))
             elif home.error:
                 self.give_up(Directory(number, file_system, f"{USERS_FOLDER}/{username}"), home.error)
-        self.settle(number)
+        self.settle(number)  # the one more of `pending`
         return True
 
     def listed(self, directory: Directory, listing: Listing) -> None:
@@ -845,32 +843,38 @@ class Tally:
 
     def failed(self, directory: Directory, error: DatabricksError) -> None:
         """What a failure means that is not to be tried again at once."""
-        user = self.open[directory.user]
-        home = user.homes[directory.file_system]
-        not_found = error.kind == "not found"
-        is_home = directory.path == home.path
         if error.retried and not directory.last_round:  # one more round, when the user's others are done
             directory.last_round = True
             directory.attempts = 0
             directory.failed_at = None
-            user.failed_once.append(directory)
-        elif not_found and not is_home:  # its directory decides, listed once more
-            parent = directory.file_system, directory.path.rpartition("/")[0]
-            user.not_found.setdefault(parent, []).append(directory.path)
-        elif not_found and directory.missing and not directory.gone:
-            directory.gone = True
-            user.failed_once.append(directory)
-        elif not_found and directory.missing:  # deleted, with all that was in it
-            self.decide(directory, [], "")
+            self.open[directory.user].failed_once.append(directory)
+        elif error.kind == "not found":
+            self.not_found(directory)
         elif directory.missing:  # nobody can tell about what answered 404
             self.decide(directory, list(directory.missing), f"404, and of its directory: {error}")
-        elif not not_found:
+        else:
             self.give_up(directory, str(error))
+        self.settle(directory.user)
+
+    def not_found(self, directory: Directory) -> None:
+        """A 404. About any directory but a home its parent decides, listed once more; a home may not be there at all.
+
+        One that was to decide about others is gone with all that was in it; a home is asked once more before.
+        """
+        user = self.open[directory.user]
+        home = user.homes[directory.file_system]
+        if directory.path != home.path:
+            parent = directory.file_system, directory.path.rpartition("/")[0]
+            user.not_found.setdefault(parent, []).append(directory.path)
+        elif directory.missing and not directory.gone:
+            directory.gone = True
+            user.failed_once.append(directory)
+        elif directory.missing:
+            self.decide(directory, [], "")
         elif home.error:  # a home that has to be there
             self.give_up(directory, home.error)
         else:
             user.homes[directory.file_system] = Home(None)
-        self.settle(directory.user)
 
     def decide(self, directory: Directory, failed: list[str], error: str) -> None:
         """About what answered 404: what its directory still has is a failure, the rest was deleted meanwhile."""
@@ -893,7 +897,7 @@ class Tally:
             return
         again = user.failed_once
         for (file_system, parent), paths in user.not_found.items():
-            again.append(Directory(number, file_system, parent, here=True, missing=tuple(paths)))
+            again.append(Directory(number, file_system, parent, not_for_workers=True, missing=tuple(paths)))
         user.pending = len(again)
         user.failed_once = []
         user.not_found = {}
@@ -1063,19 +1067,22 @@ class Crawler:
         self.tally.listed(directory, listing)
 
     def retry(self, directory: Directory, error: DatabricksError, sent_at: float, now: float) -> None:
-        """Puts the listing back to wait, or gives it up. Decides what counts as an attempt; of workers nothing does."""
+        """Puts the listing back to wait, or gives it up. Decides what counts as an attempt.
+
+        What a worker was answered never comes here: see Cluster.take_report().
+        """
         pacer = self.pacers[directory.file_system]
         statistics = self.client.statistics
         was_away = pacer.away  # before this failure
-        since = directory.failed_at or sent_at
+        waiting_since = directory.failed_at or sent_at
         if error.kind == "too slow":  # the directory's fault, not the service's
             pacer.answered(now)
         elif error.kind != "unexpected":
             pacer.failed(error, sent_at, now)
         statistics["rate_limited"] += error.kind == "rate limit"
         directory.failed_at = now
-        # No attempt is what fails while the API is away, nor a 429 while other requests succeed.
-        others_succeed = error.kind == "rate limit" and pacer.succeeded_at > since
+        # A failure counts as an attempt unless the API is away, or it is a 429 and other requests succeed meanwhile.
+        others_succeed = error.kind == "rate limit" and pacer.succeeded_at > waiting_since
         if not was_away and not others_succeed:
             directory.attempts += 1
         wait = retry_wait(error, directory.attempts, self.client.jitter())
@@ -1289,7 +1296,7 @@ class Cluster:
         if now >= self.start_at and crawler.anything_left():
             self.start_at = math.inf
             self.idle_because = "the run ended before it was ready"
-            self.beside(crawler, partial(self.start, crawler), partial(self.join, crawler))
+            self.beside(crawler, partial(self.start, crawler), partial(self.use_slots, crawler))
         self.fail_overdue(crawler, now)
         self.lend_pace(crawler, now)
         while crawler.in_flight >= crawler.threads and self.send_batch(crawler, now):
@@ -1328,7 +1335,7 @@ class Cluster:
         name = next(iter(crawler.tally.users[0][1]))  # a file system of this run
         work = self.closure(crawler.client, [(0.0, name, "/")], 1, PROBE_SECONDS)
         for attempt in range(PROBES):
-            packed = in_thread(partial(self.query, work, 0, MOST_SLOTS), SPARK_START_SECONDS)
+            packed = in_thread(partial(self.query, work, MOST_SLOTS, None), SPARK_START_SECONDS)
             reports = [read_report(text) for text in packed if text is not None]
             answers = [report.answers.get((name, "/"), NO_ANSWER) for report in reports]
             refusals = [answer for answer in answers if answer[0] not in (200, 404, 429)]
@@ -1343,16 +1350,16 @@ class Cluster:
             f"({status or one_line(text, 200)}). Let them through its network and proxy."
         )
 
-    def join(self, crawler: Crawler, slots: int | Exception) -> None:
+    def use_slots(self, crawler: Crawler, slots: int | Exception) -> None:
         if isinstance(slots, Exception):
-            self.leave(spark_problem(slots))
+            self.go_on_alone(spark_problem(slots))
             return
         own = crawler.threads
         self.slots = min(slots, MOST_IN_FLIGHT - own)
         self.threads = min(own, (MOST_IN_FLIGHT - own) // self.slots)
         self.idle_because = "this machine alone reaches what the service allows, or has no more to ask than it can"
 
-    def leave(self, reason: str) -> None:
+    def go_on_alone(self, reason: str) -> None:
         """No further batches: this process goes on alone."""
         self.allowed = 0
         self.idle_because = reason
@@ -1363,9 +1370,9 @@ class Cluster:
         """Cancels what is on the cluster, and stops an own session, within CANCEL_SECONDS."""
         self.ending = True
         with suppress(TimeoutError, RuntimeError):
-            in_thread(self.end, CANCEL_SECONDS)
+            in_thread(self.cancel, CANCEL_SECONDS)
 
-    def end(self) -> None:
+    def cancel(self) -> None:
         for _ in range(2 if self.out else 0):  # the second for a query that was on its way to the server
             with suppress(Exception):
                 call_with_tag(self.spark, "interruptTag", "cancelJobsWithTag", self.tag)
@@ -1394,22 +1401,22 @@ class Cluster:
             return False
         frontier = crawler.frontier
         while sum(map(len, frontier.ready.values())) < (idle + 1) * LARGEST_BATCH and crawler.tally.open_user():
-            pass
+            pass  # until there is enough for all
         shares = {
             name: share_of_pace(pacer.rate, pacer.lent, idle)
             for name, pacer in crawler.pacers.items()
             if not pacer.away and frontier.ready[name]
         }
-        ready = {name: len(frontier.ready[name]) for name, share in shares.items() if share}
-        size = size_of_batch(sum(ready.values()), crawler.threads, idle)
+        lengths = {name: len(frontier.ready[name]) for name, share in shares.items() if share}
+        size = size_of_batch(sum(lengths.values()), crawler.threads, idle)
         if not size:
             return False
         seconds = BATCH_SECONDS if self.allowed >= self.slots else FIRST_BATCH_SECONDS
         directories = []
-        for name, length in ready.items():
-            most = min(size * length / sum(ready.values()), shares[name] * seconds)  # what it may ask for in its time
+        for name, length in lengths.items():
+            most = min(size * length / sum(lengths.values()), shares[name] * seconds)  # what it may ask for in its time
             directories += frontier.pop_for_workers(name, math.ceil(most))
-        batch = Batch(directories, {name: shares[name] for name in ready}, seconds, now)
+        batch = Batch(directories, {name: shares[name] for name in lengths}, seconds, now)
         self.out.append(batch)
         self.beside(crawler, partial(self.bring, crawler.client, batch), partial(self.take_report, crawler, batch))
         return True
@@ -1419,7 +1426,7 @@ class Cluster:
         places = [(directory.file_system, directory.path) for directory in batch.directories]
         timed = schedule(places, batch.rates, random.random())
         work = self.closure(client, timed, self.threads, batch.seconds)
-        packed = self.query(work, 0, 1, 1, 1)[0]
+        packed = self.query(work, rows=1, partitions=1)[0]
         listings = {}
         with self.reading:
             report = read_report(packed)
@@ -1451,14 +1458,14 @@ class Cluster:
         }
         return partial(fetch, client.config.host, headers, places, threads, limits)
 
-    def query(self, work: Callable[[], bytes], *rows: int) -> list[bytes | None]:
-        """What `work` returns in every partition of range(*rows), one row each; None for further rows."""
+    def query(self, work: Callable[[], bytes], rows: int, partitions: int | None) -> list[bytes | None]:
+        """What `work` returns in each partition (None: as many as there are slots); None for its further rows."""
         if __name__ != "__main__":  # functions of __main__ go by value anyway; the workers do not have this file
             import_module("pyspark.cloudpickle").register_pickle_by_value(sys.modules[__name__])
         call_with_tag(self.spark, "addTag", "addJobTag", self.tag)
         done: list[int] = []
 
-        def once(row: int) -> bytes | None:  # is called for each row, in each partition with a `done` of its own
+        def once(row: int) -> bytes | None:  # is called for each row; each partition unpickles a `done` of its own
             if done:
                 return None
             done.append(row)
@@ -1468,7 +1475,7 @@ class Cluster:
         binary = import_module("pyspark.sql.types").BinaryType()
         of_connect = ".connect" if ".connect." in type(self.spark).__module__ else ""
         column = import_module(f"pyspark.sql{of_connect}.functions").udf(once, binary, useArrow=False)
-        return [row[0] for row in self.spark.range(*rows).select(column("id")).collect()]
+        return [row[0] for row in self.spark.range(0, rows, 1, partitions).select(column("id")).collect()]
 
     def take_report(self, crawler: Crawler, batch: Batch, outcome: Brought | Exception) -> None:
         """What a batch brought goes to the crawler, what it did not bring back into the frontier."""
@@ -1492,7 +1499,7 @@ class Cluster:
             if status == 429:  # no attempt: these are this process's own tries alone
                 directory.not_before = now + retry_after_seconds(text)
             elif place not in report.not_asked:  # any failure
-                directory.here = True
+                directory.not_for_workers = True
             crawler.frontier.push(directory)
         self.listed += len(listings)
         crawler.client.statistics["requests"] += len(report.answers)
@@ -1520,10 +1527,10 @@ class Cluster:
         self.failures += 1
         log.debug("a batch with %d directories failed: %s", len(batch.directories), reason)
         for directory in batch.directories:
-            directory.here = True
+            directory.not_for_workers = True
             crawler.frontier.push(directory)
         if self.failures >= LOST_BATCHES and self.allowed:
-            self.leave(f"The cluster is left alone, {LOST_BATCHES} batches in a row failed: {reason}.")
+            self.go_on_alone(f"The cluster is left alone, {LOST_BATCHES} batches in a row failed: {reason}.")
 
 
 class SparkUnavailable(Exception):
@@ -1733,7 +1740,7 @@ class Checkpoint:
     def save(self, result: UserResult) -> None:
         line = json.dumps(result.as_dict(), ensure_ascii=False).encode("utf-8", "backslashreplace")
         separator = b",\n" if self.lines else b"\n"
-        with keeping(self.path):
+        with checkpoint_errors(self.path):
             self.write(separator + line + TAIL)
             if time.monotonic() - self.synced_at >= SYNC_SECONDS:
                 os.fsync(self.file.fileno())
@@ -1750,7 +1757,7 @@ class Checkpoint:
 
     def load(self, username: str) -> UserResult:
         line = self.lines[username]
-        with keeping(self.path):
+        with checkpoint_errors(self.path):
             self.file.seek(line.offset)
             return UserResult.from_dict(json.loads(self.file.read(line.length)))
 
@@ -1789,7 +1796,7 @@ def lines_of(file: IO[bytes]) -> IO[bytes]:
 
 
 @contextmanager
-def keeping(path: Path | None) -> Iterator[None]:
+def checkpoint_errors(path: Path | None) -> Iterator[None]:
     """Turns what the disk refuses into an InventoryError."""
     try:
         yield
@@ -1804,7 +1811,7 @@ def keeping(path: Path | None) -> Iterator[None]:
 def open_checkpoint(path: Path | None, header: dict[str, Any], resume: bool) -> Iterator[Checkpoint]:
     """The checkpoint to go on with: with `resume` the one that is there, else a new one. Raises InventoryError."""
     with ExitStack() as files:
-        with keeping(path):
+        with checkpoint_errors(path):
             checkpoint = start_checkpoint(path, header, resume, files)
         yield checkpoint
 
@@ -1934,12 +1941,12 @@ class FileRows:
             self.write(line.encode() + b"\n")
 
     def write(self, data: bytes) -> None:
-        with keeping(self.path):
+        with checkpoint_errors(self.path):
             write_all(self.file, data)
 
     def read(self) -> Iterator[tuple[str, int, str]]:
         """Scan, number of rows, and rows of every line; one that is torn or damaged is left out."""
-        with keeping(self.path), lines_of(self.file) as lines:
+        with checkpoint_errors(self.path), lines_of(self.file) as lines:
             for line in lines:
                 try:
                     record = json.loads(line)
@@ -1982,7 +1989,7 @@ def csv_cell(text: str) -> str:
 def open_file_rows(path: Path | None, csv_path: str) -> Iterator[FileRows]:
     """The working file of that path, made if there is none; without a path a temporary file. Raises InventoryError."""
     with ExitStack() as files:
-        with keeping(path):
+        with checkpoint_errors(path):
             file = open_locked(path, files) if path else files.enter_context(tempfile.TemporaryFile(buffering=0))
         yield FileRows(file, path, csv_path)
 
@@ -2148,11 +2155,9 @@ class Summary:
         failed = self.statuses["partial"] + self.statuses["error"]
         lines = [f"{counted(count, 'user')}: {statuses}", f"{'files':>14}{'size':>12}{'estimated':>12}"]
         for name, sums in self.totals.items():
-            if name == "workspace":
-                label = f"{LABELS[name]}, {WORKSPACE_OBJECT_SIZE:,} bytes an object"
-                lines.append(size_line(sums.files, sums.bytes, sums.bytes, label))
-            else:
-                lines.append(size_line(sums.files, sums.bytes, 0, LABELS[name]))
+            is_estimated = name == "workspace"
+            label = f"{LABELS[name]}, {WORKSPACE_OBJECT_SIZE:,} bytes an object" if is_estimated else LABELS[name]
+            lines.append(size_line(sums.files, sums.bytes, sums.bytes if is_estimated else 0, label))
         if count == 1:
             lines += breakdown(self.biggest[0])
         else:
@@ -2329,11 +2334,8 @@ def find_column(header: list[str]) -> int | None:
 
 def find_delimiter(header: str) -> str:
     """The sign that makes one of USER_COLUMNS of a part of that line; a comma where none does."""
-    for sign in ",;\t":
-        titles = [title.strip(' \t\n"') for title in header.split(sign)]
-        if find_column(titles) is not None:
-            return sign
-    return ","
+    titles = {sign: [title.strip(' \t\n"') for title in header.split(sign)] for sign in ",;\t"}
+    return next((sign for sign in titles if find_column(titles[sign]) is not None), ",")
 
 
 def read_rows(path: str) -> list[tuple[str, list[str]]]:

@@ -318,7 +318,8 @@ def read_profiles() -> tuple[dict[str, dict[str, str]], str | None]:
             if "\n" in value:
                 raise InventoryError(f"{key} of profile {name} in {path} goes over two lines, one begins with a blank")
             values[key] = unquoted(value)
-    return profiles, profiles.pop("__settings__", {}).get("default_profile")
+    file_settings = profiles.pop("__settings__", {})
+    return profiles, file_settings.get("default_profile")
 
 
 def read_environment() -> tuple[str, str]:
@@ -403,15 +404,15 @@ class Login:
             token = self()
         except DatabricksError as error:
             raise InventoryError(error.message) from None
-        return DatabricksConfig(self.host, token, f"{self.source} (OAuth, {self.sdk.auth_type})", self)
+        return DatabricksConfig(self.host, token, f"{self.source} (OAuth, {self.sdk.auth_type})", renew=self)
 
     def __call__(self, refused: str = "") -> str:
         """The token of the moment, another than `refused`. Raises DatabricksError, kind "login" if none will come."""
         with self.lock:
             is_stale = time.monotonic() >= self.fresh_until
-            is_refused = self.token == refused  # or the first is still to be had: "" is ""
-            if is_stale or (is_refused and not self.failure):
-                self.get_new_token(anew=is_refused)
+            needs_another = self.token == refused  # also the first one: "" is ""
+            if is_stale or (needs_another and not self.failure):  # which counts for FAILED_SECONDS
+                self.get_new_token(anew=needs_another)
             if self.failure and self.token in ("", refused):
                 raise DatabricksError(*self.failure, path="")
             return self.token
@@ -822,12 +823,12 @@ def open_output(path: str, zipped: bool = False) -> Iterator[TextIO]:
 
     A regular file is replaced when all is written, and keeps its mode; what is no such file is written in place.
     """
-    with writing(path), open_place(path) as file, zip_into(file) if zipped else nullcontext(file) as text:
+    with output_errors(path), open_place(path) as file, zip_into(file) if zipped else nullcontext(file) as text:
         yield text
 
 
 @contextmanager
-def writing(path: str) -> Iterator[None]:
+def output_errors(path: str) -> Iterator[None]:
     """Turns what the system refuses into an InventoryError."""
     try:
         yield
@@ -917,7 +918,7 @@ def is_mount_point(path: str) -> bool:
 
 def check_output(path: str) -> None:
     """Raises InventoryError if open_output() would."""
-    with writing(path):
+    with output_errors(path):
         if os.path.isdir(path or "."):
             raise IsADirectoryError(0, "it is a folder")
         if path == "-" and sys.stdout is None:
@@ -1039,32 +1040,32 @@ def interrupts() -> Iterator[None]:
     names = ("SIGINT", "SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
     signals = [getattr(signal, name) for name in names if hasattr(signal, name)]
     handlers = {number: signal.getsignal(number) for number in signals}
-    before = {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
+    replaced = {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
+    hook = sys.unraisablehook
 
     def interrupt(*_: Any) -> None:
-        for number in before:
+        for number in replaced:
             signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 
     def interrupt_again(unraisable: Any) -> None:
-        """For one that fell into a finalizer, of which Python prints the traceback and goes on."""
-        if unraisable.exc_type is not KeyboardInterrupt or not before:
+        """For one that fell into a finalizer: Python would print its traceback and go on, so it is raised once more."""
+        if unraisable.exc_type is not KeyboardInterrupt or not replaced:
             hook(unraisable)
             return
-        for number in before:
+        for number in replaced:
             signal.signal(number, interrupt)
-        one = list(before)[:1]  # of the signals that interrupt; nothing where its handler is gone by then
-        threading.Timer(0.05, _thread.interrupt_main, one).start()  # when the finalizer is over
+        first_signal = list(replaced)[:1]  # where its handler is gone by then, nothing happens
+        threading.Timer(0.05, _thread.interrupt_main, first_signal).start()  # when the finalizer is over
 
-    hook = sys.unraisablehook
     try:
         sys.unraisablehook = interrupt_again
-        for number in before:
+        for number in replaced:
             signal.signal(number, interrupt)
         yield
     finally:
         sys.unraisablehook = hook
-        for number, handler in before.items():
+        for number, handler in replaced.items():
             signal.signal(number, handler)
 
 
