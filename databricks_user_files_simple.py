@@ -2224,7 +2224,7 @@ def write_results(
     with open_output(
         output
     ) as csv_file:  # last, when nothing else can fail: a CSV that is there is that of a whole run
-        csv_file.writelines(lines)
+        csv_file.write("".join(lines))
     return summary
 
 
