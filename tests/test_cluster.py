@@ -559,7 +559,7 @@ def workers_that_wait(server):
 
 @needs_posix
 def test_an_interrupted_command_goes_on_with_resume(connect_server, command, login):
-    with FakeDatabricks(users=30, shape="small", latency=0.1) as server:
+    with FakeDatabricks(users=30, shape="small", latency=0.5) as server:
         write_users(server.user_names)
         gate = hang_when(server, lambda: server.workers.total() > 40 and len(saved_users()) >= 5)
         gate.seconds = 600.0
