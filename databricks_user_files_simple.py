@@ -205,7 +205,7 @@ def iso_time(milliseconds: int) -> str:
 class UserResult:
     """One user's inventory; a file system that was not scanned is None. `scanned_at` is UTC, ISO 8601.
 
-    `homes` has the path of the home in each file system that was scanned, None where there is none. `file_count` and
+    `homes` has the path of the home in each file system that was scanned, None where none was found. `file_count` and
     `total_size` (bytes) are of the directories that could be listed: see `status`. `scan` is an id that no other scan
     of this or another user has.
     """
@@ -886,8 +886,11 @@ class Tally:
 
     def give_up(self, directory: Directory, error: str) -> None:
         log.debug("%s:%s given up: %s", directory.file_system, directory.path, error)
-        failure = {"path": directory.path, "error": error}
-        self.open[directory.user].totals[directory.file_system].failures.append(failure)
+        user = self.open[directory.user]
+        user.totals[directory.file_system].failures.append({"path": directory.path, "error": error})
+        home = user.homes[directory.file_system]
+        if directory.path == home.path and not home.listed:  # so nobody has seen it
+            user.homes[directory.file_system] = Home(None)
 
     def settle(self, number: int) -> None:
         """One directory less for the user. After the last one, those that failed get one more round."""

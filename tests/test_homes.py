@@ -123,6 +123,21 @@ def test_nothing_is_asked_for_that_is_not_there(inventory_of):
     assert "homes: 4 in DBFS, 20 in Workspace" in said
 
 
+@pytest.mark.parametrize(("more", "homes"), [
+    ({"admin": False}, "0 in DBFS, 1 in Workspace"),  # a name that is nobody's, and not an admin's login
+    ({"faults": [Fault("403", path="/Users")]}, "0 in DBFS, 1 in Workspace"),
+    ({"faults": [Fault("403", api="dbfs")]}, "0 in DBFS, 1 in Workspace"),
+    ({"faults": [Fault("403", path=f"/Users/{BEN}")]}, "1 in DBFS, 1 in Workspace"),  # not readable, but listed
+])  # fmt: skip
+def test_a_home_that_nobody_has_seen_is_not_counted_as_one(inventory_of, more, homes):
+    with FakeDatabricks(users=[BEN], shape="none", **more) as server:
+        server.add_tree("workspace", {f"/Users/{BEN}": [workspace_object(f"/Users/{BEN}/n")]})
+        if homes[0] == "1":
+            server.add_tree("dbfs", {f"/Users/{BEN}": [dbfs_file(f"/Users/{BEN}/f", 1)]})
+        _, said = inventory_of(server, BEN, "ghost@example.com", code=1)
+    assert f"homes: {homes}" in said
+
+
 @pytest.mark.parametrize(("fault", "counts"), [
     (users_fault([USER], times=1), ["2", "2"]),
     (users_fault([USER]), ["2", "1"]),  # what is short twice alike is believed
