@@ -739,8 +739,9 @@ def classify_error(status: int, error_code: str, message: str) -> ErrorKind:
         return "server"
     if status == 401:
         return "login"
-    invalid_token = re.search(r"\b(invalid|expired) (access )?token|access token\b.*\b(invalid|expired)", text, re.I)
-    if status == 403 and invalid_token and error_code != "PERMISSION_DENIED":
+    # "Invalid access token.", and of Azure "Token is expiring within 30 seconds. (token expired)"
+    refused_token = r"\b(invalid|expired) (access )?token|\btoken (\w+ ){0,3}(invalid|expir|revoked)"
+    if status == 403 and error_code != "PERMISSION_DENIED" and re.search(refused_token, text, re.I):
         return "login"
     if status == 404 and error_code == "RESOURCE_DOES_NOT_EXIST":
         return "not found"

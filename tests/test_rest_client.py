@@ -121,6 +121,9 @@ def error_of(code, message="x"):
     ({"status": 401, "body": b""}, [], "login"),
     ({"status": 403, "body": b"Error 403 Invalid access token."}, [], "login"),
     ({"status": 403, "json": error_of("403", "Invalid access token.")}, [], "login"),
+    *(({"status": 403, "json": error_of("403", message)}, [], "login") for message in (
+        "Token is expiring within 30 seconds. (token expired)", "The access token you provided is invalid",
+        "Expired token", "ExpiredJwtException: Token is expired", "token was revoked")),
     ({"status": 403, "json": error_of("PERMISSION_DENIED", "You do not own an invalid token")}, [], "refused"),
     ({"status": 403, "json": error_of("403", "No access to /Users/invalid token")}, [], "refused"),  # the very path
     ({"status": 404, "json": error_of("RESOURCE_DOES_NOT_EXIST")}, [], "not found"),
