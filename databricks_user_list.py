@@ -354,7 +354,8 @@ def read_workspace_url(text: str, where: str) -> tuple[str, str]:
     address = None
     with suppress(ValueError):  # a port that is none, half a pair of brackets
         parts = urlsplit(url)
-        port = "" if parts.port is None else f":{parts.port}"
+        is_default = parts.port is None or (parts.scheme, parts.port) == ("https", 443)
+        port = "" if is_default else f":{parts.port}"
         host = r"localhost|[\w-]{1,63}(\.[\w-]{1,63})+|\[[\da-f:]+\]"  # a token in its place has no dot
         address = re.fullmatch(rf"(.*@)?({host})(:\d+)?", parts.netloc, re.A | re.I)
     # urlsplit drops some blanks, and takes a backslash for a part of the host
@@ -463,7 +464,7 @@ class Login:
         sdk = Config(**settings | {"disable_async_token_refresh": True, "retry_timeout_seconds": 1})
         found, _ = read_workspace_url(sdk.host, f"host of {self.source}")
         self.host = self.host or found
-        if found != self.host.removesuffix(":443"):
+        if found != self.host:
             raise InventoryError(f"{self.source} is for {self.host}, and logs in to another host")
         return sdk
 

@@ -350,6 +350,8 @@ def test_the_environment_token_goes_to_its_own_host_only(environment, configured
     ("adb-1.net?x=https://other.net", "https://adb-1.net"),
     ("https://user:pw@adb-1.net", "https://adb-1.net"),
     ("HTTPS://ADB-1.Net:8443/x", "https://adb-1.net:8443"),
+    ("https://adb-1.net:443/x", "https://adb-1.net"),
+    ("http://localhost:443", "http://localhost:443"),
     ("https://[2001:db8::1]:8443/x", "https://[2001:db8::1]:8443"),
     ("http://LocalHost:8080/x", "http://localhost:8080"),
     ("http://127.1.2.3", "http://127.1.2.3"),
