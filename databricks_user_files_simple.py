@@ -2296,7 +2296,7 @@ def show_bar(total: int, done: int) -> None:
 def read_usernames(named: list[str], users_file: str | None) -> list[str]:
     """The names given and those in the file, each once. Raises InventoryError for one that is no user's."""
     users = [("command line", name) for name in named]
-    if users_file:
+    if users_file is not None:
         users += read_users_file(users_file)
         if not users:
             raise InventoryError(f"{users_file} has no user names")
@@ -2372,7 +2372,7 @@ def read_lines(path: str) -> list[str]:
         encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
         return list(io.StringIO(data.decode(encoding), newline=None))
     except OSError as error:
-        raise InventoryError(f"{path} cannot be read: {error.strerror}") from error
+        raise InventoryError(f"--users-file {path} cannot be read: {error.strerror}") from error
     except UnicodeError as error:
         raise InventoryError(f"{path} is neither UTF-8 nor UTF-16 with BOM: save it as UTF-8") from error
 

@@ -93,6 +93,7 @@ BAD_INPUT = {
 }
 BAD_SCANS = {
     "users file missing": (("--users-file", "missing.csv"), {}, "missing.csv"),
+    "users file without a name": (("a", "--users-file", ""), {}, "--users-file  cannot be read"),
     "users file empty": (("--users-file", "empty"), {}, "empty"),
     "users file binary": (("--users-file", "binary"), {}, "binary"),
     "users file that leads out of /Users": (("--users-file", "escape.txt"), {}, "escape.txt, line 2"),
