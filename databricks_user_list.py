@@ -788,11 +788,14 @@ def explain_connection(error: Exception, bundle: Any) -> tuple[str, bool]:
     said = [link for link in chain if isinstance(link, OSError) and (link.strerror or type(link) is OSError)]
     cause = str(said[-1].strerror or said[-1]) if said else "the connection broke off"
     no_bundle = type(error) is OSError and not error.errno  # requests, where REQUESTS_CA_BUNDLE names no file
-    if isinstance(error, requests.exceptions.SSLError) or no_bundle:
+    is_tls = isinstance(error, requests.exceptions.SSLError)  # also where what answers does not speak TLS
+    if no_bundle or (is_tls and (isinstance(bundle, str) or "certificate" in cause.lower())):
         named = bundle if isinstance(bundle, str) else "none"
         remedy = f"REQUESTS_CA_BUNDLE (now: {named}) has to name a PEM file with the certificate's authority"
         return f"{cause}; {remedy}", True
-    if any(isinstance(link, (requests.exceptions.ProxyError, urllib3.exceptions.NewConnectionError)) for link in chain):
+    if is_tls or any(
+        isinstance(link, (requests.exceptions.ProxyError, urllib3.exceptions.NewConnectionError)) for link in chain
+    ):
         return f"{cause}; {check}", True
     return cause, False
 
