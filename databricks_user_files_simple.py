@@ -57,7 +57,7 @@ import requests
 
 if "DatabricksClient" not in globals():  # else step 1 was pasted into the notebook before
     # As a job's script task, or with PYTHONSAFEPATH, this file's folder is not on the path; only the code knows it.
-    sys.path.append(os.path.dirname(os.path.abspath(sys._getframe().f_code.co_filename)))
+    sys.path.append(os.path.dirname(os.path.realpath(sys._getframe().f_code.co_filename)))
     if find_spec("databricks_user_list") is None:
         print("databricks_user_list.py has to lie beside this file, or be pasted first", file=sys.stderr)
         raise SystemExit(2)
