@@ -591,9 +591,10 @@ def nobodys_homes(folders: dict[str, UsersFolder], nobodys: dict[str, set[str]])
     """
     for file_system, folder in folders.items():
         if folder.state != "whole":
+            without = "--workspace-only" if file_system == "dbfs" else "--dbfs-only"
             raise InventoryError(
                 f"{file_system}:/Users could not be listed twice alike, or is empty, which is not believed of DBFS: "
-                "--all-homes may miss some; run it again, or leave that file system out"
+                f"--all-homes may miss some; run it again, or with {without}"
             )
     rows: dict[str, dict[str, Home]] = {}
     for alike in group_alike(set().union(*nobodys.values())).values():
