@@ -458,6 +458,7 @@ def caller_is_admin(client: DatabricksClient, file_systems: tuple[str, ...]) -> 
 def refuses_homes(client: DatabricksClient, file_systems: tuple[str, ...]) -> bool:
     """Whether /Users of every file system is refused, each asked once; a DBFS may be without it."""
     for name in file_systems:
+        client.statistics["requests"] += 1
         try:
             client.attempt(f"/api/2.0/{name}/list", {"path": USERS_FOLDER}, partial(parse_listing, name, USERS_FOLDER))
             return False

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from databricks_user_files_simple import Home, UsersFolder, assign_homes, scan_dbfs
+from databricks_user_files_simple import Home, UsersFolder, assign_homes, scan_dbfs, scan_users
 from databricks_user_list import InventoryError
 from tests.fake import FakeDatabricks, Fault, dbfs_directory, dbfs_file, workspace_object
 from tests.helpers import (
@@ -20,6 +20,7 @@ from tests.helpers import (
     crawl,
     figures,
     listings,
+    make_client,
     small_server,
     write_users,
 )
@@ -232,7 +233,9 @@ def test_who_is_not_shown_as_admin_is_warned_once_and_a_home_not_found_is_an_err
 @pytest.mark.parametrize("file_system", ["dbfs", "workspace"])
 def test_who_may_not_ask_who_he_is_scans_one_file_system_too(clock, file_system):
     with small_server([ANN], faults=[Fault("403", path="Me")]) as server:
-        result = crawl(server, clock, file_systems=(file_system,))[ANN]
+        client = make_client(server, clock)
+        result = next(scan_users([ANN], client.config, file_systems=(file_system,), client=client))
+        assert client.statistics["requests"] == server.total_requests
         truth = server.truth(ANN)
     assert result.file_count == (truth.dbfs_files if file_system == "dbfs" else truth.workspace_objects) > 0
     assert result.status == "success"
