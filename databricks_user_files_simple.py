@@ -823,7 +823,8 @@ class Tally:
         for file_system, home in homes.items():
             if home.path is not None:
                 user.pending += 1
-                self.frontier.push(Directory(number, file_system, home.path))
+                # One that may not be there is asked for here: a worker's 404 would be asked for here once more.
+                self.frontier.push(Directory(number, file_system, home.path, not_for_workers=not home.listed))
             elif home.error:
                 self.give_up(Directory(number, file_system, f"{USERS_FOLDER}/{username}"), home.error)
         self.settle(number)  # the one more of `pending`
@@ -1442,8 +1443,8 @@ class Cluster:
                         body = base64.b64decode(text, validate=True)
                         listings[name, path] = parse_listing(name, path, decode_body(body))
         others = [answer for answer in report.answers.values() if answer[0] != 200]
-        # Nothing but failures: this worker reaches nothing. A 429, or time that was up, is no fault of its own.
-        if not listings and not report.not_asked and not any(status == 429 for status, _ in others):
+        # Nothing but failures: this worker reaches nothing. A 404, a 429, or time that was up is no fault of its own.
+        if not listings and not report.not_asked and not any(status in (404, 429) for status, _ in others):
             status, text = next(iter(others), NO_ANSWER)
             raise RuntimeError(f"nothing was listed: {status or one_line(text, 200)}")
         return report, listings

@@ -474,6 +474,26 @@ def test_where_every_report_is_none_the_cluster_is_left_alone(workers, many, log
     assert warnings_of(log)[-1].startswith("The cluster is left alone, 3 batches in a row failed: ")
 
 
+def test_names_without_a_home_cost_no_worker_a_request_and_the_cluster_stays(workers, log, early):
+    names = [f"ghost{number}" for number in range(200)]
+    with FakeDatabricks(users=[*names, "ann"], shape="none", shapes={200: "bench"}, directories=400) as server:
+        with slow_until(server, workers_help(server), latency=0.05):
+            scan(workers, server)
+        assert {server.requests["workspace", f"/Users/{name}"] for name in names} == {1}
+    assert warnings_of(log) == []
+
+
+def test_a_404_is_an_answer_and_no_sign_of_a_lost_cluster(workers, many, log, monkeypatch, early):
+    """As where much is deleted during the scan: here the workers alone are told so."""
+    set_constants(monkeypatch, LARGEST_BATCH=8)
+    fault = Fault("404", of_workers=True)
+    fault.applies = lambda _, path, __: path != "/"
+    many.change(faults=[fault])
+    with slow_until(many, lambda: fault.hits >= 40 or warnings_of(log), latency=0.15):
+        scan(workers, many)
+    assert warnings_of(log) == []
+
+
 @pytest.fixture
 def oauth(monkeypatch):
     """oauth(server): the variables of a login by databricks-sdk, which no worker has, with client id and secret."""
