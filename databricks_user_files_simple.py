@@ -776,7 +776,9 @@ class Frontier:
         return not (self.waiting or any(map(self.has, FILE_SYSTEMS)))
 
     def pop(self, file_systems: list[str]) -> Directory | None:
-        heaps = [heap for name in file_systems for heap in (self.not_for_workers[name], self.ready[name]) if heap]
+        """What this process lists next: first what no worker may, else a narrow tree below it would wait for long."""
+        own = [self.not_for_workers[name] for name in file_systems if self.not_for_workers[name]]
+        heaps = own or [self.ready[name] for name in file_systems if self.ready[name]]
         return heapq.heappop(min(heaps, key=lambda heap: heap[0][:2]))[2] if heaps else None
 
     def pop_for_workers(self, file_system: str, most: int) -> list[Directory]:
@@ -823,8 +825,9 @@ class Tally:
         for file_system, home in homes.items():
             if home.path is not None:
                 user.pending += 1
-                # One that may not be there is asked for here: a worker's 404 would be asked for here once more.
-                self.frontier.push(Directory(number, file_system, home.path, not_for_workers=not home.listed))
+                # One that hardly is there is asked for here: a worker's 404 would be asked for here once more.
+                is_likely = home.listed or home.error == NOT_LISTED
+                self.frontier.push(Directory(number, file_system, home.path, not_for_workers=not is_likely))
             elif home.error:
                 self.give_up(Directory(number, file_system, f"{USERS_FOLDER}/{username}"), home.error)
         self.settle(number)  # the one more of `pending`
@@ -1180,7 +1183,7 @@ def fetch(  # noqa: PLR0915 - one function, so that nothing else travels
     report = {
         "worker": f"{socket.gethostname()}:{os.getpid()}",
         "python": sys.version.split()[0],
-        "not_asked": list(not_asked),
+        "not_asked": [*not_asked, *((name, path) for _, name, path in todo)],  # where all hang, there is a rest
         "answers": list(answers),
     }
     return zlib.compress(json.dumps(report).encode(), 1)
@@ -1443,8 +1446,8 @@ class Cluster:
                         body = base64.b64decode(text, validate=True)
                         listings[name, path] = parse_listing(name, path, decode_body(body))
         others = [answer for answer in report.answers.values() if answer[0] != 200]
-        # Nothing but failures: this worker reaches nothing. A 404, a 429, or time that was up is no fault of its own.
-        if not listings and not report.not_asked and not any(status in (404, 429) for status, _ in others):
+        # Nothing but failures: this worker reaches nothing. A refusal, or time that was up, is no fault of its own.
+        if not listings and not report.not_asked and not any(status in (403, 404, 429) for status, _ in others):
             status, text = next(iter(others), NO_ANSWER)
             raise RuntimeError(f"nothing was listed: {status or one_line(text, 200)}")
         return report, listings

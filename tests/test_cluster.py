@@ -160,6 +160,12 @@ def test_a_worker_starts_nothing_after_its_time_and_waits_for_nothing_that_hangs
     assert len(report.not_asked) >= 40 - server.total_requests
 
 
+def test_what_a_worker_has_not_begun_when_all_its_hands_hang_was_not_asked():
+    with FakeDatabricks(users=1, shape="small", faults=[Fault("hang", seconds=600.0)]) as server:
+        report = fetched(server, [(0.0, DBFS, f"/{number}") for number in range(40)], seconds=0.2, grace=0.2, read=600)
+    assert (len(report.not_asked), report.answers) == (36, {})
+
+
 # Reports
 
 
@@ -483,14 +489,36 @@ def test_names_without_a_home_cost_no_worker_a_request_and_the_cluster_stays(wor
     assert warnings_of(log) == []
 
 
-def test_a_404_is_an_answer_and_no_sign_of_a_lost_cluster(workers, many, log, monkeypatch, early):
-    """As where much is deleted during the scan: here the workers alone are told so."""
+def test_what_only_this_process_lists_it_lists_first(workers, log, early):
+    """Else a narrow tree below it would wait until all else is listed; here it is homes that are not in /Users."""
+    names = ["ann", *(f"ghost{number}" for number in range(8))]
+    with FakeDatabricks(users=names, shape="none", shapes={0: "bench"}, directories=600) as server:
+        asked, of_workers = Fault("500"), Fault("500", of_workers=True)
+        order, began = [], []
+        asked.applies = lambda api, path, _: order.append((api, path))
+        of_workers.applies = lambda _, path, __: path != "/" and began.append(len(order))
+        server.change(faults=[asked, of_workers])
+        with slow_until(server, workers_help(server), latency=0.05):
+            scan(workers, server)
+    last_ghost = max(order.index((WORKSPACE, f"/Users/{name}")) for name in names[1:])
+    assert last_ghost < began[0] + 100
+
+
+def test_where_users_cannot_be_listed_workers_list_homes(workers, log, early):
+    server = FakeDatabricks(users=300, shape="empty", faults=[Fault("403", path="/Users")])
+    with server, slow_until(server, workers_help(server), latency=0.15):
+        scan(workers, server)
+
+
+@pytest.mark.parametrize("kind", ["403", "404"])
+def test_a_refusal_is_an_answer_and_no_sign_of_a_lost_cluster(workers, many, log, monkeypatch, early, kind):
+    """As where much is deleted during the scan, or not readable: here the workers alone are told so."""
     set_constants(monkeypatch, LARGEST_BATCH=8)
-    fault = Fault("404", of_workers=True)
+    fault = Fault(kind, of_workers=True)
     fault.applies = lambda _, path, __: path != "/"
     many.change(faults=[fault])
     with slow_until(many, lambda: fault.hits >= 40 or warnings_of(log), latency=0.15):
-        scan(workers, many)
+        scan(workers, many, threads=16)
     assert warnings_of(log) == []
 
 
