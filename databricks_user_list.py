@@ -481,7 +481,7 @@ class Login:
         return kind, f"no token from {self.source}: {one_line(text, 300)}; can {place} be reached, and {remedy}"
 
 
-def in_thread(function: Callable[[], Returned], seconds: float) -> Returned:
+def in_thread(function: Callable[[], Returned], seconds: float | None) -> Returned:
     """function(), given up after so many seconds with TimeoutError, whatever its thread then still does."""
     answer: futures.Future[Returned] = futures.Future()
 
@@ -558,7 +558,8 @@ class DatabricksClient:
             attempts += 1
             self.statistics["requests"] += 1
             try:
-                return self.attempt(api_path, params, parse)
+                # In a thread, since looking up a host's address lets no interrupt through.
+                return in_thread(partial(self.attempt, api_path, params, parse), None)
             except DatabricksError as error:
                 wait = retry_wait(error, attempts, self.jitter())
                 if wait is None or (error.unreachable and not self.reached):
@@ -611,6 +612,8 @@ class DatabricksClient:
             raise requests.exceptions.InvalidProxyURL from None
         with sent as response:
             self.reached = True
+            if response.status_code < 200:  # the answer is still to come: unread, this connection is not used again
+                return response, b""
             return response, read_body(response)
 
     def answer_error(self, response: requests.Response, body: Bytes, path: str) -> DatabricksError:
@@ -736,7 +739,7 @@ def classify_error(status: int, error_code: str, message: str) -> ErrorKind:
         return "rate limit"
     if status == 503 and "taking too long to process your request" in text:
         return "too slow"
-    if status in (408, 425) or 500 <= status < 600:
+    if status < 200 or status in (408, 425) or 500 <= status < 600:
         return "server"
     if status == 401:
         return "login"

@@ -439,6 +439,44 @@ def homes_of(answers):
     return RawServer(script)
 
 
+def test_the_answer_that_comes_after_a_103_is_nobody_elses():
+    """It comes late, on the same connection, and would be an empty directory to whoever asked next on that."""
+    asked = threading.Event()
+
+    def early_hints():
+        yield b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>; rel=preload\r\n\r\n"
+        asked.wait(1)
+        yield answer()
+
+    def script(_, path):
+        if path == "/Users/a":
+            return early_hints()
+        asked.set()
+        return [folders("/Users/b/c")]
+
+    with RawServer(script) as server:
+        client = DatabricksClient(DatabricksConfig(server.url, SECRET))
+        with pytest.raises(DatabricksError) as caught:
+            client.attempt(LIST, {"path": "/Users/a"}, parse_record)
+        assert caught.value.kind == "server"
+        assert client.attempt(LIST, {"path": "/Users/b"}, parse_record)["files"][0]["path"] == "/Users/b/c"
+
+
+def test_a_host_is_looked_up_in_a_thread_of_its_own(monkeypatch):
+    """Until that is over, which may take long without a network, Python lets no interrupt through."""
+    threads, look_up = [], socket.getaddrinfo
+
+    def note_thread(*words, **more):
+        threads.append(threading.current_thread())
+        return look_up(*words, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", note_thread)
+    with RawServer(empty_workspace) as server:
+        ask(DatabricksClient(DatabricksConfig(server.url, SECRET)))
+    assert threads
+    assert threading.main_thread() not in threads
+
+
 def empty_workspace(api, path):
     return [ADMIN if api == "Me" else answer()]
 
