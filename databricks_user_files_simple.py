@@ -1082,7 +1082,6 @@ class Crawler:
         """
         pacer = self.pacers[directory.file_system]
         statistics = self.client.statistics
-        was_away = pacer.away  # before this failure
         waiting_since = directory.failed_at or sent_at
         if error.kind == "too slow":  # the directory's fault, not the service's
             pacer.answered(now)
@@ -1092,7 +1091,7 @@ class Crawler:
         directory.failed_at = now
         # A failure counts as an attempt unless the API is away, or it is a 429 and other requests succeed meanwhile.
         others_succeed = error.kind == "rate limit" and pacer.succeeded_at > waiting_since
-        if not was_away and not others_succeed:
+        if not pacer.away and not others_succeed:
             directory.attempts += 1
         wait = retry_wait(error, directory.attempts, self.client.jitter())
         if wait is None:

@@ -139,15 +139,15 @@ SCHEDULES = [  # kind, jitter, seconds from the first to each further attempt of
 
 @pytest.mark.parametrize(("kind", "jitter", "offsets"), SCHEDULES)
 def test_the_waits_between_attempts_double_and_there_is_one_more_round(clock, recorder, kind, jitter, offsets):
-    """Before the row is written: what is listed in the second round is in it."""
+    """Before the row is written: what is listed in the second round is in it. A tenth failure may begin an outage."""
     b, attempts = f"{HOME}/b", len(offsets)
     with small_server() as server:
-        for times, status in ((attempts, "success"), (2 * attempts - 1, "success"), (2 * attempts, "partial")):
+        for times, status in ((attempts, "success"), (2 * attempts - 1, "success"), (None, "partial")):
             server.change(faults=[recorder, Fault(kind, api="dbfs", path=b, times=times)])
             recorder.seen.clear()
             server.counts_reset()
             assert crawl(server, clock, file_systems=("dbfs",), jitter=jitter)[ANN].status == status
-            assert server.requests["dbfs", b] == min(times + 1, 2 * attempts)
+            assert server.requests["dbfs", b] - (times or 2 * attempts) in (0, 1)
             assert recorder.offsets(b)[:attempts] == pytest.approx(offsets, abs=0.2)
 
 
@@ -312,6 +312,19 @@ def test_an_outage_in_the_middle_of_a_scan_costs_nothing_but_time(clock, caplog,
     assert "in a row" in caplog.text
 
 
+@pytest.mark.parametrize(("directories", "threads"), [(0, 1), (0, 16), (3, 16)])
+def test_an_outage_costs_nothing_where_few_directories_are_left(clock, directories, threads):
+    """The tenth failure, with which it begins, may be the last attempt of one."""
+    with wide_server(directories) as server:
+        server.add_tree("workspace", {HOME: []})
+        ended = clock.now + 2 * MINUTE
+        away = Fault("503")
+        away.applies = lambda api, path, _: api == "dbfs" and path != "/Users" and clock.now < ended
+        server.change(faults=[away])
+        result = crawl(server, clock, threads=threads)[ANN]
+    assert (result.error, result.file_count) == ("", directories)
+
+
 @pytest.mark.parametrize(("header", "first"), [(None, 2), ("30", 30)])
 def test_an_api_that_is_away_is_asked_for_its_root_ever_more_rarely(clock, recorder, header, first):
     fault = Fault("503", api="dbfs", headers={"Retry-After": header} if header else {})
@@ -463,7 +476,8 @@ def test_directories_that_are_not_found_are_failures_unless_they_were_deleted(cl
         server.change(faults=[gone, fails])
         result = crawl(server, clock, on_tick=delete, threads=1)[ANN]
         assert [server.requests["dbfs", f"{HOME}/{name}"] for name in "ab"] == [1, 1]
-        assert server.requests["dbfs", HOME] == {"500": 11, "404": 3}.get(parent, 2)
+        again = {"500": 11, "404": 2}.get(parent, 1)  # ten times, and after the outage that the tenth has begun
+        assert server.requests["dbfs", HOME] == 1 + again
     assert sorted(failure["path"] for failure in result.dbfs.failures) == [f"{HOME}/{name}" for name in lost]
     why = f"404, and of its directory: {parent}" if parent.isdigit() else "404, though listed"
     assert all(failure["error"].startswith(why) for failure in result.dbfs.failures)
