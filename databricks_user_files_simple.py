@@ -837,7 +837,7 @@ class Tally:
         user = self.open[directory.user]
         if directory.missing:  # for the second time: it only decides about what answered 404
             there = {*listing.directories, *(entry.path for entry in listing.files)}
-            self.decide(directory, [path for path in directory.missing if path in there], "404, though listed")
+            self.decide(directory, there.intersection(directory.missing), "404, though listed")
         else:
             user.totals[directory.file_system].add_listing(listing)
             if self.rows:
@@ -857,7 +857,7 @@ class Tally:
         elif error.kind == "not found":
             self.not_found(directory)
         elif directory.missing:  # nobody can tell about what answered 404
-            self.decide(directory, list(directory.missing), f"404, and of its directory: {error}")
+            self.decide(directory, set(directory.missing), f"404, and of its directory: {error}")
         else:
             self.give_up(directory, str(error))
         self.settle(directory.user)
@@ -876,13 +876,13 @@ class Tally:
             directory.gone = True
             user.failed_once.append(directory)
         elif directory.missing:
-            self.decide(directory, [], "")
+            self.decide(directory, set(), "")
         elif home.error:  # a home that has to be there
             self.give_up(directory, home.error)
         else:
             user.homes[directory.file_system] = Home(None)
 
-    def decide(self, directory: Directory, failed: list[str], error: str) -> None:
+    def decide(self, directory: Directory, failed: set[str], error: str) -> None:
         """About what answered 404: what its directory still has is a failure, the rest was deleted meanwhile."""
         for path in directory.missing:
             if path in failed:
@@ -1750,10 +1750,10 @@ class Checkpoint:
         separator = b",\n" if self.lines else b"\n"
         with checkpoint_errors(self.path):
             self.write(separator + line + TAIL)
+            self.note(result, self.end + len(separator), len(line))  # before the disk is waited for
             if time.monotonic() - self.synced_at >= SYNC_SECONDS:
                 os.fsync(self.file.fileno())
                 self.synced_at = time.monotonic()
-        self.note(result, self.end + len(separator), len(line))
 
     def write(self, data: bytes) -> None:
         self.file.seek(self.end)
