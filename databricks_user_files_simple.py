@@ -939,7 +939,7 @@ class Crawler:
         self.threads = threads
         self.pacers = {name: Pacer() for name in FILE_SYSTEMS}
         self.work: queue.SimpleQueue[tuple[str, str, Take] | None] = queue.SimpleQueue()
-        self.answers: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self.answers: queue.Queue[Callable[[], None]] = queue.Queue()  # a SimpleQueue's time-out may hang (Python 3.10)
         self.in_flight = 0
         self.started = 0
         self.cluster = cluster
@@ -2097,7 +2097,7 @@ def identity(path: str) -> object:
         found = os.fstat(stream) if stream else os.stat(path)
         return found.st_dev, found.st_ino
     with suppress(OSError):  # it is not there yet, or not even the current folder is
-        return os.path.realpath(path)
+        return os.path.normcase(os.path.realpath(path))
     return path
 
 

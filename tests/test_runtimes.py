@@ -115,6 +115,18 @@ def test_the_commands_with_a_client_of(pyspark, python, connect, login):
         assert Path("out.csv").read_bytes() == true_csv(server)
 
 
+@pytest.mark.parametrize(("pyspark", "python"), [("3.5", "3.10"), ("3.5", OWN), ("3.5", "3.12"), ("newest", "3.13")])
+def test_a_scan_waits_for_its_pace_and_ends_on(pyspark, python, login):
+    """By the real clock: with a queue's time-out of microseconds Python 3.10 waited for ever."""
+    limits = {"dbfs": 60.0, "workspace": 60.0}
+    with FakeDatabricks(users=4, shape="bench", directories=100, latency=0.02, limits=limits) as server:
+        names = list(server.user_names)
+        done = run(environment(pyspark, python), ROOT / SCANNER, *names, "-o", "out.csv", **login(server))
+        assert done.returncode == 0, done.stderr
+        assert server.statuses[429] > 0
+        assert Path("out.csv").read_bytes() == true_csv(server)
+
+
 SESSION = """
 import json, logging, sys
 logging.basicConfig(level=logging.WARNING)
