@@ -2254,11 +2254,13 @@ class Progress:
         self.draw("update")
 
     def tick(self) -> None:
+        if not self.quiet and time.monotonic() - self.told_at > (BAR_SECONDS if BARS else PROGRESS_SECONDS):
+            self.show()
+
+    def show(self) -> None:
         now = time.monotonic()
         requests_made = self.statistics["requests"]
-        if self.quiet or now - self.told_at <= (BAR_SECONDS if BARS else PROGRESS_SECONDS):
-            return
-        rate = (requests_made - self.told_requests) / (now - self.told_at)
+        rate = (requests_made - self.told_requests) / max(now - self.told_at, 0.001)
         self.told_at = now
         self.told_requests = requests_made
         text = f"{self.statistics['files']:,} files, {rate:,.0f} requests/s"
@@ -2277,6 +2279,8 @@ class Progress:
             log.debug("no progress bar any more: %s", error)
 
     def close(self) -> None:
+        if BARS:  # whose last state stays on the terminal
+            self.show()
         self.draw("close")
         BARS.clear()
 
