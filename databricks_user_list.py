@@ -1141,7 +1141,10 @@ def run_as_script(main: Callable[[], int]) -> None:
     in_kernel = ipython is not None and ipython.get_ipython() is not None
     if in_kernel and is_cell(sys._getframe(1).f_code.co_filename):
         return
-    exit_code = main()
+    try:
+        exit_code = main()
+    except KeyboardInterrupt:  # when nobody waited for one any more
+        exit_code = 130
     if in_kernel and exit_code:
         raise RuntimeError(f"exit code {exit_code}: what was written before this says why")
     if in_kernel:

@@ -563,6 +563,14 @@ def test_a_bar_that_does_not_work_changes_nothing_but_itself(login, tmp_path, ki
     assert not re.search("Traceback|Exception", text), text
 
 
+@pytest.mark.usefixtures("processes")
+def test_an_interrupt_after_the_end_is_no_traceback():
+    text = "import databricks_user_list as it\ndef main(): raise KeyboardInterrupt\nit.run_as_script(main)"
+    done = subprocess.run([sys.executable, "-c", text], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False,
+                          capture_output=True)  # fmt: skip
+    assert (done.returncode, done.stderr) == (130, b"")
+
+
 def test_a_command_leaves_the_log_as_it_was(scan):
     with FakeDatabricks(users=1, shape="empty") as server:
         assert scan(server, server.user_names[0]).code == 0
