@@ -648,7 +648,8 @@ class Pacer:
     workers were answered comes late and in lumps, so it counts for the pace alone, as of when their batch left.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, file_system: str) -> None:
+        self.file_system = file_system
         self.rate = math.inf
         self.lent = 0.0  # of the rate, to batches
         self.next_at = 0.0
@@ -702,7 +703,8 @@ class Pacer:
         self.failing_since = self.failing_since if self.failures else now
         self.failures += 1
         if self.failures >= OUTAGE_FAILURES:
-            log.warning("%d failures in a row, the last: %s. Waiting until the service is back", self.failures, error)
+            told = LABELS[self.file_system], self.failures, error
+            log.warning("%s: %d failures in a row, the last: %s. Waiting until the service is back", *told)
             self.away = True
             self.probe_wait = FIRST_PROBE
             self.next_at = now + max(FIRST_PROBE, error.retry_after)
@@ -937,7 +939,7 @@ class Crawler:
         self.tally = tally
         self.frontier = tally.frontier
         self.threads = threads
-        self.pacers = {name: Pacer() for name in FILE_SYSTEMS}
+        self.pacers = {name: Pacer(name) for name in FILE_SYSTEMS}
         self.work: queue.SimpleQueue[tuple[str, str, Take] | None] = queue.SimpleQueue()
         self.answers: queue.Queue[Callable[[], None]] = queue.Queue()  # a SimpleQueue's time-out may hang (Python 3.10)
         self.in_flight = 0

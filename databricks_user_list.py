@@ -792,7 +792,8 @@ def explain_connection(error: Exception, bundle: Any) -> tuple[str, bool]:
     cause = str(said[-1].strerror or said[-1]) if said else "the connection broke off"
     no_bundle = type(error) is OSError and not error.errno  # requests, where REQUESTS_CA_BUNDLE names no file
     is_tls = isinstance(error, requests.exceptions.SSLError)  # also where what answers does not speak TLS
-    if no_bundle or (is_tls and (isinstance(bundle, str) or "certificate" in cause.lower())):
+    is_of_others = "mismatch" in cause  # the certificate of another host
+    if no_bundle or (is_tls and not is_of_others and (isinstance(bundle, str) or "certificate" in cause.lower())):
         named = bundle if isinstance(bundle, str) else "none"
         remedy = f"REQUESTS_CA_BUNDLE (now: {named}) has to name a PEM file with the certificate's authority"
         return f"{cause}; {remedy}", True
@@ -1307,7 +1308,8 @@ def run_user_list(args: argparse.Namespace) -> int:
     except DatabricksError as error:
         if error.kind == "login" or error.unreachable:
             raise run_error(error, config) from error
-        raise InventoryError(f"nothing was written, because the users could not be listed: {error}") from error
+        place = config.workspace
+        raise InventoryError(f"nothing was written, the users of {place} could not be listed: {error}") from error
     taken = leave_out_odd(rows)
     write_users(taken, args.output)
     log.info("%s", counted(len(taken), "user"))
