@@ -18,6 +18,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 import zlib
 from concurrent import futures
 from contextlib import closing, suppress
@@ -487,6 +488,24 @@ def test_names_without_a_home_cost_no_worker_a_request_and_the_cluster_stays(wor
             scan(workers, server)
         assert {server.requests["workspace", f"/Users/{name}"] for name in names} == {1}
     assert warnings_of(log) == []
+
+
+def test_requests_of_workers_are_counted_and_a_429_of_theirs_waits(workers, many, monkeypatch, early):
+    """As long as it says."""
+    set_constants(monkeypatch, FIRST_RATE=500.0)
+    at = {}
+    limited, asked = Fault("429", of_workers=True, headers={"Retry-After": "1"}), Fault("500")
+    limited.applies = lambda _, path, __: path != "/" and at.setdefault("place", path) == path and len(at[path]) == 1
+    asked.applies = lambda _, path, __: at.setdefault(path, []).append(time.monotonic())
+    many.change(faults=[asked, limited])
+    client = DatabricksClient(config_of(many), 4)
+    with slow_until(many, workers_help(many), latency=0.15):
+        assert len(list(process_user_batch_parallel(workers, many.user_names, client.config, 4, client=client))) == 40
+    probes = sum(number for (_, path), number in many.requests.items() if path == "/")
+    first, second = at[at["place"]]
+    assert second - first >= 1.0
+    assert client.statistics["requests"] == many.total_requests - probes
+    assert client.statistics["rate_limited"] == 1
 
 
 def test_what_only_this_process_lists_it_lists_first(workers, log, early):
