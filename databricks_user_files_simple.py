@@ -2231,9 +2231,8 @@ def write_results(
                 rows.want(result)
     if rows:
         rows.publish()
-    with open_output(
-        output
-    ) as csv_file:  # last, when nothing else can fail: a CSV that is there is that of a whole run
+    # Last, when nothing else can fail: a CSV that is there is that of a whole run.
+    with open_output(output) as csv_file:
         csv_file.write("".join(lines))
     return summary
 
