@@ -495,8 +495,12 @@ def test_requests_of_workers_are_counted_and_a_429_of_theirs_waits(workers, many
     set_constants(monkeypatch, FIRST_RATE=500.0)
     at = {}
     limited, asked = Fault("429", of_workers=True, headers={"Retry-After": "1"}), Fault("500")
-    limited.applies = lambda _, path, __: path != "/" and at.setdefault("place", path) == path and len(at[path]) == 1
-    asked.applies = lambda _, path, __: at.setdefault(path, []).append(time.monotonic())
+
+    def is_first(api, path, _):
+        return path != "/" and at.setdefault("place", (api, path)) == (api, path) and len(at[api, path]) == 1
+
+    limited.applies = is_first
+    asked.applies = lambda api, path, _: at.setdefault((api, path), []).append(time.monotonic())
     many.change(faults=[asked, limited])
     client = DatabricksClient(config_of(many), 4)
     with slow_until(many, workers_help(many), latency=0.15):
