@@ -908,7 +908,7 @@ class Tally:
             return
         again = user.failed_once
         for (file_system, parent), paths in user.not_found.items():
-            again.append(Directory(number, file_system, parent, missing=tuple(paths)))
+            again.append(Directory(number, file_system, parent, not_for_workers=True, missing=tuple(paths)))
         user.pending = len(again)
         user.failed_once = []
         user.not_found = {}
