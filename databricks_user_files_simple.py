@@ -24,7 +24,6 @@ process_user_batch_parallel(spark, ...) does the same with the workers of a Spar
 from __future__ import annotations
 
 import argparse
-import base64
 import csv
 import heapq
 import io
@@ -32,7 +31,6 @@ import json
 import math
 import os
 import queue
-import random
 import re
 import socket
 import sys
@@ -41,6 +39,7 @@ import threading
 import time
 import warnings
 import zlib
+from base64 import b64decode, b64encode
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
@@ -50,6 +49,7 @@ from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from random import random as random_fraction
 from typing import IO, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
@@ -78,8 +78,8 @@ if "DatabricksClient" not in globals():  # else step 1 was pasted into the noteb
         counted,
         decode_body,
         in_thread,
-        log,
         log_in,
+        logger,
         one_line,
         open_output,
         own_stream,
@@ -473,7 +473,7 @@ def find_homes(client: DatabricksClient, file_systems: tuple[str, ...]) -> dict[
 
     Raises InventoryError where a login is refused, or nothing but a disabled DBFS was asked for.
     """
-    log.info("listing /Users for everybody's home, which may take minutes where there are very many")
+    logger.info("listing /Users for everybody's home, which may take minutes where there are very many")
     folders = {}
     for name in file_systems:
         answers = [list_users_folder(client, name) for _ in range(2)]
@@ -483,7 +483,7 @@ def find_homes(client: DatabricksClient, file_systems: tuple[str, ...]) -> dict[
         elif file_systems == ("dbfs",):
             raise InventoryError(f"there is no DBFS to scan in this workspace: {answers[0]}")
         else:
-            log.warning("DBFS is left out for all users: %s", answers[0])
+            logger.warning("DBFS is left out for all users: %s", answers[0])
     return folders
 
 
@@ -505,7 +505,9 @@ def read_users_folder(file_system: str, answers: list[Listing | DatabricksError]
     if file_system == "dbfs" and [error.kind for error in errors] == ["not found", "not found"]:
         return UsersFolder(frozenset(), "whole")
     if not listings:
-        log.warning("%s:/Users cannot be listed, homes in other letter case are not found: %s", file_system, errors[0])
+        logger.warning(
+            "%s:/Users cannot be listed, homes in other letter case are not found: %s", file_system, errors[0]
+        )
         return UsersFolder(frozenset(), "not listed")
     found = [home_names(listing) for listing in listings]
     names = frozenset().union(*found)
@@ -528,7 +530,7 @@ def look_around(client: DatabricksClient, file_systems: tuple[str, ...]) -> tupl
     """
     admin = caller_is_admin(client, file_systems)
     if not admin:
-        log.warning("this login is not in the group admins: the inventory may miss other users' homes")
+        logger.warning("this login is not in the group admins: the inventory may miss other users' homes")
     return find_homes(client, file_systems), admin
 
 
@@ -704,7 +706,7 @@ class Pacer:
         self.failures += 1
         if self.failures >= OUTAGE_FAILURES:
             told = LABELS[self.file_system], self.failures, error
-            log.warning("%s: %d failures in a row, the last: %s. Waiting until the service is back", *told)
+            logger.warning("%s: %d failures in a row, the last: %s. Waiting until the service is back", *told)
             self.away = True
             self.probe_wait = FIRST_PROBE
             self.next_at = now + max(FIRST_PROBE, error.retry_after)
@@ -890,10 +892,10 @@ class Tally:
             if path in failed:
                 self.give_up(Directory(directory.user, directory.file_system, path), error)
             else:
-                log.debug("%s:%s was deleted during the scan", directory.file_system, path)
+                logger.debug("%s:%s was deleted during the scan", directory.file_system, path)
 
     def give_up(self, directory: Directory, error: str) -> None:
-        log.debug("%s:%s given up: %s", directory.file_system, directory.path, error)
+        logger.debug("%s:%s given up: %s", directory.file_system, directory.path, error)
         user = self.open[directory.user]
         user.totals[directory.file_system].failures.append({"path": directory.path, "error": error})
         home = user.homes[directory.file_system]
@@ -1023,7 +1025,7 @@ class Crawler:
             if not self.started:
                 raise
             self.threads = self.started
-            log.warning("%s: going on with %s", error, counted(self.threads, "thread"))
+            logger.warning("%s: going on with %s", error, counted(self.threads, "thread"))
 
     def list_directories(self) -> None:
         """What each thread does."""
@@ -1072,7 +1074,7 @@ class Crawler:
     def take(self, directory: Directory, sent_at: float, listing: Listing) -> None:
         """A listing, whoever asked for it."""
         self.pacers[directory.file_system].succeeded(sent_at, self.client.clock())
-        log.debug("%s:%s: %s", directory.file_system, directory.path, dict(listing.types))
+        logger.debug("%s:%s: %s", directory.file_system, directory.path, dict(listing.types))
         if not directory.missing:
             self.client.statistics["files"] += len(listing.files)
         self.tally.listed(directory, listing)
@@ -1100,7 +1102,7 @@ class Crawler:
             self.tally.failed(directory, error)
         else:
             statistics["retries"] += 1
-            log.debug("%s:%s: %s; again in %.1f s", directory.file_system, directory.path, error, wait)
+            logger.debug("%s:%s: %s; again in %.1f s", directory.file_system, directory.path, error, wait)
             directory.not_before = now + wait
             self.frontier.push(directory)
 
@@ -1152,7 +1154,7 @@ def fetch(  # noqa: PLR0915 - one function, so that nothing else travels
             body += piece
             if len(body) > space:
                 raise ValueError("the answer is too large for a report")
-        return base64.b64encode(body).decode()
+        return b64encode(body).decode()
 
     def ask(name: str, path: str) -> tuple[int, str]:
         url = f"{host}/api/2.0/{name}/list"
@@ -1351,9 +1353,9 @@ class Cluster:
             refusals = [answer for answer in answers if answer[0] not in (200, 404, 429)]
             slots = len(answers) - len(refusals)
             if slots:
-                log.info("parallel: %s, workers with Python %s", counted(slots, "task slot"), reports[0].python)
+                logger.info("parallel: %s, workers with Python %s", counted(slots, "task slot"), reports[0].python)
                 return slots
-            log.debug("probe %d of the workers failed: %s", attempt + 1, refusals)
+            logger.debug("probe %d of the workers failed: %s", attempt + 1, refusals)
         status, text = next(iter(refusals), NO_ANSWER)
         raise SparkUnavailable(
             f"Parallel processing not available: workers cannot reach {crawler.client.config.host} "
@@ -1374,7 +1376,7 @@ class Cluster:
         self.allowed = 0
         self.idle_because = reason
         if not self.ending:
-            log.warning("%s This run goes on from this machine alone", reason)
+            logger.warning("%s This run goes on from this machine alone", reason)
 
     def stop(self) -> None:
         """Cancels what is on the cluster, and stops an own session, within CANCEL_SECONDS."""
@@ -1434,7 +1436,7 @@ class Cluster:
     def bring(self, client: DatabricksClient, batch: Batch) -> Brought:
         """The report of a batch, and the listings among it: decoded and parsed like an answer to a thread of ours."""
         places = [(directory.file_system, directory.path) for directory in batch.directories]
-        timed = schedule(places, batch.rates, random.random())
+        timed = schedule(places, batch.rates, random_fraction())
         work = self.closure(client, timed, self.threads, batch.seconds)
         packed = self.query(work, rows=1, partitions=1)[0]
         listings = {}
@@ -1444,7 +1446,7 @@ class Cluster:
                 status, text = report.answers.get((name, path), NO_ANSWER)
                 if status == 200:
                     with suppress(ValueError):  # no base64, or no listing
-                        body = base64.b64decode(text, validate=True)
+                        body = b64decode(text, validate=True)
                         listings[name, path] = parse_listing(name, path, decode_body(body))
         others = [answer for answer in report.answers.values() if answer[0] != 200]
         # Nothing but failures: this worker reaches nothing. A refusal, or time that was up, is no fault of its own.
@@ -1514,7 +1516,7 @@ class Cluster:
         self.listed += len(listings)
         crawler.client.statistics["requests"] += len(report.answers)
         told = report.worker, len(batch.directories), len(listings), now - batch.sent_at
-        log.debug("batch on %s: %d directories, %d listed, after %.1f s", *told)
+        logger.debug("batch on %s: %d directories, %d listed, after %.1f s", *told)
 
     def take_limits(self, crawler: Crawler, batch: Batch, report: Report, now: float) -> None:
         """429s that workers were answered, as of the time at which their batch left."""
@@ -1535,7 +1537,7 @@ class Cluster:
         """All of the batch is listed here; three that fail in a row mean that the session is lost."""
         self.out.remove(batch)
         self.failures += 1
-        log.debug("a batch with %d directories failed: %s", len(batch.directories), reason)
+        logger.debug("a batch with %d directories failed: %s", len(batch.directories), reason)
         for directory in batch.directories:
             directory.not_for_workers = True
             crawler.frontier.push(directory)
@@ -1645,7 +1647,7 @@ def wait_for_cluster(client: DatabricksClient, cluster_id: str) -> None:
             raise SparkUnavailable(
                 f"Parallel processing not available: cluster {cluster_id} is {state} {message}. Start it and run again."
             )
-        log.info("cluster %s is %s %s", cluster_id, state, message)
+        logger.info("cluster %s is %s %s", cluster_id, state, message)
         client.sleep(CLUSTER_POLL_SECONDS)
 
 
@@ -1719,7 +1721,7 @@ class Checkpoint:
                     torn = torn or not is_whole
                 offset += len(line)
         if torn:
-            log.warning("%s ends within a line: its user is scanned again", path)
+            logger.warning("%s ends within a line: its user is scanned again", path)
         checkpoint.begin()
         return checkpoint
 
@@ -1783,7 +1785,7 @@ class Checkpoint:
             self.files_path.unlink(missing_ok=True)
             os.unlink(os.path.realpath(self.path))
         except OSError as error:
-            log.warning("%s cannot be removed (%s); nobody needs it any more", self.path, error.strerror)
+            logger.warning("%s cannot be removed (%s); nobody needs it any more", self.path, error.strerror)
 
 
 def write_all(file: IO[bytes], data: bytes) -> None:
@@ -1833,7 +1835,7 @@ def start_checkpoint(path: Path | None, header: dict[str, Any], resume: bool, fi
     file = open_locked(path, files)
     if not os.fstat(file.fileno()).st_size:
         if resume:
-            log.warning("there is no checkpoint %s: starting from the beginning", path)
+            logger.warning("there is no checkpoint %s: starting from the beginning", path)
         return Checkpoint.create(file, path, header)
     before = read_header(file, path)
     if not resume:
@@ -1918,7 +1920,9 @@ def move_aside(file: IO[bytes], path: Path) -> None:
         file.close()
     target.rename(aside)
     file.close()
-    log.warning("the checkpoint that was there is now %s: --resume goes on with it where --checkpoint names it", aside)
+    logger.warning(
+        "the checkpoint that was there is now %s: --resume goes on with it where --checkpoint names it", aside
+    )
 
 
 # --- File rows ------------------------------------------------------------------------------------------------------
@@ -2092,7 +2096,7 @@ def process_user_batch_parallel(
 # --- Results --------------------------------------------------------------------------------------------------------
 
 
-def identity(path: str) -> object:
+def place_of(path: str) -> object:
     """What two paths have in common that are one file or stream."""
     stream = own_stream(path)
     with suppress(OSError):
@@ -2109,7 +2113,7 @@ def check_places(outputs: list[str], users_file: str | None, checkpoint: Path | 
     users_path = "/dev/stdin" if users_file == "-" else users_file
     if users_path is not None and os.path.isfile(users_path):
         others.append(users_path)
-    places = [identity(path) for path in outputs + others]
+    places = [place_of(path) for path in outputs + others]
     if len(set(places)) < len(places):
         raise InventoryError("--output, --details, --files, --users-file and --checkpoint must be different files")
     for path in outputs:
@@ -2268,7 +2272,7 @@ class Progress:
         if BARS:
             self.draw("set_postfix_str", text)
         else:
-            log.info("%s of %s users, %s", f"{self.done:,}", f"{self.total:,}", text)
+            logger.info("%s of %s users, %s", f"{self.done:,}", f"{self.total:,}", text)
 
     def draw(self, method: str, *values: str) -> None:
         """Has the bar do that; one that cannot is given up."""
@@ -2277,7 +2281,7 @@ class Progress:
                 getattr(bar, method)(*values)
         except Exception as error:
             BARS.clear()
-            log.debug("no progress bar any more: %s", error)
+            logger.debug("no progress bar any more: %s", error)
 
     def close(self) -> None:
         if BARS:  # whose last state stays on the terminal
@@ -2297,7 +2301,7 @@ def show_bar(total: int, done: int) -> None:
             if not bar.disable:
                 BARS.append(bar)
     except Exception as error:
-        log.debug("no progress bar: %s", error)
+        logger.debug("no progress bar: %s", error)
 
 
 # --- Command --------------------------------------------------------------------------------------------------------
@@ -2535,7 +2539,7 @@ def scan_into(
     if cluster:
         tell(cluster.summary())
     if len(summary.homeless) == len(homes):
-        log.warning("none of these users has a home anywhere: are these the names of this workspace's users?")
+        logger.warning("none of these users has a home anywhere: are these the names of this workspace's users?")
 
 
 def is_kept(checkpoint: Checkpoint, rows: FileRows | None, name: str, homes: dict[str, Home]) -> bool:
@@ -2551,9 +2555,11 @@ def tell_kept(checkpoint: Checkpoint, kept: list[str], left: list[str]) -> None:
     if kept:
         dates = Counter(checkpoint.lines[name].date for name in kept)
         rows = ", ".join(f"{counted(count, 'row')} of {date}" for date, count in sorted(dates.items()))
-        log.info("kept from the checkpoint: %s; to scan: %s", rows, counted(len(left), "user"))
+        logger.info("kept from the checkpoint: %s; to scan: %s", rows, counted(len(left), "user"))
     if again := sum(map(checkpoint.done, left)):
-        log.info("%s to scan again: other homes, or no rows for --files from before", counted(again, "complete user"))
+        logger.info(
+            "%s to scan again: other homes, or no rows for --files from before", counted(again, "complete user")
+        )
 
 
 def finish(checkpoint: Checkpoint) -> int:
@@ -2572,16 +2578,16 @@ def finish(checkpoint: Checkpoint) -> int:
 def choose_cluster(args: argparse.Namespace, config: DatabricksConfig) -> Cluster | None:
     """The cluster that may add hands, and a line that says which mode this is and why."""
     if args.no_parallel or not (args.spark or args.cluster_id or args.spark_remote):
-        log.info("sequential: up to %d requests at a time from this machine", args.threads)
+        logger.info("sequential: up to %d requests at a time from this machine", args.threads)
         return None
     if args.spark:
-        log.info("parallel: this machine, and the Spark session of the caller")
+        logger.info("parallel: this machine, and the Spark session of the caller")
         return Cluster(lambda: args.spark)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"pyspark\.")  # what matters comes as an exception
     if args.cluster_id:
-        log.info("parallel: this machine, and cluster %s", args.cluster_id)
+        logger.info("parallel: this machine, and cluster %s", args.cluster_id)
         return Cluster(partial(connect_cluster, config, args.cluster_id), own=True)
-    log.info("parallel: this machine, and Spark Connect %s", without_secrets(args.spark_remote.partition(";")[0]))
+    logger.info("parallel: this machine, and Spark Connect %s", without_secrets(args.spark_remote.partition(";")[0]))
     return Cluster(partial(connect_remote, args.spark_remote), own=True)
 
 

@@ -24,7 +24,6 @@ import json
 import logging
 import math
 import os
-import random
 import re
 import shlex
 import signal
@@ -38,17 +37,20 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from dataclasses import replace as changed_copy
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from random import random as random_fraction
 from typing import Any, Literal, TextIO, TypeVar
-from urllib.parse import parse_qs, quote, urlsplit
+from urllib.parse import parse_qs, urlsplit
+from urllib.parse import quote as percent_encoded
 
 import requests
 import urllib3
 
-log = logging.getLogger("databricks_user_files")
+logger = logging.getLogger("databricks_user_files")
 Returned = TypeVar("Returned")
 
 # --- Constants ------------------------------------------------------------------------------------------------------
@@ -195,7 +197,7 @@ def load_databricks_config(
         advice = "run `databricks configure`, or set DATABRICKS_HOST and DATABRICKS_TOKEN"
         sought = f" for {host}" if host else ""
         raise InventoryError(f"no login found{sought} in {profile_file()} or the environment: {advice}")
-    return replace(config, workspace_id=number) if number else config
+    return changed_copy(config, workspace_id=number) if number else config
 
 
 def config_from_profile(profile: str | None, host: str | None) -> DatabricksConfig | None:
@@ -208,7 +210,7 @@ def config_from_profile(profile: str | None, host: str | None) -> DatabricksConf
     path = profile_file()
     if not os.path.exists(path):
         if is_named:
-            log.warning("%s is not used, because there is no %s: the environment serves", where, path)
+            logger.warning("%s is not used, because there is no %s: the environment serves", where, path)
         return None
     profiles, default = read_profiles()
     if profile is None:
@@ -231,7 +233,7 @@ def config_from_profile(profile: str | None, host: str | None) -> DatabricksConf
         raise InventoryError(f"{source} is for {configured}, and its token is not sent to {host}")
     if not is_named and host is None:
         warn_of_environment(source, configured)
-    return replace(log_in_with(profile, values, source, configured), workspace_id=number)
+    return changed_copy(log_in_with(profile, values, source, configured), workspace_id=number)
 
 
 def warn_of_environment(source: str, host: str) -> None:
@@ -239,7 +241,7 @@ def warn_of_environment(source: str, host: str) -> None:
     with suppress(InventoryError):  # it names no host
         other, _ = read_environment()
         if other not in ("", host):
-            log.warning("the environment's host %s is not used, but %s for %s: see --profile", other, source, host)
+            logger.warning("the environment's host %s is not used, but %s for %s: see --profile", other, source, host)
 
 
 def log_in_with(profile: str, values: dict[str, str], source: str, host: str) -> DatabricksConfig:
@@ -271,7 +273,7 @@ def config_from_environment(host: str | None) -> DatabricksConfig | None:
     if token and variable("DATABRICKS_AUTH_TYPE") in ("", "pat"):
         return DatabricksConfig(target, check_token(token, "DATABRICKS_TOKEN"), "environment", workspace_id=number)
     if any(map(variable, LOGIN_VARIABLES)):
-        return replace(Login("environment", target).config(), workspace_id=number)
+        return changed_copy(Login("environment", target).config(), workspace_id=number)
     return None
 
 
@@ -433,7 +435,7 @@ class Login:
             self.sdk = None  # a late one may keep its lock for ever
             self.failure = self.explain(error)
             self.fresh_until = time.monotonic() + FAILED_SECONDS
-            log.debug("%s", self.failure[1])
+            logger.debug("%s", self.failure[1])
 
     def authenticate(self, anew: bool) -> tuple[Any, str]:
         """The SDK's Config and its token."""
@@ -534,7 +536,7 @@ class DatabricksClient:
         threads: int = 1,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
-        jitter: Callable[[], float] = random.random,
+        jitter: Callable[[], float] = random_fraction,
     ):
         self.config, self.clock, self.sleep, self.jitter = config, clock, sleep, jitter
         self.tokens: set[str] = set()  # which no message may show
@@ -565,7 +567,7 @@ class DatabricksClient:
                 if wait is None or (error.unreachable and not self.reached):
                     raise
                 self.statistics.update(retries=1, rate_limited=error.kind == "rate limit")
-                log.debug("%s: %s; again in %.1f s", api_path, error, wait)
+                logger.debug("%s: %s; again in %.1f s", api_path, error, wait)
             self.sleep(wait)
 
     def attempt(self, api_path: str, params: dict[str, Any], parse: Callable[[Any], Returned]) -> Returned:
@@ -597,7 +599,7 @@ class DatabricksClient:
         except UnicodeError:  # half a surrogate pair: there is no way to ask for this name
             error = DatabricksError("refused", "the name is not valid Unicode", path)
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as broken:
-            log.debug("%s: %s", path, ", from ".join(type(link).__name__ for link in causes(broken)))
+            logger.debug("%s: %s", path, ", from ".join(type(link).__name__ for link in causes(broken)))
             message, unreachable = explain_connection(broken, self.settings["verify"])
             error = DatabricksError("connection", one_line(self.mask(message), 600), path, unreachable=unreachable)
         raise error  # here, so that no traceback has what the service said: it may repeat the token
@@ -638,7 +640,7 @@ class DatabricksClient:
     def mask(self, text: str) -> str:
         """The text without the tokens in it, as they are or percent-encoded."""
         for token in tuple(self.tokens):
-            for spelling in (token, quote(token, safe="")):
+            for spelling in (token, percent_encoded(token, safe="")):
                 if len(spelling) > 7:
                     text = text.replace(spelling, "***")
         return text
@@ -1035,7 +1037,7 @@ def log_in(args: argparse.Namespace) -> DatabricksConfig:
             HANDLER.emit(record)
     path = profile_file()
     if config.source.startswith("profile ") and os.name == "posix" and path.stat().st_mode & 0o077:
-        log.warning("%s is open to other users of this machine: chmod 600 %s", path, shlex.quote(str(path)))
+        logger.warning("%s is open to other users of this machine: chmod 600 %s", path, shlex.quote(str(path)))
     return config
 
 
@@ -1081,11 +1083,11 @@ def interrupts() -> Iterator[None]:
 def explain(error: BaseException, debug: bool) -> None:
     """Says in a line what ended the run, and in another what is saved."""
     if isinstance(error, KeyboardInterrupt):
-        log.error("interrupted")
+        logger.error("interrupted")
     elif isinstance(error, InventoryError):
-        log.error("%s", error, exc_info=debug)
+        logger.error("%s", error, exc_info=debug)
     else:  # a bug
-        log.error("%s: %s; --debug shows where", type(error).__name__, error, exc_info=debug)
+        logger.error("%s: %s; --debug shows where", type(error).__name__, error, exc_info=debug)
     if hasattr(error, "saved"):
         tell(error.saved)
 
@@ -1097,8 +1099,8 @@ def run_command(
     sys.stderr = sys.stderr or open(os.devnull, "w")
     debug = False
     logging.getLogger("databricks.sdk").setLevel(logging.CRITICAL)  # what matters of it comes as an exception
-    log.addHandler(HANDLER)
-    log.propagate = False
+    logger.addHandler(HANDLER)
+    logger.propagate = False
     with interrupts():
         try:
             words = sys.argv[1:] if argv is None else argv
@@ -1106,7 +1108,7 @@ def run_command(
             args = parse(words)
             debug = args.debug
             level = logging.WARNING if getattr(args, "quiet", False) else logging.INFO
-            log.setLevel(logging.DEBUG if debug else level)
+            logger.setLevel(logging.DEBUG if debug else level)
             return run(args)
         except SystemExit as stop:  # --help
             return int(stop.code or 0)
@@ -1118,8 +1120,8 @@ def run_command(
             explain(error, debug)
             return 2
         finally:
-            log.removeHandler(HANDLER)
-            log.propagate = True
+            logger.removeHandler(HANDLER)
+            logger.propagate = True
 
 
 def is_cell(code_name: str) -> bool:
@@ -1200,7 +1202,7 @@ def list_users(
     if users and not any(row["username"] for row in users.values()):
         raise InventoryError("users are shown without their names: the login has to be that of a workspace admin")
     if missing:
-        log.warning("%s missing: the workspace says that it has more than it lists", counted(missing, "user"))
+        logger.warning("%s missing: the workspace says that it has more than it lists", counted(missing, "user"))
     return rows[:most], missing
 
 
@@ -1252,7 +1254,7 @@ def leave_out_odd(rows: list[dict[str, str]]) -> list[dict[str, str]]:
             check_username(row["username"])
             taken.append(row)
         except ValueError as error:
-            log.warning("left out, because the scanner would refuse it: %s (user_id %s)", error, row["user_id"])
+            logger.warning("left out, because the scanner would refuse it: %s (user_id %s)", error, row["user_id"])
     return taken
 
 
@@ -1312,7 +1314,7 @@ def run_user_list(args: argparse.Namespace) -> int:
         raise InventoryError(f"nothing was written, the users of {place} could not be listed: {error}") from error
     taken = leave_out_odd(rows)
     write_users(taken, args.output)
-    log.info("%s", counted(len(taken), "user"))
+    logger.info("%s", counted(len(taken), "user"))
     return 1 if missing or len(taken) < len(rows) else 0
 
 

@@ -574,8 +574,8 @@ def test_an_interrupt_after_the_end_is_no_traceback():
 def test_a_command_leaves_the_log_as_it_was(scan):
     with FakeDatabricks(users=1, shape="empty") as server:
         assert scan(server, server.user_names[0]).code == 0
-    assert databricks_user_list.log.propagate
-    assert not databricks_user_list.log.handlers
+    assert databricks_user_list.logger.propagate
+    assert not databricks_user_list.logger.handlers
 
 
 @needs_posix
