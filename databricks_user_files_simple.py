@@ -654,6 +654,7 @@ class Pacer:
         self.file_system = file_system
         self.rate = math.inf
         self.lent = 0.0  # of the rate, to batches
+        self.listed_last = ""  # the directory of that API which this process listed last
         self.next_at = 0.0
         self.changed_at = -math.inf
         self.succeeded_at = -math.inf
@@ -1064,6 +1065,7 @@ class Crawler:
         pacer = self.pacers[directory.file_system]
         if isinstance(answer, Listing):
             pacer.answered(now)
+            pacer.listed_last = directory.path
             self.take(directory, sent_at, answer)
         elif answer.retried:
             self.retry(directory, answer, sent_at, now)
