@@ -7,6 +7,7 @@ the same is user_files(["--users-file", "users.csv"], spark=spark). From Python,
 scan_users(usernames, load_databricks_config()) yields a UserResult for each user;
 process_user_batch_parallel(spark, ...) does the same with the workers of a Spark session beside this process.
 
+  File systems        FILE_SYSTEMS: all that is told of each
   Records             FileSystemTotals, UserResult
   Listings            parse_listing(): an answer as what lies in a directory
   Homes               find_homes(), assign_homes(): whose home is which
@@ -97,7 +98,6 @@ if "DatabricksClient" not in globals():  # else step 1 was pasted into the noteb
 
 # --- Constants ------------------------------------------------------------------------------------------------------
 
-FILE_SYSTEMS = ("dbfs", "workspace")
 LISTED_TYPES = ("DIRECTORY", "REPO", "UNKNOWN")  # are listed in turn; what has no type may be a folder
 YEAR_3000 = 32_503_680_000_000  # ms; later times are none that every system knows
 WORKSPACE_OBJECT_SIZE = 10_000  # bytes; an estimate, because workspace/list gives no size for notebooks
@@ -136,7 +136,6 @@ CANCEL_SECONDS = 1.2  # for ending what is under way, of the 2 s in which an int
 SPARK_START_SECONDS = 180.0  # for the session, and for the first Python workers
 CLUSTER_START_SECONDS = 600.0
 CLUSTER_POLL_SECONDS = 10.0
-LABELS = {"dbfs": "DBFS", "workspace": "Workspace"}
 PROGRESS_SECONDS, BAR_SECONDS = 30.0, 1.0  # between two lines on progress, and two changes of the bar's text
 BIGGEST_USERS = 10  # in the closing summary
 SHOWN_FAILURES = 5  # in the closing summary
@@ -147,6 +146,81 @@ NOT_LISTED = "not found in this spelling, and /Users cannot be listed"
 NOT_TOLD = "its name has a / in it: the API cannot be asked for it, or it may lie in another directory"
 FILE_COLUMNS = ("username", "file_system", "path", "object_type", "size", "modified")
 USER_COLUMNS = ("username", "user_name", "userPrincipalName", "email")  # of a users file, in any letter case
+
+
+# --- File systems ---------------------------------------------------------------------------------------------------
+
+
+class FileEntry(NamedTuple):
+    """An entry of a listing; `size` in bytes and `modified` in ms since 1970 are None where the API does not tell."""
+
+    path: str
+    object_type: str
+    size: int | None
+    modified: int | None
+
+
+def parse_dbfs_entry(fields: Any) -> FileEntry:
+    """Raises MalformedAnswer."""
+    path = entry_path(fields)
+    is_directory = fields.get("is_dir", False)
+    size = fields.get("file_size")
+    modified = whole_or_none(fields.get("modification_time"))
+    if is_directory is True:
+        return FileEntry(path, "DIRECTORY", None, modified)
+    if is_directory is not False or whole_or_none(size) is None:
+        raise MalformedAnswer("the listing has a file without a size")
+    return FileEntry(path, "FILE", size, modified)
+
+
+def parse_workspace_entry(fields: Any) -> FileEntry:
+    """Raises MalformedAnswer."""
+    path = entry_path(fields)
+    object_type = fields.get("object_type") or "UNKNOWN"
+    if not isinstance(object_type, str):
+        raise MalformedAnswer("the listing has an object_type that is no text")
+    return FileEntry(path, object_type, whole_or_none(fields.get("size")), whole_or_none(fields.get("modified_at")))
+
+
+def entry_path(fields: Any) -> str:
+    path = fields.get("path") if isinstance(fields, dict) else None
+    if not isinstance(path, str):
+        raise MalformedAnswer("the listing has an entry without a path")
+    return path
+
+
+def whole_or_none(value: Any) -> int | None:
+    """A number of bytes or milliseconds as it should be, None for anything else."""
+    return value if type(value) is int and 0 <= value < 2**63 else None
+
+
+class FileSystem(NamedTuple):
+    """What is told of one file system; `key` is that of the entries in an answer of its `list_path`.
+
+    An `optional` one may be disabled, and who has no home in it is nobody to worry about: homes that /Users does not
+    have are not asked for. /Users of one that is not shows the caller only what that may see.
+    """
+
+    name: str
+    label: str
+    list_path: str
+    key: str
+    parse_entry: Callable[[Any], FileEntry]
+    exact_sizes: bool
+    optional: bool
+    only_option: str
+
+
+FILE_SYSTEMS = {
+    record.name: record
+    for record in (
+        FileSystem("dbfs", "DBFS", "/api/2.0/dbfs/list", "files", parse_dbfs_entry, True, True, "--dbfs-only"),
+        FileSystem(
+            "workspace", "Workspace", "/api/2.0/workspace/list", "objects", parse_workspace_entry, False, False,
+            "--workspace-only",
+        ),
+    )
+}  # fmt: skip
 
 
 # --- Records --------------------------------------------------------------------------------------------------------
@@ -294,15 +368,6 @@ CSV_COLUMNS = tuple(UserResult("", "").row())
 # --- Listings -------------------------------------------------------------------------------------------------------
 
 
-class FileEntry(NamedTuple):
-    """An entry of a listing; `size` in bytes and `modified` in ms since 1970 are None where the API does not tell."""
-
-    path: str
-    object_type: str
-    size: int | None
-    modified: int | None
-
-
 @dataclass
 class Listing:
     """What lies directly in one directory: its files, their bytes, the directories to be listed in turn.
@@ -328,10 +393,10 @@ def parse_listing(file_system: str, path: str, body: Any) -> Listing:
 
     A file that is listed returns itself. Fields: DbfsService.list and WorkspaceService.list of databricks-sdk.
     """
-    key, parse_entry = ("files", parse_dbfs_entry) if file_system == "dbfs" else ("objects", parse_workspace_entry)
+    record = FILE_SYSTEMS[file_system]
     if not isinstance(body, dict) or body.get("next_page_token"):
         raise MalformedAnswer("the answer is not a whole listing")
-    entries = body.get(key) if body else []
+    entries = body.get(record.key) if body else []
     if not isinstance(entries, list):
         raise MalformedAnswer("the answer is not a listing")
     listing = Listing()
@@ -339,7 +404,7 @@ def parse_listing(file_system: str, path: str, body: Any) -> Listing:
     odd = []
     prefix = path.rstrip("/") + "/"
     for fields in entries:
-        entry = parse_entry(fields)
+        entry = record.parse_entry(fields)
         if entry.path in paths:
             raise MalformedAnswer(f"the listing has an entry twice: {one_line(entry.path, 200)}")
         paths.add(entry.path)
@@ -359,8 +424,8 @@ def parse_listing(file_system: str, path: str, body: Any) -> Listing:
     if len(odd) == len(entries) > 1:
         raise MalformedAnswer("the listing has no entry that lies directly in it")
     sort_out(odd, prefix, listing)
-    estimated = file_system == "workspace"
-    listing.bytes = sum(WORKSPACE_OBJECT_SIZE if estimated else entry.size or 0 for entry in listing.files)
+    sizes = (entry.size or 0 if record.exact_sizes else WORKSPACE_OBJECT_SIZE for entry in listing.files)
+    listing.bytes = sum(sizes)
     return listing
 
 
@@ -377,40 +442,6 @@ def sort_out(odd: list[FileEntry], prefix: str, listing: Listing) -> None:
             listing.odd.append(entry.path)
         else:
             listing.add_file(entry)
-
-
-def parse_dbfs_entry(fields: Any) -> FileEntry:
-    """Raises MalformedAnswer."""
-    path = entry_path(fields)
-    is_directory = fields.get("is_dir", False)
-    size = fields.get("file_size")
-    modified = whole_or_none(fields.get("modification_time"))
-    if is_directory is True:
-        return FileEntry(path, "DIRECTORY", None, modified)
-    if is_directory is not False or whole_or_none(size) is None:
-        raise MalformedAnswer("the listing has a file without a size")
-    return FileEntry(path, "FILE", size, modified)
-
-
-def parse_workspace_entry(fields: Any) -> FileEntry:
-    """Raises MalformedAnswer."""
-    path = entry_path(fields)
-    object_type = fields.get("object_type") or "UNKNOWN"
-    if not isinstance(object_type, str):
-        raise MalformedAnswer("the listing has an object_type that is no text")
-    return FileEntry(path, object_type, whole_or_none(fields.get("size")), whole_or_none(fields.get("modified_at")))
-
-
-def entry_path(fields: Any) -> str:
-    path = fields.get("path") if isinstance(fields, dict) else None
-    if not isinstance(path, str):
-        raise MalformedAnswer("the listing has an entry without a path")
-    return path
-
-
-def whole_or_none(value: Any) -> int | None:
-    """A number of bytes or milliseconds as it should be, None for anything else."""
-    return value if type(value) is int and 0 <= value < 2**63 else None
 
 
 def is_name(name: str) -> bool:
@@ -460,7 +491,9 @@ def refuses_homes(client: DatabricksClient, file_systems: tuple[str, ...]) -> bo
     for name in file_systems:
         client.statistics["requests"] += 1
         try:
-            client.attempt(f"/api/2.0/{name}/list", {"path": USERS_FOLDER}, partial(parse_listing, name, USERS_FOLDER))
+            client.attempt(
+                FILE_SYSTEMS[name].list_path, {"path": USERS_FOLDER}, partial(parse_listing, name, USERS_FOLDER)
+            )
             return False
         except DatabricksError as error:
             if file_systems == ("dbfs",) and error.kind == "not found":
@@ -490,7 +523,7 @@ def find_homes(client: DatabricksClient, file_systems: tuple[str, ...]) -> dict[
 def list_users_folder(client: DatabricksClient, file_system: str) -> Listing | DatabricksError:
     parse = partial(parse_listing, file_system, USERS_FOLDER)
     try:
-        listing: Listing = client.get(f"/api/2.0/{file_system}/list", {"path": USERS_FOLDER}, parse)
+        listing: Listing = client.get(FILE_SYSTEMS[file_system].list_path, {"path": USERS_FOLDER}, parse)
         return listing
     except DatabricksError as error:
         if error.kind == "login" or not client.reached:
@@ -502,7 +535,7 @@ def read_users_folder(file_system: str, answers: list[Listing | DatabricksError]
     """What two listings of /Users tell together. One that is short twice in the same way is believed."""
     listings = [answer for answer in answers if isinstance(answer, Listing)]
     errors = [answer for answer in answers if isinstance(answer, DatabricksError)]
-    if file_system == "dbfs" and [error.kind for error in errors] == ["not found", "not found"]:
+    if FILE_SYSTEMS[file_system].optional and [error.kind for error in errors] == ["not found", "not found"]:
         return UsersFolder(frozenset(), "whole")
     if not listings:
         logger.warning(
@@ -512,7 +545,7 @@ def read_users_folder(file_system: str, answers: list[Listing | DatabricksError]
     found = [home_names(listing) for listing in listings]
     names = frozenset().union(*found)
     odd = any(listing.odd for listing in listings) or any("/" in name for name in names)
-    nothing = file_system == "dbfs" and not names  # `{}`: a DBFS where nobody has a home answers 404
+    nothing = FILE_SYSTEMS[file_system].optional and not names  # `{}`: where nobody has a home, DBFS answers 404
     whole = len(found) == 2 and found[0] == found[1] and not odd and not nothing
     return UsersFolder(frozenset(name for name in names if "/" not in name), "whole" if whole else "doubtful")
 
@@ -548,7 +581,7 @@ def assign_homes(
     for file_system, folder in folders.items():
         left_names = group_alike(name for name in names if name not in folder.names)
         left_homes = group_alike(name for name in folder.names if name not in names)
-        use_case = admin or file_system == "dbfs"
+        use_case = admin or FILE_SYSTEMS[file_system].optional
         taken = set()
         for name in names:
             same_names = left_names.get(name.lower(), [])
@@ -581,7 +614,7 @@ def home_of_exactly(name: str, file_system: str, folder: UsersFolder, admin: boo
         return listed_home(name)
     if folder.state == "not listed":
         return Home(path, error=NOT_LISTED)
-    if file_system == "dbfs":
+    if FILE_SYSTEMS[file_system].optional:
         return Home(None) if folder.state == "whole" else Home(path)
     return Home(path, error="" if admin else NOT_READABLE)
 
@@ -594,10 +627,10 @@ def nobodys_homes(folders: dict[str, UsersFolder], nobodys: dict[str, set[str]])
     """
     for file_system, folder in folders.items():
         if folder.state != "whole":
-            without = "--workspace-only" if file_system == "dbfs" else "--dbfs-only"
+            others = [record.only_option for name, record in FILE_SYSTEMS.items() if name != file_system]
             raise InventoryError(
                 f"{file_system}:/Users could not be listed twice alike, or is empty, which is not believed of DBFS: "
-                f"--all-homes may miss some; run it again, or with {without}"
+                f"--all-homes may miss some; run it again, or with {' or '.join(others)}"
             )
     rows: dict[str, dict[str, Home]] = {}
     for alike in group_alike(set().union(*nobodys.values())).values():
@@ -706,7 +739,7 @@ class Pacer:
         self.failing_since = self.failing_since if self.failures else now
         self.failures += 1
         if self.failures >= OUTAGE_FAILURES:
-            told = LABELS[self.file_system], self.failures, error
+            told = FILE_SYSTEMS[self.file_system].label, self.failures, error
             logger.warning("%s: %d failures in a row, the last: %s. Waiting until the service is back", *told)
             self.away = True
             self.probe_wait = FIRST_PROBE
@@ -1035,7 +1068,7 @@ class Crawler:
             parse = partial(parse_listing, file_system, path)
             answer: Listing | Exception
             try:
-                answer = self.client.attempt(f"/api/2.0/{file_system}/list", {"path": path}, parse)
+                answer = self.client.attempt(FILE_SYSTEMS[file_system].list_path, {"path": path}, parse)
             except Exception as error:  # raised again by the gathering thread, if it is a bug
                 answer = error
             self.answers.put(partial(self.landed, take, answer))
@@ -2017,7 +2050,7 @@ def scan_users(
     usernames: Iterable[str],
     config: DatabricksConfig,
     threads: int = DEFAULT_THREADS,
-    file_systems: tuple[str, ...] = FILE_SYSTEMS,
+    file_systems: tuple[str, ...] = tuple(FILE_SYSTEMS),
     client: DatabricksClient | None = None,
     on_tick: Callable[[], None] = lambda: None,
     everyone: Iterable[str] = (),
@@ -2136,7 +2169,7 @@ def size_line(files: int, size: int, estimated: int, label: str) -> str:
 
 
 def user_line(user: UserResult) -> str:
-    estimated = user.workspace.bytes if user.workspace else 0
+    estimated = sum(totals.bytes for name, totals in user.scanned.items() if not FILE_SYSTEMS[name].exact_sizes)
     return size_line(user.file_count, user.total_size, estimated, user.username)
 
 
@@ -2171,8 +2204,8 @@ class Summary:
         failed = self.statuses["partial"] + self.statuses["error"]
         lines = [f"{counted(count, 'user')}: {statuses}", f"{'files':>14}{'size':>12}{'estimated':>12}"]
         for name, sums in self.totals.items():
-            is_estimated = name == "workspace"
-            label = f"{LABELS[name]}, {WORKSPACE_OBJECT_SIZE:,} bytes an object" if is_estimated else LABELS[name]
+            is_estimated = not FILE_SYSTEMS[name].exact_sizes
+            label = FILE_SYSTEMS[name].label + (f", {WORKSPACE_OBJECT_SIZE:,} bytes an object" if is_estimated else "")
             lines.append(size_line(sums.files, sums.bytes, sums.bytes if is_estimated else 0, label))
         if count == 1:
             lines += breakdown(self.biggest[0])
@@ -2195,10 +2228,12 @@ class Summary:
         """How many users have a home where, and how many homes belong to nobody in this run (by file system)."""
         lines = []
         if self.statuses.total() > 1:
-            lines.append("homes: " + ", ".join(f"{count:,} in {LABELS[name]}" for name, count in self.homes.items()))
+            lines.append(
+                "homes: " + ", ".join(f"{count:,} in {FILE_SYSTEMS[name].label}" for name, count in self.homes.items())
+            )
         if self.homeless:
             lines.append(f"no home anywhere: {counted(len(self.homeless), 'user')}, the first is {self.homeless[0]}")
-        left = ", ".join(f"{len(homes):,} in {LABELS[name]}" for name, homes in nobodys.items() if homes)
+        left = ", ".join(f"{len(homes):,} in {FILE_SYSTEMS[name].label}" for name, homes in nobodys.items() if homes)
         if left:
             lines.append(f"homes of nobody in this run: {left}; --all-homes scans them, too")
         return lines
@@ -2210,7 +2245,7 @@ def breakdown(user: UserResult) -> list[str]:
     for name, totals in user.scanned.items():
         listed = f"{totals.directories:,} director{'y' if totals.directories == 1 else 'ies'} listed"
         types = ", ".join(f"{count:,} {object_type}" for object_type, count in sorted(totals.types.items()))
-        lines.append(f"{LABELS[name]}: {listed} with {types}" if types else f"{LABELS[name]}: {listed}")
+        lines.append(f"{FILE_SYSTEMS[name].label}: {listed}" + (f" with {types}" if types else ""))
         lines += [f"  not listed: {at['path']}: {at['error']}" for at in totals.failures[:SHOWN_FAILURES]]
         if len(totals.failures) > SHOWN_FAILURES:
             lines.append(f"  not listed: {len(totals.failures) - SHOWN_FAILURES:,} more")
@@ -2440,10 +2475,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--no-parallel", action="store_true", help="scan from this machine alone in any case")
     only = parser.add_mutually_exclusive_group()
-    only.set_defaults(file_systems=FILE_SYSTEMS)
+    only.set_defaults(file_systems=tuple(FILE_SYSTEMS))
     choice = partial(only.add_argument, dest="file_systems", action="store_const")
-    choice("--dbfs-only", const=("dbfs",), help="leave the Workspace out")
-    choice("--workspace-only", const=("workspace",), help="leave DBFS out")
+    for name, record in FILE_SYSTEMS.items():
+        choice(record.only_option, const=(name,), help=f"scan {record.label} alone")
     parser.add_argument(
         "--resume",
         action="store_true",
