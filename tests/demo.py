@@ -1,23 +1,19 @@
 """A tour in under a minute, without a workspace: python -m tests.demo
 
 Starts the fake workspace with 50 users and real limits (30 requests/s for DBFS, 50 for the Workspace), and runs the
-commands that a user would type: list the users, scan, interrupt, resume, and where Java is there, scan on Spark Connect
-workers. Needs no login; writes to a temporary folder.
+commands that a user would type: list the users, scan, interrupt, resume. Needs no login; writes to a temporary folder.
 """
 
 from __future__ import annotations
 
 import csv
 import os
-import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.util import find_spec
 from pathlib import Path
 
 from tests.fake import FakeDatabricks
@@ -42,34 +38,7 @@ def main() -> int:
         type_command(scan, folder, environment, interrupt_after=INTERRUPT_AFTER)
         say("It goes on where it stopped:")
         type_command(f"{scan} --resume", folder, environment)
-        show_parallel(folder, environment)
         return show_result(Path(folder) / "inventory.csv", server)
-
-
-def show_parallel(folder: str, environment: dict[str, str]) -> None:
-    """The first users once more, on a Spark Connect server, if this machine can start one."""
-    if missing := what_spark_lacks():
-        say(f"{missing}, so the tour leaves out the mode that spreads the scan over a Spark cluster.")
-        return
-    say("The first 12 users once more, spread over a Spark Connect server, which takes a while to start:")
-    settings = Path(folder) / "log4j2.properties"  # of the server, whose own log would hide what the tour is about
-    settings.write_text(
-        "rootLogger.level = off\nrootLogger.appenderRef.console.ref = console\n"
-        "appender.console.type = Console\nappender.console.name = console\n"
-    )
-    environment = environment | {"SPARK_SUBMIT_OPTS": f"-Dlog4j2.configurationFile={settings.as_uri()}"}
-    type_command("databricks_user_list.py --max-users 12 -o first.csv", folder, environment)
-    scan = "databricks_user_files_simple.py --users-file first.csv -o parallel.csv --spark-remote 'local[4]'"
-    type_command(scan, folder, environment)
-
-
-def what_spark_lacks() -> str:
-    if find_spec("pyspark") is None:
-        return "pyspark is not installed"
-    java = shutil.which("java")
-    shown = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr if java else ""
-    version = re.search(r'version "(\d+)', shown)
-    return "" if version and int(version[1]) >= 17 else "There is no Java 17"
 
 
 def show_result(path: Path, server: FakeDatabricks) -> int:
