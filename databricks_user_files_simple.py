@@ -63,7 +63,6 @@ if "DatabricksClient" not in globals():  # else step 1 was pasted into the noteb
         print("databricks_user_list.py has to lie beside this file, or be pasted first", file=sys.stderr)
         raise SystemExit(2)
     from databricks_user_list import (
-        BARS,
         CONNECT_SECONDS,
         VERSION,
         DatabricksClient,
@@ -2288,15 +2287,14 @@ class Progress:
         self.quiet = quiet
         self.told_at = time.monotonic()
         self.told_requests = 0
-        if not quiet:
-            show_bar(total, done)
+        self.bar = None if quiet else show_bar(total, done)
 
     def user_done(self) -> None:
         self.done += 1
         self.draw("update")
 
     def tick(self) -> None:
-        if not self.quiet and time.monotonic() - self.told_at > (BAR_SECONDS if BARS else PROGRESS_SECONDS):
+        if not self.quiet and time.monotonic() - self.told_at > (BAR_SECONDS if self.bar else PROGRESS_SECONDS):
             self.show()
 
     def show(self) -> None:
@@ -2306,7 +2304,7 @@ class Progress:
         self.told_at = now
         self.told_requests = requests_made
         text = f"{self.statistics['files']:,} files, {rate:,.0f} requests/s"
-        if BARS:
+        if self.bar:
             self.draw("set_postfix_str", text)
         else:
             logger.info("%s of %s users, %s", f"{self.done:,}", f"{self.total:,}", text)
@@ -2314,31 +2312,30 @@ class Progress:
     def draw(self, method: str, *values: str) -> None:
         """Has the bar do that; one that cannot is given up."""
         try:
-            for bar in BARS:
-                getattr(bar, method)(*values)
+            if self.bar:
+                getattr(self.bar, method)(*values)
         except Exception as error:
-            BARS.clear()
+            self.bar = None
             logger.debug("no progress bar any more: %s", error)
 
     def close(self) -> None:
-        if BARS:  # whose last state stays on the terminal
+        if self.bar:  # whose last state stays on the terminal
             self.show()
         self.draw("close")
-        BARS.clear()
 
 
-def show_bar(total: int, done: int) -> None:
-    """A bar of tqdm; none without a terminal, and where tqdm is missing, broken, or misled by its variables."""
+def show_bar(total: int, done: int) -> Any:
+    """A bar of tqdm; None without a terminal, and where tqdm is missing, broken, or misled by its variables."""
     try:
         if sys.stderr.isatty():
             from tqdm import tqdm
 
             shape = "{bar}| {n:,}/{total:,} users [{elapsed}<{remaining}{postfix}]"
             bar = tqdm(total=total, initial=done, bar_format=shape, dynamic_ncols=True)
-            if not bar.disable:
-                BARS.append(bar)
+            return None if bar.disable else bar
     except Exception as error:
         logger.debug("no progress bar: %s", error)
+    return None
 
 
 # --- Command --------------------------------------------------------------------------------------------------------

@@ -958,19 +958,15 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
-BARS: list[Any] = []  # on the terminal; messages go above them
-
-
 def tell(*lines: str) -> None:
-    """Prints on stderr, above the progress bar if there is one."""
+    """Prints on stderr, on a terminal above tqdm's bars."""
     odd = r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"  # in names
     text = "".join(re.sub(odd, "?", line) + "\n" for line in lines)
-    try:
-        if BARS:
-            BARS[0].write(text, file=sys.stderr, end="")
+    bars = sys.modules.get("tqdm")
+    with suppress(Exception):  # a tqdm that is broken
+        if bars and sys.stderr.isatty():
+            bars.tqdm.write(text, file=sys.stderr, end="")
             return
-    except Exception:
-        BARS.clear()
     with suppress(OSError, ValueError, AttributeError):  # the terminal may be gone
         sys.stderr.write(text)
         sys.stderr.flush()
