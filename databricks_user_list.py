@@ -1276,29 +1276,11 @@ def write_users(rows: Iterable[dict[str, str]], output: str) -> None:
         writer.writerows(rows)
 
 
-def list_profiles() -> int:
-    """Prints name, host and kind of login of every profile."""
-    if not profile_file().exists():
-        raise InventoryError(f"there is no profile file {profile_file()}; `databricks configure` makes one")
-    profiles, default = read_profiles()
-    with open_output("-") as file:
-        for name, values in profiles.items():
-            shown = f"{name} (default)" if name == (default or "DEFAULT") else name
-            host = "no host"
-            with suppress(InventoryError):
-                host, _ = read_workspace_url(values.get("host", ""), "host")
-            if values:
-                file.write(f"{shown:<30}  {host:<60}  {kind_of_login(values)}\n")
-    return 0
-
-
 # --- Command --------------------------------------------------------------------------------------------------------
 
 
 def run_user_list(args: argparse.Namespace) -> int:
     """The exit code: 0, or 1 where users are missing or left out. Raises InventoryError."""
-    if args.list_profiles:
-        return list_profiles()
     config = log_in(args)
     check_output(args.output)
     try:
@@ -1327,7 +1309,6 @@ def user_list(argv: list[str] | None = None) -> int:
         "--max-users", type=partial(whole_number, most=10**9 - 1), metavar="N", help="no more than the first N"
     )
     parser.add_argument("--active-only", action="store_true", help="leave deactivated users out")
-    parser.add_argument("--list-profiles", action="store_true", help="show the profiles of ~/.databrickscfg, and end")
     parser.add_argument("--debug", action="store_true", help="each retry and wait; tracebacks")
     parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     return run_command(parser, argv, run_user_list)

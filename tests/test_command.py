@@ -619,7 +619,7 @@ def test_help_names_every_option_and_that_a_token_shows_in_the_process_list(comm
     assert result.code == 0
     assert result.err == ""
     options = {"--profile", "--workspace-url", "--token", "--output", "--debug"}
-    options |= {"--max-users", "--active-only", "--list-profiles"} if script == USER_LIST else {
+    options |= {"--max-users", "--active-only"} if script == USER_LIST else {
         "--users-file", "--details", "--threads", "--dbfs-only", "--workspace-only", "--resume", "--checkpoint",
         "--quiet",
     }  # fmt: skip
