@@ -549,7 +549,7 @@ class DatabricksClient:
             self.headers["X-Databricks-Workspace-Id"] = config.workspace_id
         # Proxies and CA bundle: read from the environment once. A session would do it, and more, at every request.
         with requests.Session() as session:
-            self.settings = session.merge_environment_settings(config.host, {}, True, None, None)
+            self.settings: dict[str, Any] = {**session.merge_environment_settings(config.host, {}, True, None, None)}
         if config.host.startswith("http:"):  # a loopback address: through a proxy the token would travel unencrypted
             self.settings["proxies"] = {}
 
