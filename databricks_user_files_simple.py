@@ -109,6 +109,7 @@ OUTAGE_FAILURES = 10  # in a row, of one API
 LONGEST_OUTAGE = 15 * 60.0  # seconds
 FIRST_PROBE = 2.0  # seconds from an API's being away to the first question whether it is back
 LAST_PROBE = 60.0  # seconds between two of them, to which they double
+LONGEST_WAIT = 0.2  # seconds that the gathering thread waits for an answer: no signal comes through then (Windows)
 DEFAULT_THREADS = 16
 MOST_THREADS = 64
 OPEN_USERS = 500  # scanned at the same time at most: bounds the memory, and what a crash can lose
@@ -981,13 +982,17 @@ class Crawler:
         self.started = 0
         self.cluster = cluster
 
-    def run(self) -> Iterator[None]:
-        """Until nothing is left; yields after every answer, and once a second without one."""
+    def run(self, on_tick: Callable[[], None]) -> Iterator[UserResult]:
+        """Yields each user's result when it is complete; `on_tick` is called after every answer, and without one."""
         try:
-            while self.anything_left() or self.is_busy() or self.tally.finished:
-                now = self.hand_out()
-                self.take_next(0.0 if self.tally.finished else max(min(self.wake_at() - now, 1.0), 0.0))
-                yield
+            while True:
+                self.hand_out()
+                while self.tally.finished:
+                    yield self.tally.finished.popleft()
+                if not (self.anything_left() or self.is_busy()):
+                    break
+                self.take_next(min(max(self.wake_at() - self.client.clock(), 0.0), LONGEST_WAIT))
+                on_tick()
         finally:
             for _ in range(self.started):
                 self.work.put(None)
@@ -996,11 +1001,6 @@ class Crawler:
 
     def anything_left(self) -> bool:
         return not self.frontier.is_empty() or self.tally.can_open()
-
-    def has_work(self, file_system: str) -> bool:
-        """Whether there is, or may be, anything left to be listed of that file system."""
-        waits = any(directory.file_system == file_system for _, _, directory in self.frontier.waiting)
-        return waits or self.frontier.has(file_system) or self.tally.can_open()
 
     def is_busy(self) -> bool:
         return self.in_flight > 0 or self.cluster is not None and self.cluster.busy()
@@ -1013,8 +1013,8 @@ class Crawler:
         with suppress(queue.Empty):
             self.answers.get(timeout=seconds)()
 
-    def hand_out(self) -> float:
-        """Starts all that may start; returns the time."""
+    def hand_out(self) -> None:
+        """Starts all that may start."""
         now = self.client.clock()
         self.frontier.wake(now)
         while self.in_flight < self.threads and self.start_next(now):
@@ -1022,18 +1022,31 @@ class Crawler:
             self.frontier.wake(now)
         if self.cluster:
             self.cluster.offer(self, now)
-        return now
+
+    def starts_at(self, file_system: str) -> float:
+        """When the next request to that API may start; inf where there is nothing to ask it for."""
+        pacer = self.pacers[file_system]
+        waits = pacer.away and any(directory.file_system == file_system for _, _, directory in self.frontier.waiting)
+        may_start = waits or self.frontier.has(file_system) or self.tally.can_open()
+        return pacer.next_at if may_start else math.inf
+
+    def wake_at(self) -> float:
+        """When something may start that may not now, if no answer comes before."""
+        if self.in_flight >= self.threads:
+            return math.inf
+        waking = [directory.not_before for _, _, directory in self.frontier.waiting[:1]]
+        return min(waking + [self.starts_at(name) for name in self.pacers])
 
     def start_next(self, now: float) -> bool:
         """Starts the listing that is next by its pacer, if any is."""
-        free = [name for name, pacer in self.pacers.items() if pacer.next_at <= now]
-        for name in free:  # an API that is away is asked for nothing but its root
-            if self.pacers[name].away and self.has_work(name):
+        due = [name for name in self.pacers if self.starts_at(name) <= now]
+        for name in due:
+            if self.pacers[name].away:  # it is asked for nothing but its root
                 self.pacers[name].next_at = math.inf  # until it is answered
                 self.start(name, "/", partial(self.take_root, name))
                 return True
-        while free:
-            directory = self.frontier.pop(free)
+        while due:
+            directory = self.frontier.pop(due)
             if directory is not None:
                 self.pacers[directory.file_system].sent(now)
                 self.start(directory.file_system, directory.path, partial(self.take_own, directory, now))
@@ -1080,16 +1093,6 @@ class Crawler:
         if isinstance(answer, DatabricksError) and answer.kind == "login":
             raise run_error(answer, self.client.config) from answer
         take(answer)
-
-    def wake_at(self) -> float:
-        """When something may start that may not now, if no answer comes before."""
-        if self.in_flight >= self.threads:
-            return math.inf
-        times = [self.frontier.waiting[0][0]] if self.frontier.waiting else []
-        for name, pacer in self.pacers.items():
-            if self.frontier.has(name) or self.tally.can_open() or (pacer.away and self.has_work(name)):
-                times.append(pacer.next_at)
-        return min(times, default=math.inf)
 
     def take_own(self, directory: Directory, sent_at: float, answer: Listing | DatabricksError) -> None:
         """An answer that this process's own threads got: it tells whether the API is there, too."""
@@ -2093,10 +2096,7 @@ def crawl(
 ) -> Generator[UserResult, None, None]:
     """scan_users() where everybody's homes are known; `rows` gets every file."""
     tally = Tally(homes, rows)
-    for _ in Crawler(client, tally, threads, cluster).run():
-        while tally.finished:
-            yield tally.finished.popleft()
-        on_tick()
+    yield from Crawler(client, tally, threads, cluster).run(on_tick)
     if tally.open or tally.opened < len(homes):
         raise RuntimeError("the scan ended before its last user")
 
