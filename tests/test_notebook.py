@@ -2,10 +2,8 @@
 
 import ast
 import json
-import os
 import re
 import shutil
-import time
 
 import pytest
 
@@ -26,7 +24,6 @@ from tests.helpers import (
 from tests.kernel import Cell
 
 DOCUMENT = (ROOT / "NOTEBOOK_USAGE.md").read_text(encoding="utf-8")
-WAYS = ("1. As files beside the notebook", "2. Pasted into cells", "3. Written by a cell")
 TEXTS = {script: (ROOT / script).read_text(encoding="utf-8") for script in (SCANNER, USER_LIST)}
 DBUTILS = """
 from types import SimpleNamespace
@@ -37,39 +34,35 @@ from pyspark.sql import SparkSession
 spark = SparkSession.builder.remote({remote!r}).create()
 spark.conf.set("spark.sql.leafNodeDefaultParallelism", 2)  # task slots, and so workers that have to start
 """
+SHOW_CELLS = """
+import os
+from ipykernel.compiler import get_file_name
+for text in {texts!r}:  # as a debugger does
+    os.makedirs(os.path.dirname(get_file_name(text)), exist_ok=True)
+    with open(get_file_name(text), "w", encoding="utf-8") as file:
+        file.write(text)
+__import__("sys").argv[1:] = ["--help"]  # which a cell of the scripts' texts does not take for its own
+"""
 
 
 # The document
 
 
-def blocks_below(heading):
-    """The Python blocks below a heading, with the scripts' texts in the place of the lines that stand for them."""
-    section = re.split("^##", DOCUMENT.split(f"# {heading}\n")[1], maxsplit=1, flags=re.M)[0]
-    return [with_texts(block) for block in re.findall(r"^```python\n(.*?)^```$", section, re.S | re.M)]
+def blocks_of(section):
+    """Its Python blocks, with the scripts' texts in the place of the lines that stand for them."""
+    blocks = re.findall(r"^```python\n(.*?)^```$", section, re.S | re.M)
+    return [re.sub(r"^# the whole text of (\w+\.py)\n", lambda line: TEXTS[line[1]], block, flags=re.M)
+            for block in blocks]  # fmt: skip
 
 
-def with_texts(block):
-    return re.sub(r"^# the whole text of (\w+\.py)\n", lambda line: TEXTS[line[1]], block, flags=re.M)
-
-
-def getting_in(way):
-    """The cells of one of the WAYS."""
-    return blocks_below(way) + (blocks_below(WAYS[0]) if way == WAYS[2] else [])
-
-
-LOG_IN, USERS, SCAN, FRAMES, WHOLE, FILES, JOB = map(
-    blocks_below,
-    ("Log in", "List the users", "Scan some of them", "As a DataFrame", "Scan the whole workspace",
-     "Every file as a DataFrame", "As a job"),
-)  # fmt: skip
-EMPTY, SEQUENTIAL, PARALLEL = SCAN
-WITHOUT_SPARK = [*LOG_IN, *USERS, EMPTY, SEQUENTIAL, FRAMES[0], WHOLE[0], FILES[0], *JOB]
-WITH_SPARK = [*LOG_IN, *USERS, EMPTY, PARALLEL, *FRAMES, *WHOLE, *FILES, *JOB]
-
-
-def test_every_block_of_the_document_is_run():
-    every = {with_texts(block) for block in re.findall(r"^```.*\n((?s:.*?))^```$", DOCUMENT, re.M)}
-    assert every == {cell for way in WAYS for cell in getting_in(way)} | {*WITHOUT_SPARK} | {*WITH_SPARK}
+SECTIONS = {section.partition("\n")[0].strip(): blocks_of(section) for section in re.split("^##", DOCUMENT, flags=re.M)}
+FILES, PASTED, WRITTEN = [blocks for heading, blocks in SECTIONS.items() if re.match(r"# \d\. ", heading)]
+WAYS = {"files": FILES, "pasted": PASTED, "written": WRITTEN + FILES}  # to get the commands into a notebook
+REST = [block for heading, blocks in SECTIONS.items() if not re.match(r"# \d\. ", heading) for block in blocks]
+WITHOUT_SPARK = [block for block in REST if not re.search(r"\bspark\b", block)]
+WITH_SPARK = [block for block in REST if " in scan_users(" not in block]
+[SCAN] = [block for block in REST if " in scan_users(" in block]
+WHOLE = next(block for block in REST if "user_files(" in block)
 
 
 def own(kernel, server, cell):
@@ -97,12 +90,13 @@ def value_of(kernel, expression):
     return json.loads(cell.out)
 
 
-def bring_in(kernel, server, way=WAYS[1]):
+def bring_in(kernel, server, way="pasted"):
     """Gets the scripts in as the document says: nothing may appear. The files are there for the first way alone."""
-    for script, text in TEXTS.items() if way == WAYS[0] else ():
+    for script, text in TEXTS.items() if way == "files" else ():
         (kernel.folder / script).write_text(text, encoding="utf-8")
-    cells = [kernel.run(cell) for cell in (DBUTILS.format(token=server.settings.token), *getting_in(way))]
-    written = [Cell(out=f"Writing {script}\n") for script in (USER_LIST, SCANNER)] if way == WAYS[2] else []
+    before = (SHOW_CELLS.format(texts=WAYS[way]), DBUTILS.format(token=server.settings.token))
+    cells = [kernel.run(cell) for cell in (*before, *WAYS[way])]
+    written = [Cell(out=f"Writing {script}\n") for script in (USER_LIST, SCANNER)] if way == "written" else []
     assert [cell for cell in cells if cell != Cell()] == written
 
 
@@ -112,132 +106,82 @@ def bring_in(kernel, server, way=WAYS[1]):
 def assert_inventory(kernel, server):
     """What the blocks have left behind is the truth."""
     truth = {name: [server.truth(name).file_count, server.truth(name).total_size] for name in server.user_names}
-    rows = "{{row.username: [row.file_count, row.total_size] for row in {}}}"
-    assert value_of(kernel, rows.format("frame.itertuples()")) == truth
-    if value_of(kernel, "'table' in globals()"):
-        assert value_of(kernel, rows.format("table.collect()")) == truth
-        assert value_of(kernel, "table.toPandas().equals(frame)")
-    sizes = sum(size for _, size in truth.values())
-    assert value_of(kernel, "frame.total_size_gb.sum()") == pytest.approx(sizes / 1024**3, abs=0.001)
-    kept = kernel.folder / "volume/default/inventory/2026-11"
-    assert sorted(path.name for path in kept.iterdir()) == ["files.csv.gz", "inventory.csv"]
-    assert (kept / "inventory.csv").read_bytes() == true_csv(server)
+    for rows in ("frame.itertuples()", "(table.collect() if 'table' in globals() else frame.itertuples())"):
+        assert value_of(kernel, f"{{row.username: [row.file_count, row.total_size] for row in {rows}}}") == truth
+    [kept] = kernel.folder.glob("volume/**/inventory.csv")
+    assert kept.read_bytes() == true_csv(server)
+    assert value_of(kernel, "len(files)") == sum(files for files, _ in truth.values())
     token = server.settings.token.encode()
     left_behind = [path for path in kernel.folder.rglob("*") if path.is_file() and "ipython" not in path.parts]
     assert [path for path in left_behind if token in path.read_bytes()] == []
 
 
-def files_of(server):
-    """How many each user has who has any."""
-    truths = map(server.truth, server.user_names)
-    return {truth.username: truth.file_count for truth in truths if truth.file_count}
-
-
 @pytest.mark.parametrize("way", WAYS)
 def test_a_recipe(new_kernel, small, way):
-    """Also after somebody has pasted step 2 alone, which says what the document says."""
+    """Also after somebody has pasted step 2 alone, which says what the document says; a version is pasted over one."""
     kernel = new_kernel()
     alone = kernel.run(TEXTS[SCANNER])
     assert (alone.error, alone.err.splitlines()[0] in " ".join(DOCUMENT.split())) == ("SystemExit: 2", True)
-    bring_in(kernel, small, way)
-    _, config, users, _, scan, _, whole, _, _ = run_all(kernel, small, WITHOUT_SPARK)
-    assert value_of(kernel, "files.username.value_counts().to_dict()") == files_of(small)
-    assert value_of(kernel, "[int(number) for number in by_ending.sum()] == [len(files), int(files['size'].sum())]")
-    assert value_of(kernel, "len(largest) == 10 and 0 < len(unchanged) < len(files)")
+    for _ in range(2 if way == "pasted" else 1):
+        bring_in(kernel, small, way)
+    cells = dict(zip(WITHOUT_SPARK, run_all(kernel, small, WITHOUT_SPARK), strict=True))
+    assert (cells[SCAN].out.split("\r")[-1], cells[SCAN].err) == ("12 of 12 users", "")
+    assert "12 users: " in cells[WHOLE].err
     assert_inventory(kernel, small)
-    assert small.url in config.result
-    assert small.settings.token not in config.result
-    assert users.err.splitlines() == [f"Workspace {small.url}, login from environment", "12 users"]
-    assert (scan.out.split("\r")[-1], scan.err) == ("12 of 12 users", "")
-    assert "12 users: 11 success, 1 empty" in whole.err
-    assert whole.err.count("warning:") == 1  # that there is no checkpoint to go on with
 
 
-@pytest.fixture
-def large():
-    """Twenty users with forty directories each."""
-    with FakeDatabricks(users=20, shape="bench", directories=40) as server:
-        yield server
-
-
-def test_a_recipe_on_spark(connect_server, new_kernel, large):
+def test_a_recipe_on_spark(connect_server, new_kernel):
     """Interrupted, it cancels its own queries alone: see test_cluster.py."""
     kernel = new_kernel()
-    bring_in(kernel, large)
-    run_all(kernel, large, [SPARK.format(remote=connect_server.remote)])
-    with slow_until(large, workers_help(large)):
-        cells = dict(zip(WITH_SPARK, run_all(kernel, large, WITH_SPARK), strict=True))
-    scan, whole = cells[PARALLEL], cells[WHOLE[1]]
-    assert (scan.out.split("\r")[-1], scan.err) == ("20 of 20 users", "")
-    assert "parallel: this machine, and the Spark session of the caller" in whole.err
-    assert "20 users: 20 success" in whole.err
-    assert whole.err.count("warning:") == 1
-    assert_inventory(kernel, large)
-    counts = "every_file.count(), largest.count(), unchanged.count(), sum(row[1] for row in by_ending.collect())"
-    number = sum(files_of(large).values())
-    unchanged = value_of(kernel, "len(files[files.modified < two_years_ago])")
-    assert value_of(kernel, f"[{counts}]") == [number, 10, unchanged, number]
-    assert value_of(kernel, "spark.range(3).count()") == 3  # main() has not stopped the notebook's session
+    with FakeDatabricks(users=20, shape="bench", directories=40) as server:
+        bring_in(kernel, server)
+        run_all(kernel, server, [SPARK.format(remote=connect_server.remote)])
+        with slow_until(server, workers_help(server)):
+            cells = run_all(kernel, server, WITH_SPARK)
+        assert any("parallel: this machine, and the Spark session of the caller" in cell.err for cell in cells)
+        assert_inventory(kernel, server)
+    assert value_of(kernel, "spark.range(3).count()") == 3  # the command has not stopped the notebook's session
 
 
 # The stop button
 
-
 THREADS = "sum('list_directories' in thread.name for thread in __import__('threading').enumerate())"
 
 
-def let_go(server):
-    """Ends the requests that hang; from now on answers come."""
+def interrupted(kernel, server, cell):
+    """What a cell brought that was interrupted when a few users were done; from then on answers come again."""
+    server.counts_reset()
+    gate = hang_when(server, lambda: server.total_requests > 60)
+    gate.seconds = 600.0
+    done = kernel.run(own(kernel, server, cell), interrupt_when=lambda: gate.hits >= 2)
     server.change(faults=[])
     for connection in list(server.connections):
         server.loop.call_soon_threadsafe(connection.transport.abort)
-    until(lambda: server.in_flight == 0, 60)
+    until(lambda: server.in_flight == 0 and value_of(kernel, THREADS) == 0, 60)
     server.counts_reset()
-
-
-def interrupted(kernel, server, cell, requests=60):
-    """What a cell brought that was interrupted when a few users were done, and answers came no more."""
-    server.counts_reset()
-    gate = hang_when(server, lambda: server.total_requests > requests)
-    gate.seconds = 600.0
-    return kernel.run(own(kernel, server, cell), interrupt_when=lambda: gate.hits >= 2)
+    return done
 
 
 @needs_posix
-def test_an_interrupted_scan_goes_on(new_kernel, small):
+def test_an_interrupted_notebook_goes_on(new_kernel, small):
+    """First in the loop over results; then in the command, whose cell has --resume, on a cluster without its files."""
     kernel = new_kernel()
     bring_in(kernel, small)
-    run_all(kernel, small, [*LOG_IN, *USERS, EMPTY])
-    assert interrupted(kernel, small, SEQUENTIAL).error == "KeyboardInterrupt: "
+    scan, whole = WITHOUT_SPARK.index(SCAN), WITHOUT_SPARK.index(WHOLE)
+    run_all(kernel, small, WITHOUT_SPARK[:scan])
+    assert interrupted(kernel, small, SCAN).error == "KeyboardInterrupt: "
     done = value_of(kernel, "list(results)")
     assert 0 < len(done) < 12
-    let_go(small)
-    until(lambda: value_of(kernel, THREADS) == 0, 60)
-    run_all(kernel, small, [SEQUENTIAL])
+    run_all(kernel, small, WITHOUT_SPARK[scan:whole])
     assert [asked_for(small, name) for name in done] == [0] * len(done)
-    assert kernel.run("for result in scan_users(names, config): 1 / 0").error.startswith("ZeroDivisionError")
-    until(lambda: value_of(kernel, THREADS) == 0, 60)
-    run_all(kernel, small, [FRAMES[0], WHOLE[0]])
-    assert_inventory(kernel, small)
-
-
-@needs_posix
-def test_an_interrupted_main_goes_on(new_kernel, small):
-    """It returns 130; the checkpoint is copied; the same cell, which has --resume, goes on."""
-    kernel = new_kernel()
-    bring_in(kernel, small)
-    run_all(kernel, small, [*LOG_IN, *USERS, EMPTY, SEQUENTIAL, FRAMES[0]])
-    cell = interrupted(kernel, small, WHOLE[0])
-    assert (cell.error, value_of(kernel, "code")) == ("", 130)
-    assert kernel.run(JOB[0]).error == "RuntimeError: exit codes 0 (users) and 130 (files): see README.md"
-    kept = kernel.folder / "volume/default/inventory/2026-11"
-    done = saved_users(kept / "checkpoint.json")
+    cell = interrupted(kernel, small, WHOLE)
+    [checkpoint] = kernel.folder.glob("volume/**/*checkpoint*.json")
+    done = saved_users(checkpoint)
     assert 0 < len(done) < 12
     assert f"{len(done)} of 12 users saved in " in cell.err
-    let_go(small)
-    shutil.rmtree(kernel.folder / "inventory-2026-11")  # a new cluster, which has what was kept
-    small.counts_reset()
-    run_all(kernel, small, [WHOLE[0], *JOB])
+    for folder in kernel.folder.glob("inventory*"):
+        shutil.rmtree(folder)
+    run_all(kernel, small, WITHOUT_SPARK[whole:])
     assert [asked_for(small, name) for name in done] == [0] * len(done)
     assert_inventory(kernel, small)
 
@@ -245,51 +189,16 @@ def test_an_interrupted_main_goes_on(new_kernel, small):
 # What else people do
 
 
-def test_pasted_again(new_kernel, small):
-    """Login and results from before go with the functions from after."""
-    kernel = new_kernel()
-    bring_in(kernel, small)
-    half = "results = {result.username: result for result in scan_users(names[:6], config)}"
-    run_all(kernel, small, [*LOG_IN, *USERS, half])
-    bring_in(kernel, small)
-    small.change(faults=[Fault("html", times=1)])
-    run_all(kernel, small, [SEQUENTIAL, "write_results(results.values(), 'results.csv', None)"])
-    small.change(faults=[])
-    run_all(kernel, small, [FRAMES[0], WHOLE[0]])
-    assert_inventory(kernel, small)
-
-
 def test_without_output_the_csv_is_the_cells_output(new_kernel, small):
+    """And %run leaves the kernel alive, also with pyspark there, because of which a process ends without waiting."""
     kernel = new_kernel()
     bring_in(kernel, small)
-    run_all(kernel, small, LOG_IN)
+    run_all(kernel, small, [block for block in WITHOUT_SPARK if "DATABRICKS_TOKEN" in block])
     name = small.user_names[0]
     cell = kernel.run(f"user_files([{name!r}, '--quiet'])")
-    assert cell.out.encode() == true_csv(small, [name])
-    assert (kernel.console.read_bytes().count(b"username"), cell.result) == (0, "0")
-    cell = kernel.run("user_list(['--max-users', '1'])")
-    assert cell.out.splitlines()[0] == "username,display_name,active,user_id"
-    for command, script in (("user_files", SCANNER), ("user_list", USER_LIST)):
-        assert kernel.run(f"{command}(['--help'])").out.startswith(f"usage: {script} [-h]")
-
-
-def test_another_version_with_autoreload(new_kernel, small):
-    kernel = new_kernel()
-    bring_in(kernel, small, WAYS[0])
-    run_all(kernel, small, ["%load_ext autoreload\n%autoreload 2", *LOG_IN, *USERS])
-    count = "sum(result.workspace.bytes for result in scan_users(names, config))"
-    before = value_of(kernel, count)
-    text = TEXTS[SCANNER].replace("WORKSPACE_OBJECT_SIZE = 10_000 ", "WORKSPACE_OBJECT_SIZE = 20_000 ")
-    path = kernel.folder / SCANNER
-    path.write_text(text, encoding="utf-8")
-    os.utime(path, (time.time() + 10, time.time() + 10))
-    small.change(faults=[Fault("html", times=1)])
-    assert value_of(kernel, count) == 2 * before
-
-
-def test_the_run_magic_leaves_the_kernel_alive(new_kernel):
-    """Also with pyspark there, because of which the scanner's process ends without waiting for threads."""
-    kernel = new_kernel()
+    assert (cell.out.encode(), cell.result) == (true_csv(small, [name]), "0")
+    assert kernel.console.read_bytes().count(b"username") == 0
+    assert kernel.run("user_list(['--max-users', '1'])").out.startswith("username,display_name,active,user_id")
     kernel.run("__import__('sys').modules['pyspark'] = None")
     for script in TEXTS:
         assert kernel.run(f"%run {ROOT / script} --help").out.startswith(f"usage: {script} [-h]")
@@ -297,7 +206,6 @@ def test_the_run_magic_leaves_the_kernel_alive(new_kernel):
 
 
 # A script task of a job: the file's text in a kernel, from another folder
-
 TASK = """
 import sys
 filename = {path!r}
@@ -307,51 +215,31 @@ with open(filename, "rb") as f:
 """
 
 
-def task(kernel, script, *words):
-    return kernel.run(TASK.format(path=str(ROOT / script), words=list(words)))
-
-
 @pytest.mark.parametrize("wrapper", [None, "/databricks/python_shell/scripts/db_ipykernel_launcher.py"])
 def test_a_script_task_does_its_work_and_fails_by_an_exception_alone(new_kernel, small, wrapper):
     kernel, login = new_kernel(), ("--workspace-url", small.url, "--token", small.settings.token)
-    assert kernel.run("import databricks_user_files_simple").error.startswith("ModuleNotFoundError")
-    bound = kernel.run(f"__file__ = {wrapper!r}" if wrapper else "__file__")
-    assert bound.error == ("" if wrapper else "NameError: name '__file__' is not defined")
-    scan = ("--users-file", "users.csv", "-o", "out.csv")
-    refused = task(kernel, USER_LIST, "--no-such")
-    assert refused.error.startswith("RuntimeError: exit code 2: ")
-    assert task(kernel, SCANNER, *scan, *login).error.startswith("RuntimeError: exit code 2: ")
-    assert "users.csv" in task(kernel, SCANNER, *scan, *login).err
-    listed = task(kernel, USER_LIST, "-o", "users.csv", *login)
+    if wrapper:
+        kernel.run(f"__file__ = {wrapper!r}")
+
+    def task(script, *words):
+        return kernel.run(TASK.format(path=str(ROOT / script), words=[*words, *login]))
+
+    scan = (SCANNER, "--users-file", "users.csv", "-o", "out.csv")
+    refused = task(*scan)
+    assert (refused.error[:24], "users.csv" in refused.err) == ("RuntimeError: exit code ", True)
+    listed = task(USER_LIST, "-o", "users.csv")
     assert (listed.error, "12 users" in listed.err) == ("", True)
     small.change(faults=[Fault("403", path=f"/Users/{small.user_names[1]}")])
-    assert task(kernel, SCANNER, *scan, *login).error.startswith("RuntimeError: exit code 1: ")
+    assert task(*scan).error.startswith("RuntimeError: exit code 1: ")
     small.change(faults=[])
-    assert task(kernel, SCANNER, *scan, *login, "--resume").error == ""
+    assert task(*scan, "--resume").error == ""
     assert (kernel.folder / "out.csv").read_bytes() == true_csv(small)
-
-
-SHOW_CELLS = """
-import os
-from ipykernel.compiler import get_file_name
-for text in {texts!r}:
-    os.makedirs(os.path.dirname(get_file_name(text)), exist_ok=True)
-    with open(get_file_name(text), "w", encoding="utf-8") as file:
-        file.write(text)
-"""
-
-
-def test_a_cell_starts_nothing_also_when_a_debugger_has_written_it_to_a_file(new_kernel, small):
-    kernel = new_kernel()
-    assert kernel.run(SHOW_CELLS.format(texts=getting_in(WAYS[1]))).error == ""
-    kernel.run("__import__('sys').argv[1:] = ['--help']")
-    bring_in(kernel, small)
 
 
 def test_pasted_the_scripts_and_the_blocks_do_not_take_names_from_each_other():
     assert assigned(TEXTS[SCANNER]) & assigned(TEXTS[USER_LIST]) == {"main"}
-    blocks = assigned("\n".join(WITH_SPARK))
-    assert {"results", "words"} < blocks
+    blocks = assigned("\n".join(REST))
+    assert {"results", "names"} < blocks
     assert blocks & (assigned(TEXTS[SCANNER]) | assigned(TEXTS[USER_LIST])) == set()
 
 
