@@ -975,12 +975,7 @@ def tell(*lines: str) -> None:
 class StderrHandler(logging.Handler):
     """Prints the log's messages while a command runs."""
 
-    held: list[logging.LogRecord] | None = None  # what is printed later than now
-
     def emit(self, record: logging.LogRecord) -> None:
-        if self.held is not None:
-            self.held.append(record)
-            return
         level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
         text = self.format(record)
         tell(level + (text if record.levelno >= logging.ERROR else text.replace("\n", "?")))  # in a name
@@ -1021,16 +1016,9 @@ def add_login_options(parser: argparse.ArgumentParser) -> None:
 
 
 def log_in(args: argparse.Namespace) -> DatabricksConfig:
-    """The login that the options ask for. The first line of a run names it, before any warning about it."""
-    held: list[logging.LogRecord] = []
-    HANDLER.held = held
-    try:
-        config = load_databricks_config(args.profile, args.workspace_url, args.token)
-        tell(f"Workspace {config.workspace}, login from {config.source}")
-    finally:
-        HANDLER.held = None
-        for record in held:
-            HANDLER.emit(record)
+    """The login that the options ask for, named in a line."""
+    config = load_databricks_config(args.profile, args.workspace_url, args.token)
+    tell(f"Workspace {config.workspace}, login from {config.source}")
     path = profile_file()
     if config.source.startswith("profile ") and os.name == "posix" and path.stat().st_mode & 0o077:
         logger.warning("%s is open to other users of this machine: chmod 600 %s", path, shlex.quote(str(path)))

@@ -166,19 +166,6 @@ def test_who_has_no_home_has_no_profile_file(environment, monkeypatch):
     assert login() == (A, "of-a")
 
 
-@pytest.mark.parametrize(("script", "words"), [(SCANNER, ["a"]), (USER_LIST, [])])
-def test_the_first_line_of_a_run_comes_before_a_warning_of_the_login(profiles, environment, run, script, words):
-    with FakeDatabricks(users=["a"], shape="none") as server:
-        profiles(f"[DEFAULT]\nhost={server.url}\ntoken={server.settings.token}\n").chmod(0o600)
-        environment(HOST=B, TOKEN="of-b")
-        first, second, *_ = run(script, *words).err.splitlines()
-        assert first.startswith(f"Workspace {server.url}, login from profile DEFAULT in ")
-        assert second.startswith(f"warning: the environment's host {B} is not used")
-        environment(CONFIG_PROFILE="x", CONFIG_FILE="none", HOST="no url")
-        warning, error = run(script, *words).err.splitlines()
-        assert (warning[:17], error[:22]) == ("warning: DATABRIC", "error: DATABRICKS_HOST")
-
-
 def test_without_a_profile_file_the_environment_serves_a_named_profile_with_a_warning(environment, caplog):
     environment(HOST=A, TOKEN="t")
     assert login("stage") == (A, "t")
