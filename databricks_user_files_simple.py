@@ -64,6 +64,7 @@ if "DatabricksClient" not in globals():  # else step 1 was pasted into the noteb
         raise SystemExit(2)
     from databricks_user_list import (
         CONNECT_SECONDS,
+        ON_WINDOWS,
         VERSION,
         DatabricksClient,
         DatabricksConfig,
@@ -1816,7 +1817,7 @@ class Checkpoint:
     def remove(self) -> None:
         if self.path is None or self.files_path is None or not has_name(self.file, self.path):
             return
-        if os.name == "nt":  # which removes no open file
+        if ON_WINDOWS:  # which removes no open file
             self.file.close()
         try:
             self.files_path.unlink(missing_ok=True)
@@ -1916,7 +1917,7 @@ def open_or_make(path: str, flags: int) -> int:
 
 def lock(file: IO[bytes]) -> None:
     """Raises BlockingIOError or PermissionError where another process has the lock."""
-    if os.name == "nt":
+    if ON_WINDOWS:
         import msvcrt
 
         file.seek(2**30)  # behind any end: what is locked there, others cannot read
@@ -1953,7 +1954,7 @@ def move_aside(file: IO[bytes], path: Path) -> None:
     while os.path.lexists(aside):
         number += 1
         aside = target.with_name(f"{stem}-{number}{target.suffix}")
-    if os.name == "nt":  # which renames no open file
+    if ON_WINDOWS:  # which renames no open file
         file.close()
     target.rename(aside)
     file.close()

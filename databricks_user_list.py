@@ -57,6 +57,7 @@ Returned = TypeVar("Returned")
 
 VERSION = "1.0.0"
 USER_AGENT = f"databricks-user-files/{VERSION}"
+ON_WINDOWS = os.name == "nt"  # where files, signals and the shell have other rules
 LOGIN_KEYS = {  # of a profile, and the kind of login (auth_type of databricks-sdk) that each stands for
     "token": "token",
     "client_secret": "oauth-m2m",
@@ -1016,7 +1017,7 @@ def log_in(args: argparse.Namespace) -> DatabricksConfig:
     config = load_databricks_config(args.profile, args.workspace_url, args.token)
     tell(f"Workspace {config.workspace}, login from {config.source}")
     path = profile_file()
-    if config.source.startswith("profile ") and os.name == "posix" and path.stat().st_mode & 0o077:
+    if config.source.startswith("profile ") and not ON_WINDOWS and path.stat().st_mode & 0o077:
         logger.warning("%s is open to other users of this machine: chmod 600 %s", path, shlex.quote(str(path)))
     return config
 
