@@ -10,7 +10,7 @@ process_user_batch_parallel(spark, ...) does the same with the workers of a Spar
   File systems        FILE_SYSTEMS: all that is told of each
   Records             FileSystemTotals, UserResult
   Listings            parse_listing(): an answer as what lies in a directory
-  Homes               find_homes(), assign_homes(): whose home is which
+  Homes               look_around(), assign_homes(): whose home is which
   Pace                next_rate(), the rule; Pacer, for one API
   Frontier and tally  Frontier: what is still to be listed; Tally: what was found, and who is finished
   Crawler             the only judge of answers
@@ -453,15 +453,34 @@ def is_name(name: str) -> bool:
 
 
 class Home(NamedTuple):
-    """Where a user's files lie in one file system.
+    """Where a user's files lie in one file system, as far as /Users tells: made by one of the four below.
 
-    `listed` tells whether /Users has it. With a path, `error` is what it means if that is not found: "" where the user
-    then simply has no home. Without one there is nothing to ask for, and `error` says why: "" where there is no home.
+    With a path, `not_found` is what a 404 of it means: "" that there is no home. Without one there is nothing to ask
+    for, and `problem` says why nobody can tell which home it is: "" where there is none.
     """
 
     path: str | None
-    listed: bool = False
-    error: str = ""
+    is_listed: bool = False
+    not_found: str = ""
+    problem: str = ""
+
+    @classmethod
+    def listed(cls, name: str) -> Home:
+        """One that /Users has."""
+        return cls(f"{USERS_FOLDER}/{name}", True, NOT_READABLE)
+
+    @classmethod
+    def unlisted(cls, name: str, not_found: str = "") -> Home:
+        """One that may be there all the same."""
+        return cls(f"{USERS_FOLDER}/{name}", not_found=not_found)
+
+    @classmethod
+    def conflict(cls, problem: str) -> Home:
+        return cls(None, problem=problem)
+
+    @classmethod
+    def nowhere(cls) -> Home:
+        return cls(None)
 
 
 class UsersFolder(NamedTuple):
@@ -471,61 +490,38 @@ class UsersFolder(NamedTuple):
     state: Literal["whole", "doubtful", "not listed"]
 
 
-def caller_is_admin(client: DatabricksClient, file_systems: tuple[str, ...]) -> bool:
-    """Whether scim/v2/Me shows the caller in the group `admins`; SCIM leaves out empty lists.
+def look_around(client: DatabricksClient, file_systems: tuple[str, ...]) -> tuple[dict[str, UsersFolder], bool]:
+    """What is asked before the first user: whether the caller is an admin, and twice /Users of each file system.
 
-    Raises InventoryError where the workspace does not answer, or refuses this login whatever it is asked for.
+    A DBFS that is disabled is left out, with a warning. Raises InventoryError where the workspace does not answer,
+    refuses this login whatever it is asked for, or where nothing but a disabled DBFS was asked for.
     """
-    try:
-        groups = client.get(ME_PATH, {}, parse_record).get("groups")
-    except DatabricksError as error:
-        if error.kind == "login" or not client.reached or refuses_homes(client, file_systems):
-            raise run_error(error, client.config) from error
-        return False
-    return isinstance(groups, list) and any(
-        isinstance(group, dict) and group.get("display") == "admins" for group in groups
-    )
-
-
-def refuses_homes(client: DatabricksClient, file_systems: tuple[str, ...]) -> bool:
-    """Whether /Users of every file system is refused, each asked once; a DBFS may be without it."""
-    for name in file_systems:
-        client.statistics["requests"] += 1
-        try:
-            client.attempt(
-                FILE_SYSTEMS[name].list_path, {"path": USERS_FOLDER}, partial(parse_listing, name, USERS_FOLDER)
-            )
-            return False
-        except DatabricksError as error:
-            if file_systems == ("dbfs",) and error.kind == "not found":
-                return False
-    return True
-
-
-def find_homes(client: DatabricksClient, file_systems: tuple[str, ...]) -> dict[str, UsersFolder]:
-    """What is in /Users of each file system, listed twice; a DBFS that is disabled is left out, with a warning.
-
-    Raises InventoryError where a login is refused, or nothing but a disabled DBFS was asked for.
-    """
+    me = ask(client, ME_PATH, {}, parse_record)
     logger.info("listing /Users for everybody's home, which may take minutes where there are very many")
-    folders = {}
+    answers: dict[str, list[Listing | DatabricksError]] = {}
     for name in file_systems:
-        answers = [list_users_folder(client, name) for _ in range(2)]
-        kinds = [answer.kind for answer in answers if isinstance(answer, DatabricksError)]
-        if name != "dbfs" or kinds != ["dbfs disabled", "dbfs disabled"]:
-            folders[name] = read_users_folder(name, answers)
-        elif file_systems == ("dbfs",):
-            raise InventoryError(f"there is no DBFS to scan in this workspace: {answers[0]}")
-        else:
-            logger.warning("DBFS is left out for all users: %s", answers[0])
-    return folders
+        parse = partial(parse_listing, name, USERS_FOLDER)
+        answers[name] = [ask(client, FILE_SYSTEMS[name].list_path, {"path": USERS_FOLDER}, parse) for _ in range(2)]
+    kinds = {name: [getattr(answer, "kind", "") for answer in pair] for name, pair in answers.items()}
+    no_homes = kinds == {"dbfs": ["not found", "not found"]}
+    if isinstance(me, DatabricksError) and all(map(all, kinds.values())) and not no_homes:
+        raise run_error(me, client.config) from me
+    if kinds.get("dbfs") == ["dbfs disabled", "dbfs disabled"]:
+        error = answers.pop("dbfs")[0]
+        if not answers:
+            raise InventoryError(f"there is no DBFS to scan in this workspace: {error}")
+        logger.warning("DBFS is left out for all users: %s", error)
+    groups = me.get("groups") if isinstance(me, dict) else None  # SCIM leaves out empty lists
+    admin = isinstance(groups, list) and any(isinstance(at, dict) and at.get("display") == "admins" for at in groups)
+    if not admin:
+        logger.warning("this login is not in the group admins: the inventory may miss other users' homes")
+    return {name: read_users_folder(name, pair) for name, pair in answers.items()}, admin
 
 
-def list_users_folder(client: DatabricksClient, file_system: str) -> Listing | DatabricksError:
-    parse = partial(parse_listing, file_system, USERS_FOLDER)
+def ask(client: DatabricksClient, api_path: str, params: dict[str, Any], parse: Callable[[Any], Returned]) -> Any:
+    """What is answered, or the DatabricksError. Raises InventoryError where nothing is, or the login is refused."""
     try:
-        listing: Listing = client.get(FILE_SYSTEMS[file_system].list_path, {"path": USERS_FOLDER}, parse)
-        return listing
+        return client.get(api_path, params, parse)
     except DatabricksError as error:
         if error.kind == "login" or not client.reached:
             raise run_error(error, client.config) from error
@@ -557,46 +553,30 @@ def home_names(listing: Listing) -> frozenset[str]:
     return frozenset(path.removeprefix(f"{USERS_FOLDER}/") for path in paths)
 
 
-def look_around(client: DatabricksClient, file_systems: tuple[str, ...]) -> tuple[dict[str, UsersFolder], bool]:
-    """What is asked before the first user: /Users of each file system, and whether the caller is an admin.
-
-    Raises InventoryError where the run cannot go on.
-    """
-    admin = caller_is_admin(client, file_systems)
-    if not admin:
-        logger.warning("this login is not in the group admins: the inventory may miss other users' homes")
-    return find_homes(client, file_systems), admin
-
-
 def assign_homes(
     usernames: Iterable[str], folders: dict[str, UsersFolder], admin: bool
 ) -> tuple[dict[str, dict[str, Home]], dict[str, set[str]]]:
     """The home of each user in each file system, and the names of the homes that are nobody's.
 
-    A user's home is the one with the very name; else the one in other letter case, if neither another home nor another
-    user without one is alike. In the Workspace the latter is for admins only: others may not be shown the very one.
+    A user's home is the one with the very name; else the only one that is equal but for letter case, and has no other
+    user's very name. In the Workspace the latter is for admins only: others may not be shown the very one.
     """
     names = dict.fromkeys(usernames)
     homes: dict[str, dict[str, Home]] = {name: {} for name in names}
     nobodys = {}
     for file_system, folder in folders.items():
-        left_names = group_alike(name for name in names if name not in folder.names)
-        left_homes = group_alike(name for name in folder.names if name not in names)
         use_case = admin or FILE_SYSTEMS[file_system].optional
-        taken = set()
+        same_names = group_alike(names.keys() - folder.names)
+        same_homes = group_alike(folder.names - names.keys())
         for name in names:
-            same_names = left_names.get(name.lower(), [])
-            same_homes = left_homes.get(name.lower(), [])
-            if name in folder.names or not same_homes or not use_case:
-                homes[name][file_system] = home_of_exactly(name, file_system, folder, admin)
-            elif len(same_homes) == len(same_names) == 1:
-                homes[name][file_system] = listed_home(same_homes[0])
-                taken.add(same_homes[0])
+            alike = same_homes.get(name.lower(), [])
+            if name in folder.names or not alike or not use_case:
+                home = home_of_exactly(name, file_system, folder, admin)
             else:
-                users = "the users" if len(same_names) > 1 else "the user"
-                alike = f"{users} {', '.join(same_names)} and the homes {', '.join(same_homes)}"
-                homes[name][file_system] = Home(None, error=f"{alike} differ in letter case alone")
-        nobodys[file_system] = set(folder.names - names.keys() - taken)
+                home = home_of_alike(same_names[name.lower()], alike)
+            homes[name][file_system] = home
+        taken = {home[file_system].path for home in homes.values()}
+        nobodys[file_system] = {name for name in folder.names if f"{USERS_FOLDER}/{name}" not in taken}
     return homes, nobodys
 
 
@@ -610,14 +590,21 @@ def group_alike(names: Iterable[str]) -> dict[str, list[str]]:
 
 def home_of_exactly(name: str, file_system: str, folder: UsersFolder, admin: bool) -> Home:
     """The home of that very name: whether it is asked for, and what it means if it is not there."""
-    path = f"{USERS_FOLDER}/{name}"
     if name in folder.names:
-        return listed_home(name)
+        return Home.listed(name)
     if folder.state == "not listed":
-        return Home(path, error=NOT_LISTED)
+        return Home.unlisted(name, NOT_LISTED)
     if FILE_SYSTEMS[file_system].optional:
-        return Home(None) if folder.state == "whole" else Home(path)
-    return Home(path, error="" if admin else NOT_READABLE)
+        return Home.nowhere() if folder.state == "whole" else Home.unlisted(name)
+    return Home.unlisted(name, "" if admin else NOT_READABLE)
+
+
+def home_of_alike(names: list[str], homes: list[str]) -> Home:
+    """The home of each of the names, which are equal but for letter case, as are the homes."""
+    if len(names) == len(homes) == 1:
+        return Home.listed(homes[0])
+    users = "the users" if len(names) > 1 else "the user"
+    return Home.conflict(f"{users} {', '.join(names)} and the homes {', '.join(homes)} differ in letter case alone")
 
 
 def nobodys_homes(folders: dict[str, UsersFolder], nobodys: dict[str, set[str]]) -> dict[str, dict[str, Home]]:
@@ -639,12 +626,8 @@ def nobodys_homes(folders: dict[str, UsersFolder], nobodys: dict[str, set[str]])
         for spellings in [alike] if is_one else [[name] for name in alike]:
             found = {file_system: names.intersection(spellings) for file_system, names in nobodys.items()}
             row = min(found.get("workspace") or spellings)
-            rows[row] = {name: listed_home(*homes) if homes else Home(None) for name, homes in found.items()}
+            rows[row] = {name: Home.listed(*homes) if homes else Home.nowhere() for name, homes in found.items()}
     return dict(sorted(rows.items()))
-
-
-def listed_home(name: str) -> Home:
-    return Home(f"{USERS_FOLDER}/{name}", listed=True, error=NOT_READABLE)
 
 
 def has_homes(kept: dict[str, str | None], homes: dict[str, Home]) -> bool:
@@ -655,8 +638,8 @@ def has_homes(kept: dict[str, str | None], homes: dict[str, Home]) -> bool:
 def has_home(kept: str | None, home: Home) -> bool:
     """Whether the home that was scanned, None where none was found or there was none to ask for, is the one of now."""
     if home.path is None:  # none, or nobody can tell which
-        return kept is None and not home.error
-    return kept == home.path or (kept is None and not home.listed)
+        return kept is None and not home.problem
+    return kept == home.path or (kept is None and not home.is_listed)
 
 
 # --- Pace -----------------------------------------------------------------------------------------------------------
@@ -865,10 +848,10 @@ class Tally:
             if home.path is not None:
                 user.pending += 1
                 # One that hardly is there is asked for here: a worker's 404 would be asked for here once more.
-                is_likely = home.listed or home.error == NOT_LISTED
+                is_likely = home.is_listed or home.not_found == NOT_LISTED
                 self.frontier.push(Directory(number, file_system, home.path, not_for_workers=not is_likely))
-            elif home.error:
-                self.give_up(Directory(number, file_system, f"{USERS_FOLDER}/{username}"), home.error)
+            elif home.problem:
+                self.give_up(Directory(number, file_system, f"{USERS_FOLDER}/{username}"), home.problem)
         self.settle(number)  # the one more of `pending`
         return True
 
@@ -916,10 +899,10 @@ class Tally:
             user.failed_once.append(directory)
         elif directory.missing:
             self.decide(directory, set(), "")
-        elif home.error:  # a home that has to be there
-            self.give_up(directory, home.error)
+        elif home.not_found:
+            self.give_up(directory, home.not_found)
         else:
-            user.homes[directory.file_system] = Home(None)
+            user.homes[directory.file_system] = Home.nowhere()
 
     def decide(self, directory: Directory, failed: set[str], error: str) -> None:
         """About what answered 404: what its directory still has is a failure, the rest was deleted meanwhile."""
@@ -934,8 +917,8 @@ class Tally:
         user = self.open[directory.user]
         user.totals[directory.file_system].failures.append({"path": directory.path, "error": error})
         home = user.homes[directory.file_system]
-        if directory.path == home.path and not home.listed:  # so nobody has seen it
-            user.homes[directory.file_system] = Home(None)
+        if directory.path == home.path and not home.is_listed:  # so nobody has seen it
+            user.homes[directory.file_system] = Home.nowhere()
 
     def settle(self, number: int) -> None:
         """One directory less for the user. After the last one, those that failed get one more round."""

@@ -55,8 +55,8 @@ def test_each_name_gets_its_home(file_system, admin, there, state, expected, lef
     homes, nobodys = assign_homes(expected, {file_system: UsersFolder(frozenset(there), state)}, admin)
     assert nobodys == {file_system: set(left)}
     for name, (asked, error) in expected.items():
-        path = None if asked is None else f"/Users/{asked}"
-        assert homes[name] == {file_system: Home(path, asked in there, error)}
+        home = Home(f"/Users/{asked}", asked in there, error) if asked else Home(None, problem=error)
+        assert homes[name] == {file_system: home}
 
 
 def test_homes_in_other_letter_case(clock):
