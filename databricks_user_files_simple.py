@@ -608,11 +608,7 @@ def home_of_alike(names: list[str], homes: list[str]) -> Home:
 
 
 def nobodys_homes(folders: dict[str, UsersFolder], nobodys: dict[str, set[str]]) -> dict[str, dict[str, Home]]:
-    """The homes of nobody by the name of their row, sorted: one row for both file systems where the names are equal.
-
-    Also where they are equal but for letter case, with one home in each; the row has the Workspace's spelling then.
-    Raises InventoryError where /Users of a file system may have further homes.
-    """
+    """The homes of nobody by their names, sorted. Raises InventoryError where there may be further ones."""
     for file_system, folder in folders.items():
         if folder.state != "whole":
             others = [record.only_option for name, record in FILE_SYSTEMS.items() if name != file_system]
@@ -620,14 +616,10 @@ def nobodys_homes(folders: dict[str, UsersFolder], nobodys: dict[str, set[str]])
                 f"{file_system}:/Users could not be listed twice alike, or is empty, which is not believed of DBFS: "
                 f"--all-homes may miss some; run it again, or with {' or '.join(others)}"
             )
-    rows: dict[str, dict[str, Home]] = {}
-    for alike in group_alike(set().union(*nobodys.values())).values():
-        is_one = all(len(names.intersection(alike)) <= 1 for names in nobodys.values())
-        for spellings in [alike] if is_one else [[name] for name in alike]:
-            found = {file_system: names.intersection(spellings) for file_system, names in nobodys.items()}
-            row = min(found.get("workspace") or spellings)
-            rows[row] = {name: Home.listed(*homes) if homes else Home.nowhere() for name, homes in found.items()}
-    return dict(sorted(rows.items()))
+    rows = {}
+    for name in sorted(set().union(*nobodys.values())):
+        rows[name] = {at: Home.listed(name) if name in names else Home.nowhere() for at, names in nobodys.items()}
+    return rows
 
 
 def has_homes(kept: dict[str, str | None], homes: dict[str, Home]) -> bool:

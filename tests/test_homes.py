@@ -286,7 +286,7 @@ ODD = 'a, "b"\r\n'
 
 
 def homes_server(**more):
-    """Homes of nobody: one in both file systems, one in other letter case, two alike, one of an odd name."""
+    """Homes of nobody: one in both file systems, others in other letter case, one of an odd name."""
     server = FakeDatabricks(users=[ANN], shape="none", **more)
     server.add_tree("dbfs", {
         f"/Users/{name}": [dbfs_file(f"/Users/{name}/x", 5)] for name in (ANN, "both", "Case", "two", "TWO")
@@ -304,11 +304,11 @@ def test_all_homes_get_rows(inventory_of):
         all_rows, _ = inventory_of(server, "--all-homes")
     assert "homes of nobody in this run: 4 in DBFS, 4 in Workspace; --all-homes" in without
     assert "homes of nobody" not in said
-    assert list(rows) == [ANN, "TWO", ODD, "both", "case", "two"]
+    assert list(rows) == [ANN, "Case", "TWO", ODD, "both", "case", "two"]
     assert list(all_rows) == sorted(rows)
     for found in (rows, all_rows):
         counts = {name: row["file_count"] for name, row in found.items()}
-        assert counts == {ANN: "2", "both": "2", "case": "2", "two": "2", "TWO": "1", ODD: "1"}
+        assert counts == {ANN: "2", "both": "2", "two": "2", "Case": "1", "case": "1", "TWO": "1", ODD: "1"}
 
 
 @pytest.mark.parametrize(("more", "others"), [
@@ -360,8 +360,8 @@ def test_what_is_saved_is_told_though_the_homes_are_not_known_yet(inventory_of):
     with homes_server(faults=[Fault("403", path=HOME)]) as server:
         inventory_of(server, "--all-homes", code=1)
         for words, saved in (
-            (["--all-homes"], "6 of 6"),
-            (["--all-homes", ANN, BEN], "6 of 7"),
+            (["--all-homes"], "7 of 7"),
+            (["--all-homes", ANN, BEN], "7 of 8"),
             ([ANN, BEN], "1 of 2"),
         ):
             server.change(faults=[Fault("401")])
