@@ -1132,23 +1132,22 @@ class Crawler:
 # --- Cluster --------------------------------------------------------------------------------------------------------
 
 
-def fetch(  # noqa: PLR0915 - one function, so that nothing else travels
+def fetch(
     host: str, headers: dict[str, str], places: list[tuple[float, str, str]], threads: int, limits: dict[str, float]
 ) -> bytes:
     """On a worker: asks once for each place, and judges nothing. It uses nothing of this module but what it imports.
 
-    A place has its time (seconds from now), file system and path. Of an API that answers 429, or fails several times in
-    a row, nothing more is asked. Returns zipped JSON: the places that were not asked, and for each that was its status
-    (0: none came) and a text, which is the body of a 200 as it came, in base64, else the Retry-After, or what went
-    wrong. Changes nothing: Spark may run it twice.
+    A place has its time (seconds from now), the API's path, and the directory. Of an API that answers 429, or fails
+    several times in a row, nothing more is asked. Returns zipped JSON: who it is, and an answer for each place, in
+    their order: null where it was not asked, else a status (0: none came) and a text, which is the body of a 200 as it
+    came, in base64, else the Retry-After, or what went wrong. Changes nothing: Spark may run it twice.
     """
     began = time.monotonic()
     until = began + limits["seconds"]
-    answers: list[tuple[str, str, int, str]] = []
-    not_asked: list[tuple[str, str]] = []
-    failures = {name: 0 for _, name, _ in places}  # in a row
+    answers: list[tuple[int, str] | None] = [None] * len(places)
+    failures = {api: 0 for _, api, _ in places}  # in a row
     stopped: set[str] = set()
-    todo = iter(places)  # of all threads: each place goes to one of them
+    todo = iter(enumerate(places))  # of all threads: each place goes to one of them
 
     def authorize(request: Any) -> Any:  # a header set on the session would be replaced from ~/.netrc
         request.headers.update(headers)
@@ -1161,7 +1160,7 @@ def fetch(  # noqa: PLR0915 - one function, so that nothing else travels
 
     def read(response: Any) -> str:
         response.raw.enforce_content_length = True
-        space = limits["bytes"] - sum(len(text) * 3 / 4 for *_, text in answers)
+        space = limits["bytes"] - sum(len(answer[1]) * 3 / 4 for answer in answers if answer)
         body = bytearray()
         while piece := response.raw.read(65536, decode_content=False):
             body += piece
@@ -1169,9 +1168,8 @@ def fetch(  # noqa: PLR0915 - one function, so that nothing else travels
                 raise ValueError("the answer is too large for a report")
         return b64encode(body).decode()
 
-    def ask(name: str, path: str) -> tuple[int, str]:
-        url = f"{host}/api/2.0/{name}/list"
-        timeout = (limits["connect"], limits["read"])
+    def ask(api: str, path: str) -> tuple[int, str]:
+        url, timeout = host + api, (limits["connect"], limits["read"])
         try:
             with session.get(url, params={"path": path}, timeout=timeout, stream=True, allow_redirects=False) as got:
                 return got.status_code, read(got) if got.status_code == 200 else got.headers.get("Retry-After", "")
@@ -1179,60 +1177,52 @@ def fetch(  # noqa: PLR0915 - one function, so that nothing else travels
             return 0, f"{type(error).__name__}: ...{str(error)[-150:]}"
 
     def work() -> None:
-        for offset, name, path in todo:
-            if began + offset < until and name not in stopped:
+        for index, (offset, api, path) in todo:
+            if began + offset < until and api not in stopped:
                 time.sleep(max(began + offset - time.monotonic(), 0.0))
-            if time.monotonic() >= until or name in stopped:
-                not_asked.append((name, path))
+            if time.monotonic() >= until or api in stopped:
                 continue
-            status, text = ask(name, path)
-            answers.append((name, path, status, text))
-            failures[name] = 0 if status in (200, 404, 429) else failures[name] + 1
-            if status == 429 or failures[name] >= limits["failures"]:
-                stopped.add(name)
+            answers[index] = 0, "no answer"
+            status, _ = answers[index] = ask(api, path)
+            failures[api] = 0 if status in (200, 404, 429) else failures[api] + 1
+            if status == 429 or failures[api] >= limits["failures"]:
+                stopped.add(api)
 
     hands = [threading.Thread(target=work, daemon=True) for _ in range(min(threads, len(places)))]
     for hand in hands:
         hand.start()
     for hand in hands:  # one that hangs is not waited for: what it has is not in the report
         hand.join(max(until + limits["grace"] - time.monotonic(), 0.0))
-    report = {
-        "worker": f"{socket.gethostname()}:{os.getpid()}",
-        "python": sys.version.split()[0],
-        "not_asked": [*not_asked, *((name, path) for _, name, path in todo)],  # where all hang, there is a rest
-        "answers": list(answers),
-    }
-    return zlib.compress(json.dumps(report).encode(), 1)
+    who = f"{socket.gethostname()}:{os.getpid()}, Python {sys.version.split()[0]}"
+    return zlib.compress(json.dumps([who, answers]).encode(), 1)
 
 
-class Report(NamedTuple):
-    """What a batch brought back: status and text of each place (file system and path), as fetch() has them."""
-
-    worker: str
-    python: str
-    not_asked: set[tuple[str, str]]
-    answers: dict[tuple[str, str], tuple[int, str]]
+Answer = tuple[int, str] | None  # of a place, as fetch() has it
+Outcome = Listing | Answer  # of a directory in a batch
 
 
-def read_report(packed: Any) -> Report:
-    """What fetch() returns; a place that is there twice has no answer. Raises for anything else, whatever comes of it.
-
-    So a caller takes every exception for a report that cannot be read.
-    """
+def read_report(packed: Any, places: int) -> tuple[str, list[Answer]]:
+    """What fetch() returns for so many places. Raises for anything else, whatever comes of it: callers take it all."""
     unpacker = zlib.decompressobj()
     text = unpacker.decompress(packed, LARGEST_REPORT)
     if not unpacker.eof:
         raise ValueError("cut short, or too large")
-    report = json.loads(text)
-    answers: dict[tuple[str, str], tuple[int, str]] = {}
-    for name, path, status, answer in report["answers"]:
-        is_first = (name, path) not in answers
-        answers[name, path] = (int(status), str(answer)) if is_first else (0, "answered twice")
-    not_asked = {(name, path) for name, path in report["not_asked"]}
-    return Report(str(report["worker"]), str(report["python"]), not_asked, answers)
+    who, found = json.loads(text)
+    answers = [None if answer is None else (int(answer[0]), str(answer[1])) for answer in found]
+    if len(answers) != places:
+        raise ValueError("not an answer for each place")
+    return str(who), answers
 
 
-NO_ANSWER = (0, "no answer")
+def outcome_of(directory: Directory, answer: Answer) -> Outcome:
+    """The listing, decoded and parsed like an answer to a thread of ours; else the answer as it is."""
+    if answer is None or answer[0] != 200:
+        return answer
+    try:
+        body = decode_body(b64decode(answer[1], validate=True))
+        return parse_listing(directory.file_system, directory.path, body)
+    except ValueError as error:  # no base64, or no listing of it
+        return 200, str(error)
 
 
 def share_of_pace(rate: float, lent: float, idle: int) -> float:
@@ -1259,22 +1249,20 @@ def size_of_batch(ready: int, threads: int, idle: int) -> int:
     return min(max(spare // idle, SMALLEST_BATCH), LARGEST_BATCH)
 
 
-def schedule(places: list[tuple[str, str]], rates: dict[str, float], jitter: float) -> list[tuple[float, str, str]]:
-    """The places with the times at which they are asked, in seconds from the start, in that order."""
+def schedule(directories: list[Directory], rates: dict[str, float], jitter: float) -> list[tuple[float, Directory]]:
+    """The directories with the times at which they are asked for, in seconds from the start, in that order."""
     counts = dict.fromkeys(rates, 0)
     timed = []
-    for name, path in places:
-        timed.append(((jitter + counts[name]) / rates[name], counts[name], name, path))
+    for directory in directories:
+        name = directory.file_system
+        timed.append(((jitter + counts[name]) / rates[name], directory))
         counts[name] += 1
-    return [(offset, name, path) for offset, _, name, path in sorted(timed)]
-
-
-Brought = tuple[Report, dict[tuple[str, str], Listing]]  # by a batch, and its listings by file system and path
+    return sorted(timed, key=lambda pair: pair[0])
 
 
 @dataclass(eq=False)
 class Batch:
-    directories: list[Directory]
+    timed: list[tuple[float, Directory]]  # as schedule() has them
     rates: dict[str, float]  # its share of each API's pace, in requests/s
     seconds: float
     sent_at: float
@@ -1358,18 +1346,17 @@ class Cluster:
     def probe(self, crawler: Crawler) -> int:
         """The number of task slots whose worker reaches the workspace's API. Raises SparkUnavailable if none does."""
         name = next(iter(crawler.tally.users[0][1]))  # a file system of this run
-        work = self.closure(crawler.client, [(0.0, name, "/")], 1, PROBE_SECONDS)
+        work = self.closure(crawler.client, [(0.0, FILE_SYSTEMS[name].list_path, "/")], 1, PROBE_SECONDS)
         for attempt in range(PROBES):
             packed = in_thread(partial(self.query, work, MOST_SLOTS, None), SPARK_START_SECONDS)
-            reports = [read_report(text) for text in packed if text is not None]
-            answers = [report.answers.get((name, "/"), NO_ANSWER) for report in reports]
-            refusals = [answer for answer in answers if answer[0] not in (200, 404, 429)]
-            slots = len(answers) - len(refusals)
+            reports = [read_report(report, 1) for report in packed if report is not None]
+            refusals = [answer for _, [answer] in reports if not answer or answer[0] not in (200, 404, 429)]
+            slots = len(reports) - len(refusals)
             if slots:
-                logger.info("parallel: %s, workers with Python %s", counted(slots, "task slot"), reports[0].python)
+                logger.info("parallel: %s, the first on %s", counted(slots, "task slot"), reports[0][0])
                 return slots
             logger.debug("probe %d of the workers failed: %s", attempt + 1, refusals)
-        status, text = next(iter(refusals), NO_ANSWER)
+        status, text = next(filter(None, refusals), (0, "no answer"))
         raise SparkUnavailable(
             f"Parallel processing not available: workers cannot reach {crawler.client.config.host} "
             f"({status or one_line(text, 200)}). Let them through its network and proxy."
@@ -1441,32 +1428,26 @@ class Cluster:
         for name, length in lengths.items():
             most = min(size * length / sum(lengths.values()), shares[name] * seconds)  # what it may ask for in its time
             directories += frontier.pop_for_workers(name, math.ceil(most))
-        batch = Batch(directories, {name: shares[name] for name in lengths}, seconds, now)
+        rates = {name: shares[name] for name in lengths}
+        batch = Batch(schedule(directories, rates, random_fraction()), rates, seconds, now)
         self.out.append(batch)
         self.beside(crawler, partial(self.bring, crawler.client, batch), partial(self.take_report, crawler, batch))
         return True
 
-    def bring(self, client: DatabricksClient, batch: Batch) -> Brought:
-        """The report of a batch, and the listings among it: decoded and parsed like an answer to a thread of ours."""
-        places = [(directory.file_system, directory.path) for directory in batch.directories]
-        timed = schedule(places, batch.rates, random_fraction())
-        work = self.closure(client, timed, self.threads, batch.seconds)
+    def bring(self, client: DatabricksClient, batch: Batch) -> tuple[str, list[Outcome]]:
+        """The worker, and what came of each directory of the batch."""
+        places = [(at, FILE_SYSTEMS[one.file_system].list_path, one.path) for at, one in batch.timed]
+        work = self.closure(client, places, self.threads, batch.seconds)
         packed = self.query(work, rows=1, partitions=1)[0]
-        listings = {}
         with self.reading:
-            report = read_report(packed)
-            for name, path in places:
-                status, text = report.answers.get((name, path), NO_ANSWER)
-                if status == 200:
-                    with suppress(ValueError):  # no base64, or no listing
-                        body = b64decode(text, validate=True)
-                        listings[name, path] = parse_listing(name, path, decode_body(body))
-        others = [answer for answer in report.answers.values() if answer[0] != 200]
+            worker, answers = read_report(packed, len(places))
+            outcomes = [outcome_of(one, answer) for (_, one), answer in zip(batch.timed, answers, strict=True)]
         # Nothing but failures: this worker reaches nothing. A refusal, or time that was up, is no fault of its own.
-        if not listings and not report.not_asked and not any(status in (403, 404, 429) for status, _ in others):
-            status, text = next(iter(others), NO_ANSWER)
+        failed = [one for one in outcomes if isinstance(one, tuple) and one[0] not in (403, 404, 429)]
+        if len(failed) == len(outcomes):
+            status, text = failed[0]
             raise RuntimeError(f"nothing was listed: {status or one_line(text, 200)}")
-        return report, listings
+        return worker, outcomes
 
     def closure(
         self, client: DatabricksClient, places: list[tuple[float, str, str]], threads: int, seconds: float
@@ -1502,43 +1483,38 @@ class Cluster:
         column = import_module(f"pyspark.sql{of_connect}.functions").udf(once, binary, useArrow=False)
         return [row[0] for row in self.spark.range(0, rows, 1, partitions).select(column("id")).collect()]
 
-    def take_report(self, crawler: Crawler, batch: Batch, outcome: Brought | Exception) -> None:
+    def take_report(self, crawler: Crawler, batch: Batch, report: tuple[str, list[Outcome]] | Exception) -> None:
         """What a batch brought goes to the crawler, what it did not bring back into the frontier."""
         if batch not in self.out:  # given up: too late
             return
-        if isinstance(outcome, Exception):
-            self.fail(crawler, batch, last_cause(outcome))
+        if isinstance(report, Exception):
+            self.fail(crawler, batch, last_cause(report))
             return
         self.out.remove(batch)
-        now = crawler.client.clock()
-        report, listings = outcome
         self.failures = 0
         self.allowed = min(self.allowed * 2, self.slots)
-        self.take_limits(crawler, batch, report, now)
-        for directory in batch.directories:
-            place = directory.file_system, directory.path
-            status, text = report.answers.get(place, NO_ANSWER)
-            if place in listings:
-                crawler.take(directory, batch.sent_at, listings[place])
+        now = crawler.client.clock()
+        worker, outcomes = report
+        for (_, directory), outcome in zip(batch.timed, outcomes, strict=True):
+            crawler.client.statistics["requests"] += outcome is not None
+            if isinstance(outcome, Listing):
+                self.listed += 1
+                crawler.take(directory, batch.sent_at, outcome)
                 continue
-            if status == 429:  # no attempt: these are this process's own tries alone
-                directory.not_before = now + retry_after_seconds(text)
-            elif place not in report.not_asked:  # any failure
+            if outcome and outcome[0] == 429:  # no attempt: these are this process's own tries alone
+                directory.not_before = now + retry_after_seconds(outcome[1])
+                self.take_limit(crawler, crawler.pacers[directory.file_system], batch.sent_at, now)
+            elif outcome:  # any failure
                 directory.not_for_workers = True
             crawler.frontier.push(directory)
-        self.listed += len(listings)
-        crawler.client.statistics["requests"] += len(report.answers)
-        told = report.worker, len(batch.directories), len(listings), now - batch.sent_at
-        logger.debug("batch on %s: %d directories, %d listed, after %.1f s", *told)
+        logger.debug("batch of %d directories on %s, after %.1f s", len(outcomes), worker, now - batch.sent_at)
 
-    def take_limits(self, crawler: Crawler, batch: Batch, report: Report, now: float) -> None:
-        """429s that workers were answered, as of the time at which their batch left."""
-        limited = [name for (name, _), (status, _) in report.answers.items() if status == 429]
-        crawler.client.statistics["rate_limited"] += len(limited)
-        for name in crawler.pacers.keys() & limited:
-            first = crawler.pacers[name].rate == math.inf
-            if crawler.pacers[name].limited(batch.sent_at, now) and first:
-                self.allowed = min(self.allowed, 1)
+    def take_limit(self, crawler: Crawler, pacer: Pacer, sent_at: float, now: float) -> None:
+        """A 429 that a worker was answered, as of the time at which its batch left."""
+        crawler.client.statistics["rate_limited"] += 1
+        is_first = pacer.rate == math.inf
+        if pacer.limited(sent_at, now) and is_first:
+            self.allowed = min(self.allowed, 1)
 
     def fail_overdue(self, crawler: Crawler, now: float) -> None:
         """What late batches have is listed here; a report that comes later still counts for nothing."""
@@ -1550,8 +1526,8 @@ class Cluster:
         """All of the batch is listed here; three that fail in a row mean that the session is lost."""
         self.out.remove(batch)
         self.failures += 1
-        logger.debug("a batch with %d directories failed: %s", len(batch.directories), reason)
-        for directory in batch.directories:
+        logger.debug("a batch with %d directories failed: %s", len(batch.timed), reason)
+        for _, directory in batch.timed:
             directory.not_for_workers = True
             crawler.frontier.push(directory)
         if self.failures >= LOST_BATCHES and self.allowed:

@@ -115,7 +115,9 @@ def test_a_batch_has_its_size(ready, size):
 
 def test_places_are_spaced_by_the_share_of_their_api():
     places = [(DBFS, "/a"), (DBFS, "/b"), (WORKSPACE, "/c"), (DBFS, "/d"), (WORKSPACE, "/e")]
-    assert scanner.schedule(places, {DBFS: 10.0, WORKSPACE: inf}, 0.5) == [
+    directories = [scanner.Directory(0, *place) for place in places]
+    timed = scanner.schedule(directories, {DBFS: 10.0, WORKSPACE: inf}, 0.5)
+    assert [(offset, at.file_system, at.path) for offset, at in timed] == [
         (0.0, WORKSPACE, "/c"), (0.0, WORKSPACE, "/e"), (0.05, DBFS, "/a"), (0.15, DBFS, "/b"), (0.25, DBFS, "/d")
     ]  # fmt: skip
 
@@ -124,47 +126,45 @@ def test_places_are_spaced_by_the_share_of_their_api():
 
 
 def fetched(server, places, **limits):
+    """The answers for these places (file system and path), all asked for at once."""
     headers = {"Authorization": f"Bearer {server.settings.token}"}
-    return scanner.read_report(scanner.fetch(server.url, headers, places, 4, LIMITS | limits))
+    asked = [(0.0, f"/api/2.0/{name}/list", path) for name, path in places]
+    return scanner.read_report(scanner.fetch(server.url, headers, asked, 4, LIMITS | limits), len(places))[1]
 
 
 def test_a_worker_hands_back_bodies_and_judges_nothing():
     with FakeDatabricks(users=1, shape="bench", directories=3) as server:
         home = f"/Users/{server.user_names[0]}"
         server.change(faults=[Fault("html", path=home, api=DBFS)])
-        report = fetched(server, [(0.0, DBFS, home), (0.0, WORKSPACE, home), (0.0, DBFS, "/not/there")])
-        cut = fetched(server, [(0.0, WORKSPACE, home)], bytes=20)
-    statuses = {place: status for place, (status, _) in report.answers.items()}
-    assert statuses == {(DBFS, home): 200, (WORKSPACE, home): 200, (DBFS, "/not/there"): 404}
-    assert b"html" in base64.b64decode(report.answers[DBFS, home][1])  # a page of a proxy is a body like any other
-    assert report.not_asked == set()
-    assert cut.answers[WORKSPACE, home] == (0, "ValueError: ...the answer is too large for a report")
+        answers = fetched(server, [(DBFS, home), (WORKSPACE, home), (DBFS, "/not/there")])
+        cut = fetched(server, [(WORKSPACE, home)], bytes=20)
+    assert [status for status, _ in answers] == [200, 200, 404]
+    assert b"html" in base64.b64decode(answers[0][1])  # a page of a proxy is a body like any other
+    assert cut == [(0, "ValueError: ...the answer is too large for a report")]
 
 
 def test_a_worker_asks_an_api_nothing_more_that_refuses_or_fails():
     with FakeDatabricks(users=1, shape="small") as server:
         limited = Fault("429", api=DBFS, headers={"Retry-After": "7"})
         server.change(faults=[limited, Fault("500", api=WORKSPACE)])
-        places = [(0.0, name, f"/{number}") for name in (DBFS, WORKSPACE) for number in range(40)]
-        report = fetched(server, places)
+        answers = fetched(server, [(name, f"/{number}") for name in (DBFS, WORKSPACE) for number in range(40)])
         assert server.total_requests <= 4 + 3 + 4  # what the threads had under way
-    assert set(report.answers.values()) == {(429, "7"), (500, "")}
-    assert len(report.not_asked) + len(report.answers) == 80
+    assert set(answers) == {(429, "7"), (500, ""), None}
 
 
 def test_a_worker_starts_nothing_after_its_time_and_waits_for_nothing_that_hangs():
     faults = [Fault("hang", path="/0", seconds=600.0)]
     with FakeDatabricks(users=1, shape="small", latency=0.5, faults=faults) as server:
-        report = fetched(server, [(0.0, DBFS, f"/{number}") for number in range(40)], seconds=1.2, grace=0.6, read=600)
+        answers = fetched(server, [(DBFS, f"/{number}") for number in range(40)], seconds=1.2, grace=0.6, read=600)
         assert server.total_requests <= 1 + 3 * 3
-    assert (DBFS, "/0") not in report.answers
-    assert len(report.not_asked) >= 40 - server.total_requests
+        assert answers.count(None) == 40 - server.total_requests
+    assert answers[0] == (0, "no answer")
 
 
 def test_what_a_worker_has_not_begun_when_all_its_hands_hang_was_not_asked():
     with FakeDatabricks(users=1, shape="small", faults=[Fault("hang", seconds=600.0)]) as server:
-        report = fetched(server, [(0.0, DBFS, f"/{number}") for number in range(40)], seconds=0.2, grace=0.2, read=600)
-    assert (len(report.not_asked), report.answers) == (36, {})
+        answers = fetched(server, [(DBFS, f"/{number}") for number in range(40)], seconds=0.2, grace=0.2, read=600)
+    assert answers == [(0, "no answer")] * 4 + [None] * 36
 
 
 # Reports
@@ -174,24 +174,14 @@ def packed(report):
     return zlib.compress(json.dumps(report).encode())
 
 
-REPORT = {"worker": "w:1", "python": "3.12.1", "not_asked": [], "answers": []}
-
-
-def test_a_place_that_is_there_twice_does_not_count():
-    answers = [[DBFS, "/a", 200, "e30="], [DBFS, "/b", 200, "e30="], [DBFS, "/a", 200, "e30="]]
-    report = scanner.read_report(packed(REPORT | {"answers": answers}))
-    assert report.answers == {(DBFS, "/a"): (0, "answered twice"), (DBFS, "/b"): (200, "e30=")}
-
-
 @pytest.mark.parametrize("report", [
-    None, 7, "text", b"", packed([]), packed(REPORT)[:-3], zlib.compress(b"no json"), packed({}),
-    packed(REPORT | {"answers": [[DBFS, "/a", "many", ""]]}), packed(REPORT | {"answers": [[DBFS, ["/a"], 200, ""]]}),
-    packed(REPORT | {"answers": "all"}), packed(REPORT | {"not_asked": [7]}),
-    packed(REPORT | {"answers": [[DBFS, "/a", float("inf"), ""]]}), zlib.compress(b"0" * (65 * 1024**2)),
+    None, 7, "text", b"", packed([]), packed(["w", [None]])[:-3], zlib.compress(b"no json"), packed({}),
+    packed(["w", [["many", ""]]]), packed(["w", [[200]]]), packed(["w", [7]]), packed(["w", 7]), packed(["w", []]),
+    packed(["w", [None] * 2]), packed(["w", [[float("inf"), ""]]]), zlib.compress(b"0" * (65 * 1024**2)),
 ])  # fmt: skip
 def test_what_is_no_report_is_refused(report):
-    with pytest.raises((ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError, zlib.error)):
-        scanner.read_report(report)
+    with pytest.raises((ValueError, TypeError, AttributeError, IndexError, OverflowError, RecursionError, zlib.error)):
+        scanner.read_report(report, 1)
 
 
 # What is said where there is no cluster
@@ -402,75 +392,72 @@ def test_a_late_batch_is_listed_here_and_its_report_counts_for_nothing(workers, 
 
 
 def rewritten(change):
-    """A false report: change(report, bodies) has what was reported, and the bodies of its answers."""
+    """A false report: change(answers) has those of a batch, with the bodies of the 200s as bytes."""
 
     def rewrite(packed):
-        report = json.loads(zlib.decompress(packed))
-        bodies = [base64.b64decode(text) for *_, text in report["answers"]]
-        change(report, bodies)
-        for answer, body in zip(report["answers"], bodies, strict=True):
-            answer[3] = base64.b64encode(body).decode()
-        return zlib.compress(json.dumps(report).encode())
+        who, answers = json.loads(zlib.decompress(packed))
+        for answer in answers:
+            if answer and answer[0] == 200:
+                answer[1] = base64.b64decode(answer[1])
+        change(answers)
+        for answer in answers:
+            if answer and isinstance(answer[1], bytes):
+                answer[1] = base64.b64encode(answer[1]).decode()
+        return zlib.compress(json.dumps([who, answers]).encode())
 
     return rewrite
 
 
-def drop(report, bodies):
-    report["answers"], bodies[:] = report["answers"][1:], bodies[1:]
+def drop(answers):
+    del answers[0]
 
 
-def double(report, bodies):
-    report["answers"] += [list(report["answers"][0])]
-    bodies += bodies[:1]
+def double(answers):
+    answers.append(answers[0])
 
 
-def cut(report, bodies):
-    bodies[0] = bodies[0][:-1]
+def cut(answers):
+    for answer in answers[:1]:
+        answer[1] = answer[1][:-1]
 
 
-def swap(report, bodies):
+def swap(answers):
     """Each body is told to be of another directory of the batch; of {} alone nobody can tell that it is not."""
-    told = [index for index, body in enumerate(bodies) if body != b"{}"]
-    for index, body in zip(told, [bodies[index] for index in [*told[1:], *told[:1]]], strict=True):
-        bodies[index] = body
+    told = [index for index, answer in enumerate(answers) if answer and answer[1] != b"{}"]
+    for index, answer in zip(told, [answers[index] for index in [*told[1:], *told[:1]]], strict=True):
+        answers[index] = answer
 
 
-def of_others(report, bodies):
-    """Answers of directories that this batch did not have."""
-    for answer in report["answers"]:
-        answer[1] += "/x"
-
-
-def all_left(report, bodies):
-    """Answers and not asked, both."""
-    report["not_asked"] = [answer[:2] for answer in report["answers"]]
+def all_left(answers):
+    answers[:] = [None] * len(answers)
 
 
 def half(packed):
     return packed[: len(packed) // 2]
 
 
-FALSE = [rewritten(change) for change in (drop, double, cut, swap, of_others, all_left)]
+UNREADABLE = [half, lambda packed: None, rewritten(drop), rewritten(double)]
+FALSE = [*UNREADABLE, rewritten(cut), rewritten(swap), rewritten(all_left)]
 
 
 def test_false_reports_make_no_row_wrong(workers, many, log, monkeypatch, early):
     """Every other one is false, in one way after the other."""
     log.set_level(logging.DEBUG, "databricks_user_files")
     set_constants(monkeypatch, LARGEST_BATCH=8, OVERDUE_SECONDS=600.0, LOST_BATCHES=1000)
-    changes, seen, numbers = [half, *FALSE, lambda packed: None], [], itertools.count()
+    seen, numbers = [], itertools.count()
 
     def sometimes(packed):
         if next(numbers) % 2:
             return packed
-        seen.append(changes[len(seen) % len(changes)])
+        seen.append(FALSE[len(seen) % len(FALSE)])
         return seen[-1](packed)
 
     workers.change = sometimes
-    with slow_until(many, lambda: len(seen) > len(changes), latency=0.15):
+    with slow_until(many, lambda: len(seen) > len(FALSE), latency=0.15):
         scan(workers, many)
     assert warnings_of(log) == []
-    unreadable = re.findall(r"directories failed: (?:cut short|a bytes-like object)", log.text)
-    assert len(unreadable) == sum(change in (changes[0], changes[-1]) for change in seen)
+    unreadable = re.findall(r"directories failed: (?:cut short|a bytes-like object|not an answer)", log.text)
+    assert len(unreadable) == sum(change in UNREADABLE for change in seen)
 
 
 def test_where_every_report_is_none_the_cluster_is_left_alone(workers, many, log, monkeypatch, early):
