@@ -100,7 +100,7 @@ if "DatabricksClient" not in globals():  # else step 1 was pasted into the noteb
 
 LISTED_TYPES = ("DIRECTORY", "REPO", "UNKNOWN")  # are listed in turn; what has no type may be a folder
 YEAR_3000 = 32_503_680_000_000  # ms; later times are none that every system knows
-WORKSPACE_OBJECT_SIZE = 10_000  # bytes; an estimate, because workspace/list gives no size for notebooks
+WORKSPACE_OBJECT_SIZE = 10_000  # bytes; an estimate for what workspace/list gives no size of, which is the rule
 ME_PATH = "/api/2.0/preview/scim/v2/Me"
 MOST_WAITING = 1_000_000  # directories to be listed, of one file system: about 300 MB
 FIRST_RATE = 20.0  # requests/s after the first 429 (50 ms apart), unless more was just being achieved
@@ -207,7 +207,6 @@ class FileSystem(NamedTuple):
     list_path: str
     key: str
     parse_entry: Callable[[Any], FileEntry]
-    exact_sizes: bool
     optional: bool
     only_option: str
 
@@ -215,9 +214,9 @@ class FileSystem(NamedTuple):
 FILE_SYSTEMS = {
     record.name: record
     for record in (
-        FileSystem("dbfs", "DBFS", "/api/2.0/dbfs/list", "files", parse_dbfs_entry, True, True, "--dbfs-only"),
+        FileSystem("dbfs", "DBFS", "/api/2.0/dbfs/list", "files", parse_dbfs_entry, True, "--dbfs-only"),
         FileSystem(
-            "workspace", "Workspace", "/api/2.0/workspace/list", "objects", parse_workspace_entry, False, False,
+            "workspace", "Workspace", "/api/2.0/workspace/list", "objects", parse_workspace_entry, False,
             "--workspace-only",
         ),
     )
@@ -231,7 +230,8 @@ FILE_SYSTEMS = {
 class FileSystemTotals:
     """What one user has in one file system; `directories` counts those that were listed.
 
-    `types` counts the entries by object_type. `last_modified` is that of the newest file of which the API tells one
+    `types` counts the entries by object_type; of `estimated` files the API gives no size, and `bytes` has
+    WORKSPACE_OBJECT_SIZE for each. `last_modified` is that of the newest file of which the API tells one
     (UTC, ISO 8601). `failures` has path and error of every directory that could not be listed: what is in and below it
     is missing from the counts.
     """
@@ -242,10 +242,12 @@ class FileSystemTotals:
     types: dict[str, int] = field(default_factory=dict)
     failures: list[dict[str, str]] = field(default_factory=list)
     last_modified: str = ""
+    estimated: int = 0
 
     def add_listing(self, listing: Listing) -> None:
         self.files += len(listing.files)
         self.bytes += listing.bytes
+        self.estimated += listing.estimated
         self.directories += not listing.is_file
         for object_type, count in listing.types.items():
             self.types[object_type] = self.types.get(object_type, 0) + count
@@ -260,7 +262,7 @@ class FileSystemTotals:
     def from_dict(cls, record: dict[str, Any]) -> FileSystemTotals:
         """The reverse of as_dict(). Raises ValueError, TypeError, KeyError or AttributeError for anything else."""
         totals = cls(**record)
-        counts = [totals.files, totals.bytes, totals.directories, *totals.types.values()]
+        counts = [totals.files, totals.bytes, totals.estimated, totals.directories, *totals.types.values()]
         texts = [totals.last_modified, *(at[key] for at in totals.failures for key in ("path", "error"))]
         if record.keys() != vars(totals).keys():
             raise ValueError("not the fields of totals")
@@ -379,6 +381,7 @@ class Listing:
 
     files: list[FileEntry] = field(default_factory=list)
     bytes: int = 0
+    estimated: int = 0
     directories: list[str] = field(default_factory=list)
     types: Counter[str] = field(default_factory=Counter)
     odd: list[str] = field(default_factory=list)
@@ -386,6 +389,8 @@ class Listing:
 
     def add_file(self, entry: FileEntry) -> None:
         self.files.append(entry)
+        self.bytes += WORKSPACE_OBJECT_SIZE if entry.size is None else entry.size
+        self.estimated += entry.size is None
         self.types[entry.object_type] += 1
 
 
@@ -425,8 +430,6 @@ def parse_listing(file_system: str, path: str, body: Any) -> Listing:
     if len(odd) == len(entries) > 1:
         raise MalformedAnswer("the listing has no entry that lies directly in it")
     sort_out(odd, prefix, listing)
-    sizes = (entry.size or 0 if record.exact_sizes else WORKSPACE_OBJECT_SIZE for entry in listing.files)
-    listing.bytes = sum(sizes)
     return listing
 
 
@@ -2064,7 +2067,7 @@ def scan_dbfs(username: str, config: DatabricksConfig, threads: int = DEFAULT_TH
 
 
 def scan_workspace(username: str, config: DatabricksConfig, threads: int = DEFAULT_THREADS) -> FileSystemTotals:
-    """One user's Workspace, sizes estimated at WORKSPACE_OBJECT_SIZE bytes an object. Raises as scan_users() does."""
+    """One user's Workspace; see FileSystemTotals for its sizes. Raises as scan_users() does."""
     return next(scan_users([username], config, threads, ("workspace",))).scanned["workspace"]
 
 
@@ -2120,8 +2123,8 @@ def size_line(files: int, size: int, estimated: int, label: str) -> str:
 
 
 def user_line(user: UserResult) -> str:
-    estimated = sum(totals.bytes for name, totals in user.scanned.items() if not FILE_SYSTEMS[name].exact_sizes)
-    return size_line(user.file_count, user.total_size, estimated, user.username)
+    estimated = sum(totals.estimated for totals in user.scanned.values())
+    return size_line(user.file_count, user.total_size, estimated * WORKSPACE_OBJECT_SIZE, user.username)
 
 
 class Summary:
@@ -2141,6 +2144,7 @@ class Summary:
             sums = self.totals.setdefault(name, FileSystemTotals())
             sums.files += totals.files
             sums.bytes += totals.bytes
+            sums.estimated += totals.estimated
         for name, home in result.homes.items():
             self.homes[name] += home is not None
         if not result.error and not any(result.homes.values()):
@@ -2155,9 +2159,10 @@ class Summary:
         failed = self.statuses["partial"] + self.statuses["error"]
         lines = [f"{counted(count, 'user')}: {statuses}", f"{'files':>14}{'size':>12}{'estimated':>12}"]
         for name, sums in self.totals.items():
-            is_estimated = not FILE_SYSTEMS[name].exact_sizes
-            label = FILE_SYSTEMS[name].label + (f", {WORKSPACE_OBJECT_SIZE:,} bytes an object" if is_estimated else "")
-            lines.append(size_line(sums.files, sums.bytes, sums.bytes if is_estimated else 0, label))
+            label = FILE_SYSTEMS[name].label + (
+                f", {WORKSPACE_OBJECT_SIZE:,} bytes an object" if sums.estimated else ""
+            )
+            lines.append(size_line(sums.files, sums.bytes, sums.estimated * WORKSPACE_OBJECT_SIZE, label))
         if count == 1:
             lines += breakdown(self.biggest[0])
         else:

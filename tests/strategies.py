@@ -14,7 +14,8 @@ from tests.fake import Listed
 COUNTS = st.integers(0, 2**63 - 1)
 TEXTS = st.text(st.characters(), max_size=20)  # surrogates, too: a path may have them
 TOTALS = st.builds(
-    FileSystemTotals, files=COUNTS, bytes=COUNTS, directories=COUNTS, types=st.dictionaries(TEXTS, COUNTS, max_size=3),
+    FileSystemTotals, files=COUNTS, bytes=COUNTS, directories=COUNTS, estimated=COUNTS,
+    types=st.dictionaries(TEXTS, COUNTS, max_size=3),
     failures=st.lists(st.fixed_dictionaries({"path": TEXTS, "error": TEXTS}), max_size=3),
 )  # fmt: skip
 USERNAMES = st.text(st.characters(exclude_categories=["Cs", "Cc", "Cf"], exclude_characters='/"<>,;'), min_size=1)

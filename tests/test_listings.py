@@ -100,6 +100,14 @@ def test_repos_are_descended_into_and_everything_else_is_a_file(clock):
     assert found.types == {**dict.fromkeys(types[1:-1], 1), "NOTEBOOK": 3, "REPO": 1, "UNKNOWN": 1}
 
 
+def test_a_size_that_the_workspace_tells_counts_and_the_rest_is_estimated(clock):
+    told = [workspace_object(f"{HOME}/{size}", "FILE", size=size) for size in (0, 7, "8", -1, None)]
+    with FakeDatabricks(users=[ANN], shape="none") as server:
+        server.add_tree("workspace", {HOME: told})
+        found = crawl(server, clock)[ANN].workspace
+    assert (found.files, found.bytes, found.estimated) == (5, 7 + 3 * 10_000, 3)
+
+
 def test_the_newest_modification_is_told(clock):
     times = [1_700_000_001_007, 1_700_000_000_007, 32_503_680_000_000, -1, "soon"]  # none is told from the year 3000 on
     with small_server() as server:
