@@ -1652,7 +1652,6 @@ def connect_url(host: str) -> str:
 # --- Checkpoint -----------------------------------------------------------------------------------------------------
 
 TAIL = b"\n]}\n"
-NULS_AT_MOST = 1024**2  # bytes that a loss of power leaves
 
 
 class SavedLine(NamedTuple):
@@ -1699,39 +1698,41 @@ class Checkpoint:
 
     @classmethod
     def read(cls, file: IO[bytes], path: Path, run: str) -> Checkpoint:
-        """That of a file whose header is known to be good. Raises OSError, and InventoryError for a bad line."""
+        """That of a file whose header is known to be good. Raises OSError, and InventoryError for a bad line.
+
+        The last line may be bad: the document's end, or a save that was cut off by a kill or a loss of power.
+        """
         checkpoint = cls(file, path, run)
-        size = end_of_data(file)
-        torn = size < os.fstat(file.fileno()).st_size
-        offset = 0
+        offset = bad = 0
+        end = b""
         with lines_of(file) as lines:
             for number, line in enumerate(lines, 1):
                 if number == 1:
                     checkpoint.end = len(line.rstrip())
-                elif offset < size:
-                    is_whole = checkpoint.read_line(number, line, offset, last=offset + len(line) >= size)
-                    torn = torn or not is_whole
+                elif not line.strip(b"\0 \t\r\n"):  # blank, or what a loss of power leaves
+                    end += line.strip()
+                else:
+                    if bad:
+                        raise InventoryError(
+                            f"{path}, line {bad}: not a user's result; delete that line, and the user is scanned again"
+                        )
+                    if not checkpoint.read_line(line, offset):
+                        bad, end = number, line.strip()
                 offset += len(line)
-        if torn:
+        if not b"]}".startswith(end):
             logger.warning("%s ends within a line: its user is scanned again", path)
         checkpoint.begin()
         return checkpoint
 
-    def read_line(self, number: int, line: bytes, offset: int, last: bool) -> bool:
-        """Whether it is whole; the last line may be torn. Raises InventoryError for another one that is no result."""
-        if last and line.startswith(b"]"):
-            return True
+    def read_line(self, line: bytes, offset: int) -> bool:
+        """Notes the result that it has; whether it has one."""
         try:
             text = line.decode()
-            record, stop = json.JSONDecoder().raw_decode(text)  # a torn tail may follow the last result
-            if not last and text[stop:].strip() not in ("", ","):
-                raise ValueError("more than a result")
+            record, stop = json.JSONDecoder().raw_decode(text)
+            if text[stop:].strip() not in ("", ",", ",]}"):  # the latter: a save of which one byte got there
+                return False
             self.note(UserResult.from_dict(record), offset, len(text[:stop].encode()))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            if not last:
-                raise InventoryError(
-                    f"{self.path}, line {number}: not a user's result; delete that line, and the user is scanned again"
-                ) from None
             return False
         return True
 
@@ -1783,14 +1784,6 @@ class Checkpoint:
 def write_all(file: IO[bytes], data: bytes) -> None:
     while data:
         data = data[file.write(data) :]
-
-
-def end_of_data(file: IO[bytes]) -> int:
-    """Where the NULs begin that a loss of power leaves at the end of a file, which grows before its data is written."""
-    size = os.fstat(file.fileno()).st_size
-    file.seek(max(size - NULS_AT_MOST, 0))
-    tail = file.read()
-    return size - len(tail) + len(tail.rstrip(b"\0"))
 
 
 def lines_of(file: IO[bytes]) -> IO[bytes]:

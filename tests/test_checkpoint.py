@@ -276,7 +276,7 @@ def test_cut_anywhere_in_the_last_line_all_users_before_it_are_there(tmp_path, c
 
 
 # A save is one write over the old tail: what is on the disk if only its first bytes got there, and other ends
-WHOLE = [b",]}\n", b"", b"\n]"]
+WHOLE = [b",]}\n", b"", b"\n]", b"\n\n]}\n \n"]
 AFTER_LOSS_OF_POWER = [end + bytes(5000) for end in (b"\n", b"\n]}\n", b",\n{", b",\n{\n", b",]}\n")]
 TORN = [b",\n{\n", b",\n{", b",\n\xff", *AFTER_LOSS_OF_POWER]
 
@@ -293,7 +293,7 @@ def test_an_end_that_is_torn_costs_no_result_and_is_told(tmp_path, caplog, end):
 
 GOOD_LINE = json.dumps(make_result(9).as_dict()).encode() + b","
 BAD_LINES = {
-    "garbage": b"garbage,", "half a line": GOOD_LINE[:50], "nothing": b"", "a list": b"[],",
+    "garbage": b"garbage,", "half a line": GOOD_LINE[:50], "a list": b"[],",
     "no user": b'{"status": "success"},', "an end": b"]}", "unknown status": GOOD_LINE.replace(b'"success"', b'"fine"'),
     "two in one": GOOD_LINE * 2, "not UTF-8": b'{"username": "\xff"},', "deep nesting": b"[" * 100_000,
     "text for a count": GOOD_LINE.replace(b'"files": 1,', b'"files": "1",', 1),
