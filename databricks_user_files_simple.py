@@ -51,7 +51,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from random import random as random_fraction
-from typing import IO, Any, Literal, NamedTuple
+from typing import IO, Any, Literal, NamedTuple, TextIO
 from urllib.parse import urlsplit
 
 import requests
@@ -77,12 +77,13 @@ if "DatabricksClient" not in globals():  # else step 1 was pasted into the noteb
         check_output,
         check_username,
         counted,
+        csv_cell,
+        csv_row,
         decode_body,
         in_thread,
         log_in,
         logger,
         one_line,
-        open_output,
         own_stream,
         parse_record,
         retry_after_seconds,
@@ -93,6 +94,7 @@ if "DatabricksClient" not in globals():  # else step 1 was pasted into the noteb
         safe_cell,
         tell,
         whole_number,
+        write_output,
     )
 
 
@@ -1958,30 +1960,22 @@ class FileRows:
         """The CSV is to have the files of this result."""
         self.wanted[result.scan] = (result.username, result.file_count)
 
-    def publish(self) -> None:
-        """Writes the CSV. Raises InventoryError, and RuntimeError where rows are missing or too many."""
+    def publish(self, file: TextIO) -> None:
+        """Writes the CSV. Raises RuntimeError where rows are missing or too many."""
         rows: Counter[str] = Counter()
-        with open_output(self.csv_path, zipped=self.csv_path.endswith(".gz")) as file:
-            file.write(",".join(FILE_COLUMNS) + "\n")
-            for scan, count, text in self.read():
-                if scan in self.wanted:
-                    file.write(text)
-                    rows[scan] += count
-            for scan, (username, count) in self.wanted.items():
-                if rows[scan] != count:
-                    raise RuntimeError(f"{username} has {counted(count, 'file')}, the working file {rows[scan]:,}")
+        file.write(csv_row(FILE_COLUMNS))
+        for scan, count, text in self.read():
+            if scan in self.wanted:
+                file.write(text)
+                rows[scan] += count
+        for scan, (username, count) in self.wanted.items():
+            if rows[scan] != count:
+                raise RuntimeError(f"{username} has {counted(count, 'file')}, the working file {rows[scan]:,}")
 
 
 def file_row(start: str, path: str, object_type: str, size: int | None, modified: int | None) -> str:
     known_size = "" if size is None else size
     return f"{start},{csv_cell(path)},{csv_cell(object_type)},{known_size},{iso_time(modified or 0)}\n"
-
-
-def csv_cell(text: str) -> str:
-    """As csv.writer has it, which before Python 3.13 does not quote a lone \r, where readers see a row's end."""
-    if "," in text or '"' in text or "\n" in text or "\r" in text:
-        return '"' + text.replace('"', '""') + '"'
-    return text
 
 
 @contextmanager
@@ -2031,7 +2025,7 @@ def scan_users(
                 rows.want(result)
             yield result
         if rows:
-            rows.publish()
+            write_output(rows.csv_path, rows.publish)
 
 
 def crawl(
@@ -2202,28 +2196,27 @@ def breakdown(user: UserResult) -> list[str]:
 
 
 def write_results(
-    results: Iterable[UserResult], output: str, details: str | None, rows: FileRows | None = None
+    results: Callable[[], Iterable[UserResult]], output: str, details: str | None, rows: FileRows | None = None
 ) -> Summary:
     """Writes the CSV and, where asked for, the details and the rows of files; returns the sums.
 
     Raises InventoryError.
     """
     summary = Summary()
-    lines = [",".join(CSV_COLUMNS) + "\n"]
-    with open_output(details) if details else nullcontext() as details_file:
-        for result in results:
-            row = result.row() | {"error": safe_cell(result.error)}  # a text of the service's
-            lines.append(",".join(csv_cell(str(cell)) for cell in row.values()) + "\n")
-            if details_file:
-                details_file.write(json.dumps(result.as_dict(), ensure_ascii=False) + "\n")
-            summary.add(result)
-            if rows:
-                rows.want(result)
+    lines = [csv_row(CSV_COLUMNS)]
+    for result in results():
+        row = result.row() | {"error": safe_cell(result.error)}  # a text of the service's
+        lines.append(csv_row(map(str, row.values())))
+        summary.add(result)
+        if rows:
+            rows.want(result)
+    if details:
+        texts = (json.dumps(result.as_dict(), ensure_ascii=False) + "\n" for result in results())
+        write_output(details, lambda file: file.writelines(texts))
     if rows:
-        rows.publish()
+        write_output(rows.csv_path, rows.publish)
     # Last, when nothing else can fail: a CSV that is there is that of a whole run.
-    with open_output(output) as csv_file:
-        csv_file.write("".join(lines))
+    write_output(output, lambda file: file.writelines(lines))
     return summary
 
 
@@ -2515,7 +2508,7 @@ def scan_into(
         for result in results:
             checkpoint.save(result)
             progress.user_done()
-    summary = write_results((checkpoint.load(name) for name in homes), args.output, args.details, rows)
+    summary = write_results(lambda: map(checkpoint.load, homes), args.output, args.details, rows)
     tell(*summary.lines(client.statistics, time.monotonic() - started, nobodys))
     if rows:
         files = sum(count for _, count in rows.wanted.values())

@@ -17,7 +17,6 @@ from __future__ import annotations
 import _thread
 import argparse
 import configparser
-import csv
 import gzip
 import io
 import json
@@ -36,7 +35,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from dataclasses import replace as changed_copy
 from functools import partial
@@ -825,14 +824,16 @@ def parse_record(body: Any) -> dict[str, Any]:
 # --- Safe output ----------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def open_output(path: str, zipped: bool = False) -> Iterator[TextIO]:
-    """A text file for UTF-8; '-' is stdout. Raises InventoryError, also where what is written does not get through.
+def write_output(path: str, write: Callable[[TextIO], object]) -> None:
+    """Has write(file) write a text in UTF-8; '-' is stdout. Raises InventoryError where it does not get through.
 
     A regular file is replaced when all is written, and keeps its mode; what is no such file is written in place.
     """
-    with output_errors(path), open_place(path) as file, zip_into(file) if zipped else nullcontext(file) as text:
-        yield text
+    with output_errors(path), ExitStack() as files:
+        file = files.enter_context(open_place(path))
+        if path.endswith(".gz"):
+            file = files.enter_context(zip_into(file))
+        write(file)
 
 
 @contextmanager
@@ -925,7 +926,7 @@ def is_mount_point(path: str) -> bool:
 
 
 def check_output(path: str) -> None:
-    """Raises InventoryError if open_output() would."""
+    """Raises InventoryError if write_output() would."""
     with output_errors(path):
         if os.path.isdir(path or "."):
             raise IsADirectoryError(0, "it is a folder")
@@ -939,6 +940,17 @@ def check_output(path: str) -> None:
             os.unlink(file.name)
         elif not os.access(path, os.W_OK):
             raise PermissionError(0, "it may not be written")
+
+
+def csv_row(cells: Iterable[str]) -> str:
+    return ",".join(map(csv_cell, cells)) + "\n"
+
+
+def csv_cell(text: str) -> str:
+    """As csv.writer has it, which before Python 3.13 does not quote a lone \r, where readers see a row's end."""
+    if "," in text or '"' in text or "\n" in text or "\r" in text:
+        return '"' + text.replace('"', '""') + '"'
+    return text
 
 
 def safe_cell(text: str) -> str:
@@ -1255,10 +1267,8 @@ def parse_page(body: Any) -> dict[str, Any]:
 
 def write_users(rows: Iterable[dict[str, str]], output: str) -> None:
     """The CSV. Raises InventoryError where it cannot be written."""
-    with open_output(output) as file:
-        writer = csv.DictWriter(file, USER_LIST_COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    lines = [csv_row(USER_LIST_COLUMNS), *(csv_row(row.values()) for row in rows)]
+    write_output(output, lambda file: file.writelines(lines))
 
 
 # --- Command --------------------------------------------------------------------------------------------------------

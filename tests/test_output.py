@@ -17,7 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import databricks_user_list
-from databricks_user_list import safe_cell
+from databricks_user_list import safe_cell, write_output
 from tests.fake import FakeDatabricks, Fault, dbfs_directory, workspace_object
 from tests.helpers import NAME, ROOT, SCANNER, USER_LIST, WORDS, needs_posix, rows_of, running, true_csv, write_users
 
@@ -92,22 +92,26 @@ def test_what_went_to_our_own_stdout_before_stays_there(login, nobody, script, n
 
 def test_temporary_files_of_others_stay_and_two_at_a_time_do_not_mix():
     """In two containers each run may be process 1 of the same folder."""
-    with databricks_user_list.open_output("out.csv") as first:
+
+    def write_first(file):
         [left] = Path().glob(".out.csv*")
-        first.write("first")
-        with databricks_user_list.open_output("out.csv") as second:
-            second.write("second")
+        file.write("first")
+        write_output("out.csv", lambda other: other.write("second"))
         assert Path("out.csv").read_text() == "second"
         assert left.exists()
+
+    write_output("out.csv", write_first)
     assert Path("out.csv").read_text() == "first"
     assert files_here() == {"out.csv"}
 
 
 def test_a_result_that_cannot_get_its_name_is_kept_and_named():
-    refused = pytest.raises(databricks_user_list.InventoryError, match="cannot be replaced")
-    with refused as caught, databricks_user_list.open_output("out.csv") as file:
+    def write(file):
         file.write("result")
         Path("out.csv").mkdir()
+
+    with pytest.raises(databricks_user_list.InventoryError, match="cannot be replaced") as caught:
+        write_output("out.csv", write)
     assert Path(str(caught.value).partition("the result is in ")[2]).read_text() == "result"
 
 
