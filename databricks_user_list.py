@@ -181,17 +181,16 @@ def load_databricks_config(
     beside it. A login without a token is made by databricks-sdk, which reads LOGIN_VARIABLES and others, too. Raises
     InventoryError. Where profiles are kept: config.py of databricks-sdk.
     """
-    host, number = None, ""
-    if workspace_url is not None:
-        host, number = read_workspace_url(workspace_url, "--workspace-url")
+    host, number = read_workspace_url(workspace_url, "--workspace-url") if workspace_url is not None else (None, "")
     if token is not None:
         if host is None:
             raise InventoryError("--token goes to no host but the one that is given with it: add --workspace-url")
-        if not number and variable("DATABRICKS_WORKSPACE_ID"):
-            configured, number_there = read_environment()
-            number = number_there if configured in ("", host) else ""
+        number = number or number_beside(host)
         return DatabricksConfig(host, check_token(unquoted(token), "--token"), "command line", workspace_id=number)
-    config = config_from_profile(profile, host) or config_from_environment(host) or config_from_notebook(host)
+    try:
+        config = config_from_profile(profile, host) or config_from_environment(host) or config_from_notebook(host)
+    except DatabricksError as error:
+        raise InventoryError(error.message) from None
     if config is None:
         advice = "run `databricks configure`, or set DATABRICKS_HOST and DATABRICKS_TOKEN"
         sought = f" for {host}" if host else ""
@@ -199,40 +198,44 @@ def load_databricks_config(
     return changed_copy(config, workspace_id=number) if number else config
 
 
-def config_from_profile(profile: str | None, host: str | None) -> DatabricksConfig | None:
+def config_from_profile(option: str | None, host: str | None) -> DatabricksConfig | None:
     """The login of the named or default profile; None if there is no default, or it is of another host than `host`."""
-    where = "--profile"
-    if profile is None:
-        where = "DATABRICKS_CONFIG_PROFILE"
-        profile = variable(where) or None
-    is_named = profile is not None
-    path = profile_file()
-    if not os.path.exists(path):
-        if is_named:
-            logger.warning("%s is not used, because there is no %s: the environment serves", where, path)
+    chosen = choose_profile(option)
+    if chosen is None:
         return None
-    profiles, default = read_profiles()
-    if profile is None:
-        where = "default_profile"
-        profile = default or "DEFAULT"
-        if not default and not profiles.get(profile):  # a new file of the CLI begins with an empty one
-            return None
-    profile = unquoted(profile)
-    if profile not in profiles:
-        raise InventoryError(f"{where} names no profile of {path}; it has: {', '.join(profiles) or 'none'}")
-    source = f"profile {profile} in {path}"
-    values = profiles[profile]
+    profile, values, is_named = chosen
+    source = f"profile {profile} in {profile_file()}"
     if not values.get("host"):
         raise InventoryError(f"{source} has no host")
     configured, number = read_workspace_url(values["host"], f"host of {source}")
-    number = number or check_number(values.get("workspace_id", ""), f"workspace_id of {source}")
     if host not in (None, configured):
         if not is_named:
             return None
         raise InventoryError(f"{source} is for {configured}, and its token is not sent to {host}")
     if not is_named and host is None:
         warn_of_environment(source, configured)
-    return changed_copy(log_in_with(profile, values, source, configured), workspace_id=number)
+    config = log_in_with(profile, values, source, configured)
+    number = number or check_number(values.get("workspace_id", ""), f"workspace_id of {source}")
+    return changed_copy(config, workspace_id=number)
+
+
+def choose_profile(option: str | None) -> tuple[str, dict[str, str], bool] | None:
+    """The profile to be used, its values, and whether somebody named it. Raises InventoryError if it is not there."""
+    variable_name = "DATABRICKS_CONFIG_PROFILE"
+    where, named = ("--profile", option) if option is not None else (variable_name, variable(variable_name) or None)
+    path = profile_file()
+    if not os.path.exists(path):
+        if named is not None:
+            logger.warning("%s is not used, because there is no %s: the environment serves", where, path)
+        return None
+    profiles, default = read_profiles()
+    if named is None and not default and not profiles.get("DEFAULT"):  # a new file of the CLI begins with an empty one
+        return None
+    profile = unquoted(named) if named is not None else default or "DEFAULT"
+    if profile not in profiles:
+        where = where if named is not None else "default_profile"
+        raise InventoryError(f"{where} names no profile of {path}; it has: {', '.join(profiles) or 'none'}")
+    return profile, profiles[profile], named is not None
 
 
 def warn_of_environment(source: str, host: str) -> None:
@@ -280,9 +283,8 @@ def config_from_notebook(host: str | None) -> DatabricksConfig | None:
     """The notebook's own login; None outside of one, or if it is of another host than `host`."""
     if "DATABRICKS_RUNTIME_VERSION" not in os.environ:
         return None
-    login = Login("notebook", "", NOTEBOOK_LOGIN)
     try:
-        login()
+        config = Login("notebook", "", NOTEBOOK_LOGIN).config()
     except DatabricksError:  # it is that of a process beside the notebook, which has none
         version = import_module("databricks.sdk.version").__version__
         if version.startswith("0.") and int(version.split(".")[1]) < 20:  # 0.1.6 on DBR 14.3
@@ -290,7 +292,7 @@ def config_from_notebook(host: str | None) -> DatabricksConfig | None:
             remedy = "run `%pip install --upgrade databricks-sdk`, then `dbutils.library.restartPython()`"
             raise InventoryError(f"{old}: {remedy}") from None
         return None
-    return login.config() if host in (None, login.host) else None
+    return config if host in (None, config.host) else None
 
 
 def profile_file() -> Path:
@@ -328,6 +330,14 @@ def read_environment() -> tuple[str, str]:
     name = "DATABRICKS_WORKSPACE_URL" if variable("DATABRICKS_WORKSPACE_URL") else "DATABRICKS_HOST"
     host, number = read_workspace_url(variable(name), name) if variable(name) else ("", "")
     return host, number or check_number(variable("DATABRICKS_WORKSPACE_ID"), "DATABRICKS_WORKSPACE_ID")
+
+
+def number_beside(host: str) -> str:
+    """The number in DATABRICKS_WORKSPACE_ID, "" where the environment names another host, which it belongs to."""
+    if not variable("DATABRICKS_WORKSPACE_ID"):
+        return ""
+    other, number = read_environment()
+    return number if other in ("", host) else ""
 
 
 def variable(name: str) -> str:
@@ -396,49 +406,45 @@ class Login:
         self.source, self.host, self.values = source, host, values
         self.lock = threading.Lock()
         self.sdk: Any = None  # its Config, once it has given a token
-        self.token = ""
-        self.failure: tuple[ErrorKind, str] | None = None  # kind and message
-        self.fresh_until = -math.inf
+        self.token = ""  # "" as well when the workspace has refused it
+        self.failure: tuple[ErrorKind, str] = "login", ""  # kind and message of the last one
+        self.ask_at = -math.inf  # when the SDK is asked again
 
     def config(self) -> DatabricksConfig:
-        """Logs in. Raises InventoryError."""
-        try:
-            token = self()
-        except DatabricksError as error:
-            raise InventoryError(error.message) from None
+        """Logs in. Raises DatabricksError and InventoryError."""
+        token = self()
         return DatabricksConfig(self.host, token, f"{self.source} (OAuth, {self.sdk.auth_type})", renew=self)
 
     def __call__(self, refused: str = "") -> str:
         """The token of the moment, another than `refused`. Raises DatabricksError, kind "login" if none will come."""
         with self.lock:
-            is_stale = time.monotonic() >= self.fresh_until
-            needs_another = self.token == refused  # also the first one: "" is ""
-            if is_stale or (needs_another and not self.failure):  # which counts for FAILED_SECONDS
-                self.get_new_token(anew=needs_another)
-            if self.failure and self.token in ("", refused):
+            if refused and refused == self.token:
+                self.token, self.ask_at = "", -math.inf
+            if time.monotonic() >= self.ask_at:
+                self.get_new_token()
+            if not self.token:
                 raise DatabricksError(*self.failure, path="")
             return self.token
 
-    def get_new_token(self, anew: bool) -> None:
+    def get_new_token(self) -> None:
         """Sets the token, or notes why there is none for now. Raises InventoryError where there never will be one."""
         try:
-            if self.values == NOTEBOOK_LOGIN and not self.token:  # the first one, which is of the notebook's own thread
-                self.sdk, self.token = self.authenticate(anew)
+            if not self.host:  # the first one in a notebook, which is that of the notebook's own thread
+                self.sdk, self.token = self.authenticate()
             else:
-                self.sdk, self.token = in_thread(partial(self.authenticate, anew), LOGIN_SECONDS)
-            self.failure = None
-            self.fresh_until = time.monotonic() + HELD_SECONDS
+                self.sdk, self.token = in_thread(self.authenticate, LOGIN_SECONDS)
+            self.ask_at = time.monotonic() + HELD_SECONDS
         except InventoryError:
             raise
         except Exception as error:
             self.sdk = None  # a late one may keep its lock for ever
             self.failure = self.explain(error)
-            self.fresh_until = time.monotonic() + FAILED_SECONDS
+            self.ask_at = time.monotonic() + FAILED_SECONDS
             logger.debug("%s", self.failure[1])
 
-    def authenticate(self, anew: bool) -> tuple[Any, str]:
-        """The SDK's Config and its token."""
-        sdk = self.connect() if anew or self.sdk is None else self.sdk
+    def authenticate(self) -> tuple[Any, str]:
+        """The SDK's Config, a new one where the old one's token was refused, and its token."""
+        sdk = self.sdk if self.sdk and self.token else self.connect()
         scheme, _, token = sdk.authenticate().get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer":
             raise InventoryError(f"{self.source} has a login ({sdk.auth_type}) that gives no token")
