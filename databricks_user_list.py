@@ -79,6 +79,7 @@ NOTEBOOK_LOGIN = {"auth_type": "runtime"}
 # What OAuth servers (RFC 6749) and the command lines of Databricks and Azure say of a login that will not come back
 REFUSED_LOGIN = r"invalid_(client|grant|scope|request)|unauthorized_client|access_denied|auth login|az login"
 LOGIN_SECONDS = 60.0  # for one answer of databricks-sdk, whose requests have no time-out
+LOCK_SECONDS = 0.2  # for which the main thread waits at a time
 HELD_SECONDS, FAILED_SECONDS = 5.0, 1.0  # until databricks-sdk is asked again, for a token and after a failure
 CONNECT_SECONDS, READ_SECONDS = 10, 90  # DBFS itself gives up on a large directory after about 60 s
 BODY_SECONDS = 180  # for a whole body: a socket's own time-out begins anew with every byte
@@ -488,8 +489,11 @@ class Login:
         return kind, f"no token from {self.source}: {one_line(text, 300)}; can {place} be reached, and {remedy}"
 
 
-def in_thread(function: Callable[[], Returned], seconds: float | None) -> Returned:
-    """function(), given up after so many seconds with TimeoutError, whatever its thread then still does."""
+def in_thread(function: Callable[[], Returned], seconds: float = math.inf) -> Returned:
+    """function(), given up after so many seconds with TimeoutError, whatever its thread then still does.
+
+    The wait lets an interrupt through: looking up a host's address does not, nor, on Windows, a long wait for a lock.
+    """
     answer: futures.Future[Returned] = futures.Future()
 
     def call() -> None:
@@ -499,9 +503,11 @@ def in_thread(function: Callable[[], Returned], seconds: float | None) -> Return
             answer.set_exception(error)
 
     threading.Thread(target=call, daemon=True).start()  # a thread of an executor would be waited for at the end
-    futures.wait([answer], seconds)
-    if not answer.done():
-        raise TimeoutError(f"no answer within {seconds:.0f} s")
+    until = time.monotonic() + seconds
+    while not answer.done():
+        if time.monotonic() >= until:
+            raise TimeoutError(f"no answer within {seconds:.0f} s")
+        futures.wait([answer], min(LOCK_SECONDS, seconds))
     return answer.result()
 
 
@@ -565,8 +571,7 @@ class DatabricksClient:
             attempts += 1
             self.statistics["requests"] += 1
             try:
-                # In a thread, since looking up a host's address lets no interrupt through.
-                return in_thread(partial(self.attempt, api_path, params, parse), None)
+                return in_thread(partial(self.attempt, api_path, params, parse))  # so that an interrupt ends it
             except DatabricksError as error:
                 wait = retry_wait(error, attempts, self.jitter())
                 if wait is None or (error.unreachable and not self.reached):
@@ -595,10 +600,10 @@ class DatabricksClient:
         self.tokens.add(token)
         try:
             response, body = self.send(token, api_path, params)
-            with self.decoding:
-                if response.status_code == 200:
+            if response.status_code == 200:
+                with self.decoding:
                     return parse(decode_body(body))
-                error = self.answer_error(response, body, path)
+            error = self.answer_error(response, body, path)
         except MalformedAnswer as malformed:
             error = DatabricksError(malformed.kind, self.mask(str(malformed)), path)
         except UnicodeError:  # half a surrogate pair: there is no way to ask for this name
