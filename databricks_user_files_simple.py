@@ -811,7 +811,7 @@ class OpenUser:
     homes: dict[str, Home]
     totals: dict[str, FileSystemTotals]
     scan: str = field(default_factory=lambda: os.urandom(8).hex())
-    pending: int = 1  # directories in the frontier, in flight or in a batch; until all homes are there, one more
+    pending: int = 0  # directories in the frontier, in flight or in a batch
     failed_once: list[Directory] = field(default_factory=list)
     not_found: dict[tuple[str, str], list[str]] = field(default_factory=dict)  # by file system and parent
 
@@ -819,7 +819,12 @@ class OpenUser:
 class Tally:
     """Opens users, adds up what is listed for each, and finishes those of whom nothing is left to list.
 
-    What it adds up goes to `rows`, too, file by file.
+    A directory's life: it is ready (in the frontier), then in flight or in a batch. Listed, it is added to its user's
+    totals, and its directories become ready; the files go to `rows`, too. Failed, it waits and becomes ready again
+    (Crawler.retry()), until it has no attempts left: then it goes once more in its user's last round, when nothing
+    else of that user is left. Failed there, or refused at any time, it is one of the user's failures.
+    Answered 404, it is decided in that round by its parent, which is listed a second time: what the parent still has
+    is a failure, the rest was deleted meanwhile. A parent that answers 404 itself leaves it to its own parent.
     """
 
     def __init__(self, homes: dict[str, dict[str, Home]], rows: FileRows | None = None):
@@ -849,7 +854,8 @@ class Tally:
                 self.frontier.push(Directory(number, file_system, home.path, not_for_workers=not is_likely))
             elif home.problem:
                 self.give_up(Directory(number, file_system, f"{USERS_FOLDER}/{username}"), home.problem)
-        self.settle(number)  # the one more of `pending`
+        if not user.pending:
+            self.next_round(number)
         return True
 
     def listed(self, directory: Directory, listing: Listing) -> None:
@@ -918,19 +924,21 @@ class Tally:
             user.homes[directory.file_system] = Home.nowhere()
 
     def settle(self, number: int) -> None:
-        """One directory less for the user. After the last one, those that failed get one more round."""
+        """One directory less for the user."""
+        self.open[number].pending -= 1
+        if not self.open[number].pending:
+            self.next_round(number)
+
+    def next_round(self, number: int) -> None:
+        """Nothing of the user is left: what failed and what decides about 404s goes once more, or it is finished."""
         user = self.open[number]
-        user.pending -= 1
-        if user.pending:
-            return
         again = user.failed_once
         for (file_system, parent), paths in user.not_found.items():
             again.append(Directory(number, file_system, parent, not_for_workers=True, missing=tuple(paths)))
+        user.failed_once, user.not_found = [], {}
         user.pending = len(again)
-        user.failed_once = []
-        user.not_found = {}
-        for failed in again:
-            self.frontier.push(failed)
+        for directory in again:
+            self.frontier.push(directory)
         if not again:
             scanned_at = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
             homes = {name: home.path for name, home in user.homes.items()}
