@@ -1848,7 +1848,7 @@ def open_locked(path: Path, files: ExitStack) -> IO[bytes]:
 
     Raises OSError, and InventoryError where another run has it, or it is no regular file.
     """
-    while True:
+    for _ in range(10):  # file systems of which each look shows another file would be asked for ever
         if path.exists() and not path.is_file():
             raise InventoryError(f"{path} is not a regular file; name another --checkpoint")
         file = files.enter_context(open(path, "r+b", buffering=0, opener=open_or_make))
@@ -1859,6 +1859,7 @@ def open_locked(path: Path, files: ExitStack) -> IO[bytes]:
         if has_name(file, path):
             return file
         file.close()  # the run that had it has moved or removed it meanwhile
+    raise InventoryError(f"{path} is another file at each look; name a --checkpoint on a local disk")
 
 
 def has_name(file: IO[bytes], path: Path) -> bool:
@@ -2453,7 +2454,7 @@ def run(args: argparse.Namespace) -> int:
     outputs = [name for name in (args.output, args.details, args.files) if name is not None]
     check_places(outputs, args.users_file, path)
     header = {"workspace_url": config.workspace, "options": {"file_systems": list(args.file_systems)}}
-    with open_checkpoint(path, header, args.resume) as checkpoint, last_line(checkpoint):
+    with open_checkpoint(path, header, args.resume) as checkpoint, last_line(checkpoint, args):
         expected = checkpoint.lines if args.all_homes else {}  # until the homes are known
         checkpoint.asked = list(dict.fromkeys([*names, *expected]))
         with open_file_rows(checkpoint.files_path, args.files) if args.files else nullcontext() as rows:
@@ -2475,16 +2476,16 @@ def choose_checkpoint(args: argparse.Namespace) -> Path | None:
 
 
 @contextmanager
-def last_line(checkpoint: Checkpoint) -> Iterator[None]:
-    """Gives to what ends the run before its time the line that says what is saved; a checkpoint of nobody goes."""
+def last_line(checkpoint: Checkpoint, args: argparse.Namespace) -> Iterator[None]:
+    """Notes, where something ends the run before its time, what is saved; a checkpoint of nobody goes."""
     try:
         yield
-    except BaseException as error:
+    except BaseException:
         if not checkpoint.lines:
             checkpoint.remove()
         elif checkpoint.path:
             saved = sum(name in checkpoint.lines for name in checkpoint.asked)
-            error.saved = (  # type: ignore[attr-defined]  # for explain()
+            args.saved = (
                 f"{saved:,} of {len(checkpoint.asked):,} users saved in {checkpoint.path}; "
                 "the same command with --resume goes on"
             )

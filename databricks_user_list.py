@@ -1084,7 +1084,7 @@ def interrupts() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def explain(error: BaseException, debug: bool) -> None:
+def explain(error: BaseException, debug: bool, saved: str) -> None:
     """Says in a line what ended the run, and in another what is saved."""
     if isinstance(error, KeyboardInterrupt):
         logger.error("interrupted")
@@ -1092,8 +1092,8 @@ def explain(error: BaseException, debug: bool) -> None:
         logger.error("%s", error, exc_info=debug)
     else:  # a bug
         logger.error("%s: %s; --debug shows where", type(error).__name__, error, exc_info=debug)
-    if hasattr(error, "saved"):
-        tell(error.saved)
+    if saved:
+        tell(saved)
 
 
 def run_command(
@@ -1101,7 +1101,7 @@ def run_command(
 ) -> int:
     """Parses and runs; returns the exit code, and has printed one or two lines for whatever went wrong."""
     sys.stderr = sys.stderr or open(os.devnull, "w")
-    debug = False
+    args = argparse.Namespace(debug=False, quiet=False, saved="")  # a run notes in `saved` what is to be told then
     logging.getLogger("databricks.sdk").setLevel(logging.CRITICAL)  # what matters of it comes as an exception
     logger.addHandler(HANDLER)
     logger.propagate = False
@@ -1109,19 +1109,17 @@ def run_command(
         try:
             words = sys.argv[1:] if argv is None else argv
             parse = parser.parse_args if "--" in words else parser.parse_intermixed_args  # which does not know --
-            args = parse(words)
-            debug = args.debug
-            level = logging.WARNING if getattr(args, "quiet", False) else logging.INFO
-            logger.setLevel(logging.DEBUG if debug else level)
+            parse(words, args)
+            logger.setLevel(logging.DEBUG if args.debug else logging.WARNING if args.quiet else logging.INFO)
             return run(args)
         except SystemExit as stop:  # --help
             return int(stop.code or 0)
         except KeyboardInterrupt as error:
             with suppress(TimeoutError, RuntimeError):  # in a thread: stderr may be a pipe that nobody reads
-                in_thread(partial(explain, error, debug), TELL_SECONDS)
+                in_thread(partial(explain, error, args.debug, args.saved), TELL_SECONDS)
             return 130
         except Exception as error:
-            explain(error, debug)
+            explain(error, args.debug, args.saved)
             return 2
         finally:
             logger.removeHandler(HANDLER)
