@@ -1187,15 +1187,15 @@ def list_users(
 ) -> tuple[list[dict[str, str]], int]:
     """Rows of the workspace's users in its order, at most `most`, and how many more it says it has.
 
-    Where some are missing, all pages are asked for once more. Raises DatabricksError, and InventoryError where no user
-    has a name.
+    Where some are missing, all pages are asked for once more: what the workspace says then counts, since a user may
+    have been deleted meanwhile. Raises DatabricksError, and InventoryError where no user has a name.
     """
     users: dict[str, dict[str, str]] = {}
     total = 0
     for _ in ("first", "once more"):
         found, said = list_pages(client, most, active_only)
         users |= found
-        total = max(total, said)
+        total = said or total
         rows = wanted(users, active_only)
         is_enough = most is not None and len(rows) >= most
         missing = 0 if is_enough else max(total - len(users), 0)
