@@ -255,7 +255,7 @@ class FileSystemTotals:
             self.types[object_type] = self.types.get(object_type, 0) + count
         newest = max((entry.modified or 0 for entry in listing.files if (entry.modified or 0) < YEAR_3000), default=0)
         self.last_modified = max(self.last_modified, iso_time(newest))
-        self.failures += [{"path": path, "error": NOT_TOLD} for path in listing.odd]
+        self.failures += [{"path": path, "error": error} for path, error in listing.failures.items()]
 
     def as_dict(self) -> dict[str, Any]:
         return dict(vars(self))
@@ -377,8 +377,9 @@ CSV_COLUMNS = tuple(UserResult("", "").row())
 class Listing:
     """What lies directly in one directory: its files, their bytes, the directories to be listed in turn.
 
-    `types` counts the entries by object_type; one without it counts when it has been listed. `odd` has the paths of
-    entries of which nobody can tell what they are. With `is_file`, what was listed is a file, which returned itself.
+    `estimated` and `types` are as in FileSystemTotals; an entry without object_type counts when it has been listed.
+    `failures` has the path of each entry that counts nowhere, and why. With `is_file`, what was listed is a file, which
+    returned itself.
     """
 
     files: list[FileEntry] = field(default_factory=list)
@@ -386,8 +387,17 @@ class Listing:
     estimated: int = 0
     directories: list[str] = field(default_factory=list)
     types: Counter[str] = field(default_factory=Counter)
-    odd: list[str] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
     is_file: bool = False
+
+    def add(self, entry: FileEntry) -> None:
+        """Of an entry that lies directly in it."""
+        if entry.object_type not in LISTED_TYPES:
+            self.add_file(entry)
+            return
+        self.directories.append(entry.path)
+        if entry.object_type != "UNKNOWN":
+            self.types[entry.object_type] += 1
 
     def add_file(self, entry: FileEntry) -> None:
         self.files.append(entry)
@@ -401,38 +411,40 @@ def parse_listing(file_system: str, path: str, body: Any) -> Listing:
 
     A file that is listed returns itself. Fields: DbfsService.list and WorkspaceService.list of databricks-sdk.
     """
-    record = FILE_SYSTEMS[file_system]
-    if not isinstance(body, dict) or body.get("next_page_token"):
-        raise MalformedAnswer("the answer is not a whole listing")
-    entries = body.get(record.key) if body else []
-    if not isinstance(entries, list):
-        raise MalformedAnswer("the answer is not a listing")
+    entries = parse_entries(FILE_SYSTEMS[file_system], body)
     listing = Listing()
-    paths = set()
-    odd = []
+    if len(entries) == 1 and entries[0].path == path and entries[0].object_type not in ("DIRECTORY", "REPO"):
+        listing.is_file = True
+        listing.add_file(entries[0])
+        return listing
     prefix = path.rstrip("/") + "/"
-    for fields in entries:
-        entry = record.parse_entry(fields)
-        if entry.path in paths:
-            raise MalformedAnswer(f"the listing has an entry twice: {one_line(entry.path, 200)}")
-        paths.add(entry.path)
-        if entry.path == path and len(entries) == 1 and entry.object_type not in ("DIRECTORY", "REPO"):
-            listing.is_file = True
-            listing.add_file(entry)
-        elif not entry.path.startswith(prefix):
+    odd = []
+    for entry in entries:
+        name = entry.path.removeprefix(prefix)
+        if name == entry.path:
             raise MalformedAnswer(f"the listing has an entry that does not lie in it: {one_line(entry.path, 200)}")
-        elif not is_name(entry.path[len(prefix) :]):
-            odd.append(entry)
-        elif entry.object_type in LISTED_TYPES:
-            listing.directories.append(entry.path)
-            if entry.object_type != "UNKNOWN":
-                listing.types[entry.object_type] += 1
+        if is_name(name):
+            listing.add(entry)
         else:
-            listing.add_file(entry)
-    if len(odd) == len(entries) > 1:
+            odd.append(entry)
+    if len(odd) > 1 and len(odd) == len(entries):
         raise MalformedAnswer("the listing has no entry that lies directly in it")
     sort_out(odd, prefix, listing)
     return listing
+
+
+def parse_entries(file_system: FileSystem, body: Any) -> list[FileEntry]:
+    """Those of an answer. Raises MalformedAnswer if it is no listing, or has a path twice."""
+    if not isinstance(body, dict) or body.get("next_page_token"):
+        raise MalformedAnswer("the answer is not a whole listing")
+    found = body.get(file_system.key) if body else []
+    if not isinstance(found, list):
+        raise MalformedAnswer("the answer is not a listing")
+    entries = [file_system.parse_entry(fields) for fields in found]
+    for path, count in Counter(entry.path for entry in entries).items():
+        if count > 1:
+            raise MalformedAnswer(f"the listing has an entry twice: {one_line(path, 200)}")
+    return entries
 
 
 def sort_out(odd: list[FileEntry], prefix: str, listing: Listing) -> None:
@@ -445,7 +457,7 @@ def sort_out(odd: list[FileEntry], prefix: str, listing: Listing) -> None:
         first, slash, _ = entry.path[len(prefix) :].partition("/")
         in_another = prefix + first in directories or first in (".", "..") or not slash
         if entry.object_type in LISTED_TYPES or in_another:
-            listing.odd.append(entry.path)
+            listing.failures[entry.path] = NOT_TOLD
         else:
             listing.add_file(entry)
 
@@ -546,7 +558,7 @@ def read_users_folder(file_system: str, answers: list[Listing | DatabricksError]
         return UsersFolder(frozenset(), "not listed")
     found = [home_names(listing) for listing in listings]
     names = frozenset().union(*found)
-    odd = any(listing.odd for listing in listings) or any("/" in name for name in names)
+    odd = any(listing.failures for listing in listings) or any("/" in name for name in names)
     nothing = FILE_SYSTEMS[file_system].optional and not names  # `{}`: where nobody has a home, DBFS answers 404
     whole = len(found) == 2 and found[0] == found[1] and not odd and not nothing
     return UsersFolder(frozenset(name for name in names if "/" not in name), "whole" if whole else "doubtful")

@@ -247,13 +247,13 @@ def test_an_odd_name_does_not_condemn_the_others_of_its_listing(api, key, as_fil
     for odd, counts in ((as_file, ODD_NAMES[name]), (as_directory, False)):
         listing = parse_listing(api, B, {key: [as_file(plain), as_directory(sub), odd(path)]})
         assert [entry.path for entry in listing.files] == ([plain, path] if counts else [plain])
-        assert (listing.directories, listing.odd) == ([sub], [] if counts else [path])
+        assert (listing.directories, list(listing.failures)) == ([sub], [] if counts else [path])
 
 
 def test_an_odd_name_alone_is_a_listing():
     """Only among several does one have to lie directly in the directory."""
     assert parse_listing("dbfs", B, {"files": [dbfs_file(f"{B}/x/y", 5)]}).bytes == 5
-    assert parse_listing("dbfs", B, {"files": [dbfs_directory(f"{B}/x/y")]}).odd == [f"{B}/x/y"]
+    assert parse_listing("dbfs", B, {"files": [dbfs_directory(f"{B}/x/y")]}).failures.keys() == {f"{B}/x/y"}
 
 
 def test_an_odd_name_is_a_failure_of_that_entry_alone(clock):
@@ -288,7 +288,7 @@ def test_any_answer_is_the_listing_or_an_error(file_system, status, body, header
     if isinstance(listing, DatabricksError):
         return
     entries = json.loads(body).get("files" if file_system == "dbfs" else "objects", [])
-    counted = [*(entry.path for entry in listing.files), *listing.directories, *listing.odd]
+    counted = [*(entry.path for entry in listing.files), *listing.directories, *listing.failures]
     assert status == 200
     assert sorted(counted) == sorted({entry["path"] for entry in entries})
     assert len(counted) == len(entries)
