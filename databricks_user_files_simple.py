@@ -147,6 +147,7 @@ USERS_FOLDER = "/Users"  # of both file systems, with everybody's home
 NOT_READABLE = "not found, or not readable with this token"
 NOT_LISTED = "not found in this spelling, and /Users cannot be listed"
 NOT_TOLD = "its name has a / in it: the API cannot be asked for it, or it may lie in another directory"
+NOT_CLEAR = "different entries of one listing have this path: which counts is not clear"
 FILE_COLUMNS = ("username", "file_system", "path", "object_type", "size", "modified")
 USER_COLUMNS = ("username", "user_name", "userPrincipalName", "email")  # of a users file, in any letter case
 
@@ -418,12 +419,16 @@ def parse_listing(file_system: str, path: str, body: Any) -> Listing:
         listing.add_file(entries[0])
         return listing
     prefix = path.rstrip("/") + "/"
+    entries = [entry for entry in entries if not is_itself(entry, path)]
+    times = Counter(entry.path for entry in entries)
     odd = []
     for entry in entries:
         name = entry.path.removeprefix(prefix)
-        if name == entry.path:
+        if name == entry.path != path:
             raise MalformedAnswer(f"the listing has an entry that does not lie in it: {one_line(entry.path, 200)}")
-        if is_name(name):
+        if times[entry.path] > 1 or entry.path == path:
+            listing.failures[entry.path] = NOT_CLEAR
+        elif is_name(name):
             listing.add(entry)
         else:
             odd.append(entry)
@@ -434,17 +439,18 @@ def parse_listing(file_system: str, path: str, body: Any) -> Listing:
 
 
 def parse_entries(file_system: FileSystem, body: Any) -> list[FileEntry]:
-    """Those of an answer. Raises MalformedAnswer if it is no listing, or has a path twice."""
+    """Those of an answer, equal ones once. Raises MalformedAnswer if it is no listing."""
     if not isinstance(body, dict) or body.get("next_page_token"):
         raise MalformedAnswer("the answer is not a whole listing")
-    found = body.get(file_system.key) if body else []
-    if not isinstance(found, list):
+    found = body.get(file_system.key, [] if not body else "")
+    if not isinstance(found, list) and found is not None:  # null is how Go writes an empty list
         raise MalformedAnswer("the answer is not a listing")
-    entries = [file_system.parse_entry(fields) for fields in found]
-    for path, count in Counter(entry.path for entry in entries).items():
-        if count > 1:
-            raise MalformedAnswer(f"the listing has an entry twice: {one_line(path, 200)}")
-    return entries
+    return list(dict.fromkeys(map(file_system.parse_entry, found or ())))
+
+
+def is_itself(entry: FileEntry, path: str) -> bool:
+    """Whether the entry is the listed directory, which object stores list among its own, as an empty file, too."""
+    return entry.path.rstrip("/") == path.rstrip("/") and (entry.object_type in LISTED_TYPES or entry.size == 0)
 
 
 def sort_out(odd: list[FileEntry], prefix: str, listing: Listing) -> None:

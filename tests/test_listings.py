@@ -3,6 +3,7 @@
 import json
 import math
 from functools import partial
+from unittest.mock import ANY
 from zlib import crc32
 
 import pytest
@@ -173,27 +174,22 @@ def test_what_fails_once_is_tried_again_and_counted_once(clock, kind):
 X = dbfs_file(f"{B}/x", 1)
 NO_LISTINGS = {  # what the error says: such answers for B
     "not a whole listing": [[], None, "files", {"next_page_token": "x"}, {"files": [X], "next_page_token": "x"}],
-    "not a listing": [{"files": None}, {"files": {}}, {"objects": []}],
+    "not a listing": [{"files": {}}, {"files": ""}, {"objects": []}],
     "an entry without a path": [[None], [B], [{"is_dir": False, "file_size": 1}], [{**X, "path": 1}]],
     "does not lie in it": [
         *([dbfs_file(path, 1)] for path in ("/Users/other/x", HOME, f"{B}b", f"{B}b/x", "", f"s3:{B}/x")),
-        [dbfs_directory(B)], [dbfs_directory(HOME)], [X, dbfs_file(B, 1)], [X, dbfs_file(f"{HOME}/y", 1)],
+        [dbfs_directory(HOME)], [X, dbfs_file(f"{HOME}/y", 1)],
     ],
     "no entry that lies directly in it": [[dbfs_file(f"{B}/x/y", 1), dbfs_file(f"{B}/x/z", 1)]],
-    "an entry twice": [[X, X], [dbfs_directory(f"{B}/c")] * 2, [dbfs_directory(f"{B}/x"), X]],
     "a file without a size": [
         [{"path": f"{B}/x", "is_dir": False}], [{**X, "is_dir": "no"}],
         *([dbfs_file(f"{B}/x", size)] for size in (None, -1, "5", 1.5, True, 2**63, math.nan, math.inf)),
     ],
 }  # fmt: skip
 NO_WORKSPACE_LISTINGS = {
-    "not a listing": [None, {}],
+    "not a listing": ["", {}],
     "an entry without a path": [[None], [{"object_type": "FILE"}]],
-    "does not lie in it": [
-        *([workspace_object(path)] for path in (f"{HOME}/x", f"/Workspace{B}/x")),
-        *([workspace_object(B, name)] for name in ("DIRECTORY", "REPO")),
-    ],
-    "an entry twice": [[workspace_object(f"{B}/x")] * 2],
+    "does not lie in it": [[workspace_object(f"{HOME}/x")], [workspace_object(f"/Workspace{B}/x")]],
     "an object_type that is no text": [[workspace_object(f"{B}/x", 7)]],
 }
 
@@ -209,9 +205,29 @@ def test_what_is_no_listing_is_refused(api, key, table):
                 parse_listing(api, B, {key: answer} if wrapped else answer)
 
 
-@pytest.mark.parametrize("body", [{}, {"files": []}, {"files": [], "more": 1}])
+@pytest.mark.parametrize("body", [{}, *({"files": files, "more": 1} for files in ([], None, [dbfs_directory(B)]))])
 def test_a_directory_with_nothing_in_it_is_empty(body):
     assert parse_listing("dbfs", B, body) == Listing()
+
+
+ITSELF = [dbfs_directory(B), dbfs_directory(f"{B}/"), dbfs_file(B, 0), dbfs_file(f"{B}/", 0)]
+DIFFERENT = [[dbfs_file(B, 1)], [dbfs_directory(f"{B}/y"), dbfs_file(f"{B}/y", 0)],
+             [dbfs_file(f"{B}/y", size) for size in (1, 2, 2)]]  # fmt: skip
+
+
+@pytest.mark.parametrize(("more", "failures"), [
+    *(([at], 0) for at in ITSELF), (ITSELF, 0), ([X, X], 0), *((entries, 1) for entries in DIFFERENT),
+])  # fmt: skip
+def test_what_is_listed_twice_counts_once_or_fails_and_the_directory_itself_is_passed_over(more, failures):
+    """Neither counts of what is different under one path, as a file and a directory in an object store."""
+    listing = parse_listing("dbfs", B, {"files": [*more, X, dbfs_directory(f"{B}/c")]})
+    assert (listing.files, listing.bytes, listing.directories) == ([(X["path"], "FILE", 1, ANY)], 1, [f"{B}/c"])
+    assert list(listing.failures) == [more[-1]["path"]] * failures
+
+
+def test_the_workspace_directory_itself_is_passed_over():
+    for name in ("DIRECTORY", "REPO"):
+        assert parse_listing("workspace", B, {"objects": [workspace_object(B, name)]}) == Listing()
 
 
 def test_what_does_not_say_that_it_is_a_directory_is_a_file():
@@ -232,8 +248,8 @@ def test_a_listed_file_returns_itself_and_counts_once(clock, api, path, found):
 
 
 ODD_NAMES = {  # name -> whether it counts as a file; else it is a failure of its own, as every directory is
-    "a/b": True, "/": True, "x/": True, "sub/x": False, "sub/x/y": False, "../x": False, "./x": False, "..": False,
-    ".": False, "": False,
+    "a/b": True, "x/": True, "sub/x": False, "sub/x/y": False, "../x": False, "./x": False, "..": False,
+    ".": False,
 }  # fmt: skip
 
 
@@ -287,12 +303,13 @@ def test_any_answer_is_the_listing_or_an_error(file_system, status, body, header
     listing = answered(partial(parse_listing, file_system, "/Users/a"), status, body, headers)
     if isinstance(listing, DatabricksError):
         return
-    entries = json.loads(body).get("files" if file_system == "dbfs" else "objects", [])
+    entries = json.loads(body).get("files" if file_system == "dbfs" else "objects") or []
     counted = [*(entry.path for entry in listing.files), *listing.directories, *listing.failures]
+    paths = {entry["path"] for entry in entries}
     assert status == 200
-    assert sorted(counted) == sorted({entry["path"] for entry in entries})
-    assert len(counted) == len(entries)
-    assert all(path.startswith("/Users/a/") for path in counted) or listing.is_file and len(entries) == 1
+    assert paths - {"/Users/a", "/Users/a/"} <= set(counted) <= paths
+    assert len(counted) == len(set(counted))
+    assert all(path.startswith("/Users/a") for path in counted) or listing.is_file and len(entries) == 1
     assert not [path for path in listing.directories if "/" in path.removeprefix("/Users/a/")]
     if file_system == "dbfs":
         assert 0 <= listing.bytes == sum(entry.size for entry in listing.files)
