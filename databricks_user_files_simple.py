@@ -989,7 +989,7 @@ class Crawler:
         self.started = 0
         self.cluster = cluster
 
-    def run(self, on_tick: Callable[[], None]) -> Iterator[UserResult]:
+    def run(self, on_tick: Callable[[Tally], None]) -> Iterator[UserResult]:
         """Yields each user's result when it is complete; `on_tick` is called after every answer, and without one."""
         try:
             while True:
@@ -999,7 +999,7 @@ class Crawler:
                 if not (self.anything_left() or self.is_busy()):
                     break
                 self.take_next(min(max(self.wake_at() - self.client.clock(), 0.0), LONGEST_WAIT))
-                on_tick()
+                on_tick(self.tally)
         finally:
             for _ in range(self.started):
                 self.work.put(None)
@@ -1121,6 +1121,7 @@ class Crawler:
         logger.debug("%s:%s: %s", directory.file_system, directory.path, dict(listing.types))
         if not directory.missing:
             self.client.statistics["files"] += len(listing.files)
+            self.client.statistics["directories"] += not listing.is_file
         self.tally.listed(directory, listing)
 
     def retry(self, directory: Directory, error: DatabricksError, sent_at: float, now: float) -> None:
@@ -2047,7 +2048,7 @@ def scan_users(
         homes, _ = assign_homes([*names, *everyone], *look_around(client, file_systems))
     left = {name: homes[name] for name in names}
     with open_file_rows(None, str(files)) if files is not None else nullcontext() as rows:
-        for result in crawl(left, client, threads, on_tick, cluster, rows):
+        for result in crawl(left, client, threads, lambda _: on_tick(), cluster, rows):
             if rows:
                 rows.want(result)
             yield result
@@ -2059,7 +2060,7 @@ def crawl(
     homes: dict[str, dict[str, Home]],
     client: DatabricksClient,
     threads: int,
-    on_tick: Callable[[], None],
+    on_tick: Callable[[Tally], None],
     cluster: Cluster | None = None,
     rows: FileRows | None = None,
 ) -> Generator[UserResult, None, None]:
@@ -2248,7 +2249,10 @@ def write_results(
 
 
 class Progress:
-    """A bar on a terminal, else a line every 30 s; with `quiet` neither."""
+    """A bar on a terminal, else a line every 30 s; with `quiet` neither. Whatever becomes of it, the work goes on.
+
+    There is no forecast: users are what can be counted, and the last one may have more directories than all others.
+    """
 
     def __init__(self, total: int, done: int, statistics: Counter[str], quiet: bool):
         self.total = total
@@ -2257,15 +2261,36 @@ class Progress:
         self.quiet = quiet
         self.told_at = time.monotonic()
         self.told_requests = 0
-        self.bar = None if quiet else show_bar(total, done)
+        self.tally: Tally | None = None
+        self.bar: Any = None
+        with self.decoration():
+            if not quiet and sys.stderr.isatty():
+                from tqdm import tqdm
+
+                shape = "{bar}| {n:,}/{total:,} users [{elapsed}{postfix}]"
+                bar = tqdm(total=total, initial=done, bar_format=shape, dynamic_ncols=True)
+                self.bar = None if bar.disable else bar
+
+    @contextmanager
+    def decoration(self) -> Iterator[None]:
+        """What nobody needs: where tqdm is missing, broken, or misled by its variables, there is no bar any more."""
+        try:
+            yield
+        except Exception as error:
+            self.bar = None
+            logger.debug("no progress bar: %s", error)
 
     def user_done(self) -> None:
         self.done += 1
-        self.draw("update")
+        with self.decoration():
+            if self.bar:
+                self.bar.update()
 
-    def tick(self) -> None:
+    def tick(self, tally: Tally) -> None:
+        self.tally = tally
         if not self.quiet and time.monotonic() - self.told_at > (BAR_SECONDS if self.bar else PROGRESS_SECONDS):
-            self.show()
+            with self.decoration():
+                self.show()
 
     def show(self) -> None:
         now = time.monotonic()
@@ -2273,39 +2298,30 @@ class Progress:
         rate = (requests_made - self.told_requests) / max(now - self.told_at, 0.001)
         self.told_at = now
         self.told_requests = requests_made
-        text = f"{self.statistics['files']:,} files, {rate:,.0f} requests/s"
-        if self.bar:
-            self.draw("set_postfix_str", text)
-        else:
-            logger.info("%s of %s users, %s", f"{self.done:,}", f"{self.total:,}", text)
-
-    def draw(self, method: str, *values: str) -> None:
-        """Has the bar do that; one that cannot is given up."""
-        try:
-            if self.bar:
-                getattr(self.bar, method)(*values)
-        except Exception as error:
-            self.bar = None
-            logger.debug("no progress bar any more: %s", error)
+        opened = list(self.tally.open.values()) if self.tally else []
+        parts = [
+            f"{self.statistics['directories']:,} directories",
+            f"{sum(user.pending for user in opened):,} waiting",
+            f"{self.statistics['files']:,} files",
+            f"{rate:,.0f} requests/s",
+        ]
+        parts += [f"longest ({user.pending:,} to come): {one_line(user.username, 60)}" for user in opened[:1]]
+        if not self.bar:
+            users = f"{self.done:,} of {self.total:,} users"
+            logger.info("%s  %s", time.strftime("%H:%M:%S"), ", ".join([users, *parts]))
+            return
+        # tqdm cuts what there is no room for: half a name will do, but half a number is another one.
+        room = (self.bar.ncols or 80) - 2 * len(f"{self.total:,}") - len("#| / users [00:00]")
+        while parts and len(", ".join([*parts[:-1], parts[-1][:22]])) > room:
+            del parts[-2 if len(parts) > 2 and opened else -1]
+        self.bar.set_postfix_str(", ".join(parts))
 
     def close(self) -> None:
-        if self.bar:  # whose last state stays on the terminal
-            self.show()
-        self.draw("close")
-
-
-def show_bar(total: int, done: int) -> Any:
-    """A bar of tqdm; None without a terminal, and where tqdm is missing, broken, or misled by its variables."""
-    try:
-        if sys.stderr.isatty():
-            from tqdm import tqdm
-
-            shape = "{bar}| {n:,}/{total:,} users [{elapsed}<{remaining}{postfix}]"
-            bar = tqdm(total=total, initial=done, bar_format=shape, dynamic_ncols=True)
-            return None if bar.disable else bar
-    except Exception as error:
-        logger.debug("no progress bar: %s", error)
-    return None
+        """The bar's last state stays on the terminal."""
+        with self.decoration():
+            if self.bar:
+                self.show()
+                self.bar.close()
 
 
 # --- Command --------------------------------------------------------------------------------------------------------
@@ -2528,6 +2544,7 @@ def scan_into(
     checkpoint.asked = list(homes)
     left = {name: homes[name] for name in homes if not is_kept(checkpoint, rows, name, homes[name])}
     tell_kept(checkpoint, [name for name in homes if name not in left], list(left))
+    tell_homes(left)
     cluster = choose_cluster(args, config)
     progress = Progress(len(homes), len(homes) - len(left), client.statistics, args.quiet)
     results = crawl(left, client, args.threads, progress.tick, cluster, rows)
@@ -2564,6 +2581,15 @@ def tell_kept(checkpoint: Checkpoint, kept: list[str], left: list[str]) -> None:
         logger.info(
             "%s to scan again: other homes, or no rows for --files from before", counted(again, "complete user")
         )
+
+
+def tell_homes(left: dict[str, dict[str, Home]]) -> None:
+    """Says before the first user how many homes are to be listed, with a request for each at least."""
+    homes = [(name, home.is_listed) for found in left.values() for name, home in found.items() if home.path is not None]
+    counts = Counter(f"in {FILE_SYSTEMS[name].label}" if listed else "to look for" for name, listed in homes)
+    if homes:
+        parts = ", ".join(f"{count:,} {where}" for where, count in sorted(counts.items()))
+        logger.info("homes to list: %s; at least %s", parts, counted(len(homes), "request"))
 
 
 def finish(checkpoint: Checkpoint) -> int:

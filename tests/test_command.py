@@ -26,7 +26,6 @@ from tests.helpers import (
     config_of,
     needs_posix,
     rows_of,
-    set_constants,
     true_csv,
     until,
 )
@@ -423,16 +422,6 @@ def test_the_summary_counts_retries_and_429s(scan, monkeypatch):
     assert "17 requests, 10 of them repeats, 4 answered 429, in 0:00:0" in done.err
 
 
-def test_without_a_terminal_lines_tell_how_far_it_is(scan, monkeypatch, small):
-    set_constants(monkeypatch, PROGRESS_SECONDS=0.0)
-    said = scan(small, *small.user_names, "-o", "out.csv").err
-    lines = re.findall(r"^([\d,]+) of 12 users, ([\d,]+) files, ([\d,]+) requests/s$", said, re.M)
-    users, files, _ = ([int(number.replace(",", "")) for number in numbers] for numbers in zip(*lines, strict=True))
-    assert (users, files) == (sorted(users), sorted(files))
-    assert (users[-1], files[-1]) == (12, sum(small.truth(name).file_count for name in small.user_names))
-    assert "users, " not in scan(small, *small.user_names, "-q", "-o", "out.csv").err
-
-
 def test_the_summary_of_one_user_is_its_breakdown(scan, three):
     text = scan(three, "a", "-o", "out.csv").err
     assert "DBFS: 2 directories listed with 1 DIRECTORY, 2 FILE" in text
@@ -526,16 +515,6 @@ def on_a_terminal(server, login, **variables):
         pass
     os.close(leader)
     return process.wait(10), shown.decode()
-
-
-@needs_posix
-def test_on_a_terminal_a_bar_shows_users_and_requests_per_second(login):
-    with FakeDatabricks(users=12, shape="small", latency=0.02) as server:
-        code, text = on_a_terminal(server, login)
-        files = sum(server.truth(name).file_count for name in server.user_names)
-    assert code == 0
-    assert "12/12 users" in text
-    assert re.findall(r"([\d,]+) files, [\d,]+ requests/s", text)[-1] == f"{files:,}"
 
 
 BROKEN_BARS = {  # variables, and the text of a package tqdm
