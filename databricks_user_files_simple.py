@@ -2178,6 +2178,7 @@ class Summary:
                 f", {WORKSPACE_OBJECT_SIZE:,} bytes an object" if sums.estimated else ""
             )
             lines.append(size_line(sums.files, sums.bytes, sums.estimated * WORKSPACE_OBJECT_SIZE, label))
+        lines.append(f"{'-' * 38:>40}")
         if count == 1:
             lines += breakdown(self.biggest[0])
         else:

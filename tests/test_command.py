@@ -383,15 +383,16 @@ def test_the_summary_of_several_users(scan, three):
     text = scan(three, "a", "b", "c", "d", "-o", "out.csv").err
     assert "4 users: 1 success, 1 empty, 1 partial, 1 error" in text
     table = text.splitlines()[text.splitlines().index("         files        size   estimated") :]
-    assert table[1:6] == [
+    assert table[1:7] == [
         "             3     3.1 GiB           -  DBFS",
         "             3    29.3 KiB    29.3 KiB  Workspace, 10,000 bytes an object",
+        "  " + "-" * 38,
         "             5     3.1 GiB    29.3 KiB  a",
         "             1         7 B           -  b",
-        table[5],
+        table[6],
     ]
-    assert table[5] == "homes: 4 in DBFS, 2 in Workspace"
-    assert re.match(r"\d+ requests, ", table[6])
+    assert table[6] == "homes: 4 in DBFS, 2 in Workspace"
+    assert re.match(r"\d+ requests, ", table[7])
     assert "  partial: b: dbfs:/Users/b/no: 403 PERMISSION_DENIED: The caller may not list this path." in table
     assert [line.split(": ")[:2] for line in table if line.startswith("  error")] == [["  error", "c"]]
 
