@@ -12,11 +12,13 @@ import subprocess
 import sys
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -314,6 +316,23 @@ def true_csv(server: FakeDatabricks, names: Iterable[str] | None = None) -> byte
         size = truth.total_size
         writer.writerow((name, truth.file_count, size, f"{size / 1024**3:.4f}", status, source, ""))
     return text.getvalue().encode()
+
+
+# Secrets
+
+
+def spellings(token: str) -> set[str]:
+    """The token as it is, percent-encoded, in JSON, and within base64 at any position."""
+    within = [b64encode(b"x" * shift + token.encode()).decode()[4:-4] for shift in range(3)]
+    return {token, quote(token), quote(token, safe=""), json.dumps(token)[1:-1], *within}
+
+
+def assert_kept(token: str, *texts: str) -> None:
+    """That no text, and no file of the working directory, has it."""
+    files = [path for path in Path().rglob("*") if path.is_file()]
+    found = [spelling for spelling in spellings(token) for text in texts if spelling in text]
+    found += [str(path) for spelling in spellings(token) for path in files if spelling.encode() in path.read_bytes()]
+    assert found == []
 
 
 # Results and checkpoints

@@ -47,6 +47,7 @@ from tests.helpers import (
     saved_users,
     set_constants,
     slow_until,
+    spellings,
     true_csv,
     until,
     workers_help,
@@ -733,12 +734,6 @@ def test_workers_of_another_python_version(connect_server, many, log, early):
 
 
 # Logins
-
-
-def spellings(token):
-    """The token, and what it is within base64 at any position."""
-    encoded = [base64.b64encode(b"x" * shift + token.encode()).decode()[4:-4] for shift in range(3)]
-    return [token, *encoded]
 
 
 def test_the_token_is_nowhere_on_the_server(spark, many, connect_server, monkeypatch, early):

@@ -9,7 +9,6 @@ import gzip
 import json
 import os
 import shutil
-import signal
 import socket
 import socketserver
 import ssl
@@ -47,23 +46,20 @@ from databricks_user_list import (
 from tests.fake import FORMS, FakeDatabricks, Fault, dbfs_directory, dbfs_file
 from tests.helpers import (
     NAME,
-    ROOT,
     Result,
+    assert_kept,
     config_of,
     free_port,
-    hang_when,
     make_client,
     needs_posix,
     program_with,
     rows_of,
-    running,
     set_constants,
-    until,
 )
 
 HOST = "https://adb-1.azuredatabricks.net"
 SECRET = "dapi-secret-0123456789"
-TOKENS = (SECRET, "a+b(c)[d]*\\e$^|f?.{2}/=%20~", "dapi\"quoted'<b>&amp;")
+TOKEN = "a+b(c)[d]*\\e$^|f?.{2}/=%20~\"'<b>&amp;"  # with all that patterns, URLs, JSON and HTML know
 LIST = "/api/2.0/dbfs/list"
 LIMITED = {"error_code": "REQUEST_LIMIT_EXCEEDED", "message": "Request limit exceeded."}
 SLOW = {"message": "The service at this URL is taking too long to process your request. Please try again later."}
@@ -252,25 +248,6 @@ def test_a_body_over_the_limit_is_refused(service, client, monkeypatch, length, 
     else:
         assert fail(client).kind == "malformed"
         assert len(service.calls) == 5
-
-
-@pytest.mark.usefixtures("processes")
-@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kB")
-def test_a_gzip_bomb_takes_no_memory():
-    """Of 300 MB; what is measured is a process's own peak."""
-    code = (
-        "import resource, zlib, databricks_user_files_simple as scanner\n"
-        "stream = zlib.compressobj(1, wbits=31)\n"
-        "bomb = b''.join(stream.compress(bytes(10**6)) for _ in range(300)) + stream.flush()\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "try:\n    scanner.decode_body(bomb)\n"
-        "except scanner.MalformedAnswer as error:\n    print(error)\n"
-        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    text, megabytes = done.stdout.splitlines()
-    assert text == "the answer is longer than 32 MB"
-    assert int(megabytes) < 150
 
 
 # Real connections
@@ -495,17 +472,12 @@ def run(monkeypatch, capsys):
     return call
 
 
-BOTH = [(scanner.main, ["a"]), (databricks_user_list.main, [])]
 TOO_LONG, BROKEN = "the answer is longer than", "the connection broke off"
 ENDLESS = {  # pieces of the answer, and what is said
     "body": (lambda: chain([head()], repeat(b"x" * 65536)), TOO_LONG),
     "body of an error": (lambda: chain([head(status="500 Oops")], repeat(b"x" * 65536)), TOO_LONG),
-    "body of a redirect": (lambda: chain([head("Location: /x", status="302 Found")], repeat(b"x" * 65536)), TOO_LONG),
     "headers": (lambda: chain([b"HTTP/1.1 200 OK\r\n"], repeat(b"a: b\r\n")), BROKEN),
-    "header": (lambda: chain([b"HTTP/1.1 200 OK\r\na: "], repeat(b"x" * 65536)), BROKEN),
-    "status line": (lambda: chain([b"HTTP/1.1 200 "], repeat(b"x" * 65536)), BROKEN),
     "chunks": (lambda: chain([head("Transfer-Encoding: chunked")], repeat(b"1\r\nx\r\n" * 10_000)), TOO_LONG),
-    "chunk extension": (lambda: chain([head("Transfer-Encoding: chunked"), b"1;"], repeat(b"x" * 65536)), ""),
     "gzip": (lambda: [answer(gzip.compress(bytes(9_000_000)))], TOO_LONG),
     "markup": (lambda: [answer(b"<title>" * 14_000, "400 Bad")], "400: <title>"),
 }
@@ -521,27 +493,13 @@ def test_an_answer_that_does_not_end_is_an_error(run, monkeypatch):
     assert {kind: rows[kind]["error"] for kind, (_, said) in ENDLESS.items() if said not in rows[kind]["error"]} == {}
 
 
-@pytest.mark.parametrize(("main", "words"), BOTH)
-def test_a_server_whose_first_answer_does_not_end_ends_the_run(run, monkeypatch, main, words):
-    set_constants(monkeypatch, LONGEST_BODY=2**16)
-    with RawServer(lambda *_: ENDLESS["chunks"][0]()) as server:
-        done = run(server, *words, main=main)
-    assert (done.code, done.out) == (2, "")
-    assert TOO_LONG in done.err
-
-
 ODD_ANSWERS = {  # what comes for a home; the status of its row
     "content length of no digits": (lambda path: answer().replace(b"Length: 2", b"Length: \xb2"), "empty"),
     "location that is no URL": (lambda path: answer(b"", "302 Found", "Location: http://[x"), "error"),
-    "status 999": (lambda path: answer(b"{}", "999 X"), "error"),
-    "HTTP/3": (lambda path: answer().replace(b"HTTP/1.1", b"HTTP/3"), "error"),
     "cut to an empty listing": (lambda path: head("Content-Length: 20") + b"{}", "error"),
-    "cut to nothing": (lambda path: head("Content-Length: 20"), "error"),
     "chunks cut to an empty listing": (lambda path: head("Transfer-Encoding: chunked") + b"2\r\n{}\r\n", "error"),
     "nothing": (lambda path: answer(b""), "error"),
-    "no content": (lambda path: answer(b"", "204 No Content"), "error"),
     "two lengths": (lambda path: answer(b"{}", "200 OK", "Content-Length: 3"), "error"),
-    "outside": (lambda path: folders("/Shared/x"), "error"),
     "another home": (lambda path: folders("/Users/other"), "error"),
     "inner dots": (lambda path: folders(f"{path}/../other"), "partial"),
 }  # fmt: skip
@@ -614,20 +572,6 @@ def test_a_tree_without_an_end_ends_the_run_and_names_the_user(run, monkeypatch)
 # Where the token goes, and where it does not
 
 
-def spellings(token):
-    """The token as it is, percent-encoded, in JSON, in HTML, and within base64 at any position."""
-    within = [base64.b64encode(b"x" * shift + token.encode()).decode()[4:-4] for shift in range(3)]
-    return {token, quote(token), quote(token, safe=""), json.dumps(token)[1:-1], *within}
-
-
-def assert_kept(token, *texts):
-    """That no text and no file of the working directory has it."""
-    files = [path.read_bytes() for path in Path().rglob("*") if path.is_file()]
-    names = [str(path).encode() for path in Path().rglob("*")]
-    for data in (*files, *names, *(text.encode() for text in texts)):
-        assert not [spelling for spelling in spellings(token) if spelling.encode() in data], data[-3000:]
-
-
 def echoes(token):
     """Answers that repeat the token."""
     escaped = "".join(f"\\u{ord(sign):04x}" for sign in token)
@@ -654,14 +598,13 @@ def echoes(token):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("token", TOKENS)
-@pytest.mark.parametrize("words", [(), ("--debug",)])
-def test_a_token_that_answers_repeat_is_shown_and_saved_nowhere(run, monkeypatch, token, words):
+def test_a_token_that_answers_repeat_is_shown_and_saved_nowhere(run, monkeypatch):
+    token = TOKEN
     set_constants(monkeypatch, LONGEST_OUTAGE=60.0)
     answers = {f"u{number}": lambda data=data: [data] for number, data in enumerate(echoes(token))}
-    outputs = ("-o", "out.csv", "--details", "details", "--checkpoint", NAME)
+    outputs = ("-o", "out.csv", "--details", "details", "--checkpoint", NAME, "--debug")
     with homes_of(answers) as server:
-        done = run(server, *answers, "--dbfs-only", *outputs, *words, token=token)
+        done = run(server, *answers, "--dbfs-only", *outputs, token=token)
         assert all(f"Bearer {token}\r\n" in sent for sent in server.heads)
     assert done.code == 1, done
     assert {row["status"] for row in rows_of()} == {"error"}
@@ -669,41 +612,23 @@ def test_a_token_that_answers_repeat_is_shown_and_saved_nowhere(run, monkeypatch
     assert_kept(token, done.out, done.err)
 
 
-@pytest.mark.parametrize(("main", "words"), BOTH)
-@pytest.mark.parametrize("kind", ["bad status line", "refused", "redirected", "no JSON"])
-def test_a_token_that_ends_the_run_is_not_in_its_tracebacks(run, main, words, kind):
-    token = TOKENS[1]
-    data = {
-        "bad status line": f"Bearer {token}\r\n\r\n".encode(),
-        "refused": answer({"error_code": "X", "message": token}, "401 Unauthorized"),
-        "redirected": answer(b"", "302 Found", f"Location: /{token}"),
-        "no JSON": answer(token.encode()),
-    }
-    with RawServer(lambda *_: [data[kind]]) as server:
-        done = run(server, *words, "--debug", main=main, token=token)
+@pytest.mark.parametrize("data", [
+    f"Bearer {TOKEN}\r\n\r\n".encode(),
+    answer({"error_code": "X", "message": TOKEN}, "401 Unauthorized"),
+    answer(b"", "302 Found", f"Location: /{TOKEN}"),
+    answer(TOKEN.encode()),
+], ids=["bad status line", "refused", "redirected", "no JSON"])  # fmt: skip
+def test_a_token_that_ends_the_run_is_not_in_its_traceback(run, data):
+    with RawServer(lambda *_: [data]) as server:
+        done = run(server, "--debug", main=databricks_user_list.main, token=TOKEN)
     assert done.code == 2, done
     assert "Traceback" in done.err
-    assert_kept(token, done.out, done.err)
-
-
-@needs_posix
-def test_a_token_is_in_nothing_that_an_interrupted_run_leaves_or_shows(login):
-    with FakeDatabricks(users=30, shape="small", token=TOKENS[1]) as server:
-        gate = hang_when(server, lambda: server.total_requests > 60)
-        with running(server, login, *server.user_names, "--debug", "--checkpoint", NAME) as process:
-            until(lambda: gate.hits >= 4)
-            processes = subprocess.run(["ps", "axww"], capture_output=True, check=True, text=True).stdout
-            assert "databricks_user_files_simple" in processes
-            process.send_signal(signal.SIGTERM)
-            out, err = process.communicate(timeout=10)
-    assert (process.returncode, out) == (130, "")
-    assert Path(NAME).exists()
-    assert_kept(TOKENS[1], err, processes)
+    assert_kept(TOKEN, done.out, done.err)
 
 
 def test_a_redirect_to_another_host_is_an_error_and_takes_no_token_along(run):
     with FakeDatabricks(users=["a"]) as other, FakeDatabricks(users=["a"]) as server:
-        for status in (301, 302, 303, 307, 308):
+        for status in (302, 307):
             server.change(faults=[Fault("redirect", status=status, location=f"{other.url}/api/2.0/dbfs/list")])
             done = run(server, "a", token=server.settings.token)
             assert done.code == 2, done
@@ -723,8 +648,7 @@ def test_a_netrc_that_names_the_host_changes_nothing(run, tmp_path):
     path.write_text("machine 127.0.0.1 login someone password wrong\ndefault login someone password wrong\n")
     path.chmod(0o600)
     with FakeDatabricks(users=["a"], shape="small") as server:
-        for main, words in BOTH:
-            assert run(server, *words, main=main, token=server.settings.token, NETRC=str(path)).code == 0
+        assert run(server, "a", token=server.settings.token, NETRC=str(path)).code == 0
         assert server.statuses[403] == 0
 
 
@@ -744,15 +668,12 @@ def certificate(tmp_path_factory):
 
 
 @pytest.mark.parametrize("variables", [
-    {}, {"SSL_CERT_FILE": "CERTIFICATE"}, {"PYTHONHTTPSVERIFY": "0"}, {"REQUESTS_CA_BUNDLE": "", "CURL_CA_BUNDLE": ""},
-    {"REQUESTS_CA_BUNDLE": "OTHER"}, {"REQUESTS_CA_BUNDLE": "/missing.pem"}, {"REQUESTS_CA_BUNDLE": "HTML"},
-    {"CURL_CA_BUNDLE": "DER"},
+    {}, {"PYTHONHTTPSVERIFY": "0"}, {"REQUESTS_CA_BUNDLE": "OTHER"}, {"REQUESTS_CA_BUNDLE": "/missing.pem"},
+    {"CURL_CA_BUNDLE": "HTML"},
 ], ids=" ".join)  # fmt: skip
 def test_a_server_with_an_unknown_certificate_is_refused_and_gets_no_token(run, certificate, variables, tmp_path):
-    words = {"CERTIFICATE": str(certificate), "OTHER": requests.certs.where()}
-    for name, data in (("HTML", b"<html></html>"), ("DER", ssl.PEM_cert_to_DER_cert(certificate.read_text()))):
-        words[name] = str(tmp_path / name)
-        Path(words[name]).write_bytes(data)
+    words = {"OTHER": requests.certs.where(), "HTML": str(tmp_path / "page")}
+    (tmp_path / "page").write_text("<html></html>")
     with RawServer(empty_workspace, certificate) as server:
         done = run(server, "a", **{name: words.get(text, text) for name, text in variables.items()})
         assert server.heads == []
@@ -806,10 +727,8 @@ def test_an_https_proxy_gets_a_tunnel_and_no_token(run, certificate):
 
 PAGE = b"<html><head><title>Access denied by policy</title></head></html>"
 PAGES = {  # of a proxy, in place of a tunnel
-    "with 200": [answer(PAGE, "200 OK", "Content-Type: text/html")],
     "with 407": [answer(PAGE, "407 Proxy Authentication Required", "Proxy-Authenticate: Basic")],
     "and no HTTP": [PAGE],
-    "is nothing": [],
 }
 
 
@@ -830,9 +749,6 @@ def test_a_proxy_that_answers_a_page_ends_the_run_in_a_line(run, kind):
     ("ALL_PROXY", "socks5://me:pass-word@127.0.0.1:9", "pip install 'requests[socks]'"),
     ("HTTPS_PROXY", "http://me:pass-word@", "is no URL of a proxy"),
     ("HTTPS_PROXY", "ftp://pass-word:1", "is no URL of a proxy"),
-    ("ALL_PROXY", "127.0.0.1:pass-word", "is no URL of a proxy"),
-    ("HTTPS_PROXY", "http://[pass-word", "is no URL of a proxy"),
-    ("HTTPS_PROXY", "http://me:pass-word\u20ac@proxy:1", "is no URL of a proxy"),
     ("HTTPS_PROXY", "http://pass-word..host:1", "is no URL of a proxy"),
 ])  # fmt: skip
 def test_a_proxy_that_is_none_is_told_from_the_network_and_not_shown(run, name, url, says):
