@@ -1673,6 +1673,7 @@ def connect_url(host: str) -> str:
 
 # --- Checkpoint -----------------------------------------------------------------------------------------------------
 
+FORMAT_VERSION = 2  # of the file
 TAIL = b"\n]}\n"
 
 
@@ -1689,62 +1690,75 @@ class Checkpoint:
     """Results, a JSON line each, in one JSON document that is valid between any two saves.
 
     Every save is one write over the document's tail, so its cost does not grow with the document. A new one is made by
-    create(), one that is there by read(). Without a path it is a temporary file.
+    create(), one that is there read by read(). Without a path it is kept in memory.
     """
 
-    def __init__(self, file: IO[bytes], path: Path | None, run: str):
+    def __init__(self, file: IO[bytes], path: Path | None, header: dict[str, Any], files: ExitStack):
         self.file = file
         self.path = path
-        self.run = run
-        # The working file of --files: it has no other name, and so is found when this one was moved aside.
-        self.files_path = Path(os.path.realpath(path)).with_name(f".files-{run}.jsonl") if path else None
+        self.target = Path(os.path.realpath(path)) if path else None  # whatever becomes of the current folder
+        self.header = header
+        self.files = files  # closes what is opened
+        self.is_stale = False  # of an earlier run, which this one does not go on with
+        self.files_path: Path | None = None
         self.lines: dict[str, SavedLine] = {}  # by username
         self.asked: list[str] = []  # the users of this run
         self.end = 0  # of the last result, or of the header
         self.synced_at = -math.inf
 
-    @classmethod
-    def create(cls, file: IO[bytes], path: Path | None, header: dict[str, Any]) -> Checkpoint:
+    def use_run(self, run: str) -> None:
+        """The working file of --files has no name but the run's, and so is found when the checkpoint was moved."""
+        self.files_path = self.target.with_name(f".files-{run}.jsonl") if self.target else None
+
+    def create(self) -> None:
         """A new one in an empty file. Raises OSError."""
-        checkpoint = cls(file, path, os.urandom(8).hex())
-        first = {"version": 1, "program": VERSION, "run": checkpoint.run, **header, "results": []}
+        run = os.urandom(8).hex()
+        self.use_run(run)
+        first = {"version": FORMAT_VERSION, "program": VERSION, "run": run, **self.header, "results": []}
         start = json.dumps(first)[:-2].encode()
         try:
-            checkpoint.write(start + TAIL)
-            checkpoint.end = len(start)
-            checkpoint.begin()
+            self.write(start + TAIL)
+            self.end = len(start)
+            self.begin()
         except OSError:
-            file.truncate(0)  # half a header would be refused by the next run
+            self.file.truncate(0)  # half a header would be refused by the next run
             raise
-        return checkpoint
 
-    @classmethod
-    def read(cls, file: IO[bytes], path: Path, run: str) -> Checkpoint:
+    def replace_stale(self) -> None:
+        """Makes room for a new one, now that the workspace has answered. Raises InventoryError."""
+        if self.is_stale and self.path and self.target:
+            with checkpoint_errors(self.path):
+                move_aside(self.file, self.target)
+                self.file = open_locked(self.path, self.files)
+                self.is_stale = False
+                self.create()
+
+    def read(self, run: str) -> None:
         """That of a file whose header is known to be good. Raises OSError, and InventoryError for a bad line.
 
         The last line may be bad: the document's end, or a save that was cut off by a kill or a loss of power.
         """
-        checkpoint = cls(file, path, run)
+        self.use_run(run)
         offset = bad = 0
         end = b""
-        with lines_of(file) as lines:
+        with lines_of(self.file) as lines:
             for number, line in enumerate(lines, 1):
                 if number == 1:
-                    checkpoint.end = len(line.rstrip())
+                    self.end = len(line.rstrip())
                 elif not line.strip(b"\0 \t\r\n"):  # blank, or what a loss of power leaves
                     end += line.strip()
                 else:
                     if bad:
                         raise InventoryError(
-                            f"{path}, line {bad}: not a user's result; delete that line, and the user is scanned again"
+                            f"{self.path}, line {bad}: not a user's result; delete that line, "
+                            "and the user is scanned again"
                         )
-                    if not checkpoint.read_line(line, offset):
+                    if not self.read_line(line, offset):
                         bad, end = number, line.strip()
                 offset += len(line)
         if not b"]}".startswith(end):
-            logger.warning("%s ends within a line: its user is scanned again", path)
-        checkpoint.begin()
-        return checkpoint
+            logger.warning("%s ends within a line: its user is scanned again", self.path)
+        self.begin()
 
     def read_line(self, line: bytes, offset: int) -> bool:
         """Notes the result that it has; whether it has one."""
@@ -1762,7 +1776,7 @@ class Checkpoint:
         """Cuts a torn tail off, and finds out whether this folder lets files be written in place."""
         self.file.truncate(self.end + len(TAIL))
         self.write(TAIL)
-        os.fsync(self.file.fileno())
+        self.sync()
 
     def save(self, result: UserResult) -> None:
         line = json.dumps(result.as_dict(), ensure_ascii=False).encode("utf-8", "backslashreplace")
@@ -1771,8 +1785,12 @@ class Checkpoint:
             self.write(separator + line + TAIL)
             self.note(result, self.end + len(separator), len(line))  # before the disk is waited for
             if time.monotonic() - self.synced_at >= SYNC_SECONDS:
-                os.fsync(self.file.fileno())
+                self.sync()
                 self.synced_at = time.monotonic()
+
+    def sync(self) -> None:
+        if self.path:
+            os.fsync(self.file.fileno())
 
     def write(self, data: bytes) -> None:
         self.file.seek(self.end)
@@ -1792,13 +1810,13 @@ class Checkpoint:
         return username in self.lines and self.lines[username].status in ("success", "empty")
 
     def remove(self) -> None:
-        if self.path is None or self.files_path is None or not has_name(self.file, self.path):
+        if self.target is None or self.files_path is None or not has_name(self.file, self.target):
             return
         if ON_WINDOWS:  # which removes no open file
             self.file.close()
         try:
             self.files_path.unlink(missing_ok=True)
-            os.unlink(os.path.realpath(self.path))
+            self.target.unlink()
         except OSError as error:
             logger.warning("%s cannot be removed (%s); nobody needs it any more", self.path, error.strerror)
 
@@ -1837,22 +1855,24 @@ def open_checkpoint(path: Path | None, header: dict[str, Any], resume: bool) -> 
 
 def start_checkpoint(path: Path | None, header: dict[str, Any], resume: bool, files: ExitStack) -> Checkpoint:
     """As open_checkpoint(); what is opened is closed with `files`. Raises OSError and InventoryError."""
-    if path is None:
-        return Checkpoint.create(files.enter_context(tempfile.TemporaryFile(buffering=0)), path, header)
-    file = open_locked(path, files)
-    if not os.fstat(file.fileno()).st_size:
+    file = open_locked(path, files) if path else io.BytesIO()
+    checkpoint = Checkpoint(file, path, header, files)
+    if path is None or not os.fstat(file.fileno()).st_size:
         if resume:
-            logger.warning("there is no checkpoint %s: starting from the beginning", path)
-        return Checkpoint.create(file, path, header)
+            logger.info("no checkpoint %s yet: starting from the beginning", checkpoint.target)
+        checkpoint.create()
+        return checkpoint
     before = read_header(file, path)
     if not resume:
-        move_aside(file, path)
-        return start_checkpoint(path, header, resume, files)
-    was = describe(before)
-    now = describe(header)
+        checkpoint.is_stale = True
+        return checkpoint
+    if before["version"] != FORMAT_VERSION:
+        raise InventoryError(f"{path} was made by an earlier version: run it without --resume")
+    was, now = describe(before), describe(header)
     if was != now:
         raise InventoryError(f"{path} is of {was}, this run of {now}: give the same options, or another --checkpoint")
-    return Checkpoint.read(file, path, before["run"])
+    checkpoint.read(before["run"])
+    return checkpoint
 
 
 def open_locked(path: Path, files: ExitStack) -> IO[bytes]:
@@ -1869,42 +1889,54 @@ def open_locked(path: Path, files: ExitStack) -> IO[bytes]:
         except (BlockingIOError, PermissionError):
             raise InventoryError(f"another run is using {path}: wait for it, or name another --checkpoint") from None
         if has_name(file, path):
+            files.callback(unlock, file)
             return file
         file.close()  # the run that had it has moved or removed it meanwhile
     raise InventoryError(f"{path} is another file at each look; name a --checkpoint on a local disk")
 
 
 def has_name(file: IO[bytes], path: Path) -> bool:
+    """Whether the file is still the one of that name. On Windows nobody can have moved it while it is open."""
     try:
-        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+        return ON_WINDOWS or os.path.samestat(os.fstat(file.fileno()), os.stat(path))
     except FileNotFoundError:
         return False
 
 
 def open_or_make(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_CREAT, 0o666)
+    """Makes files that their owner alone can read."""
+    return os.open(path, flags | os.O_CREAT, 0o600)
 
 
-def lock(file: IO[bytes]) -> None:
-    """Raises BlockingIOError or PermissionError where another process has the lock."""
+def lock(file: IO[bytes], is_wanted: bool = True) -> None:
+    """Locks it, or gives the lock back. Raises BlockingIOError or PermissionError where another process has it."""
     if ON_WINDOWS:
         import msvcrt
 
-        file.seek(2**30)  # behind any end: what is locked there, others cannot read
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]  # of Windows
+        file.seek(2**40)  # behind any end: what is locked there, others cannot read
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK if is_wanted else msvcrt.LK_UNLCK, 1)  # type: ignore[attr-defined]
     else:
         import fcntl
 
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB if is_wanted else fcntl.LOCK_UN)
+
+
+def unlock(file: IO[bytes]) -> None:
+    """Also where a child of this process has inherited the file, and lives on."""
+    if not file.closed:
+        with suppress(OSError):
+            lock(file, is_wanted=False)
 
 
 def read_header(file: IO[bytes], path: Path) -> dict[str, Any]:
     """The first line of a checkpoint. Raises OSError, and InventoryError for a file that is none."""
     with lines_of(file) as lines:
         line = lines.readline(100_000)
+    if line.strip() == b"{":
+        raise InventoryError(f"{path}: another program has put its lines in another form; run it without it")
     with suppress(ValueError, KeyError, TypeError, RecursionError):
         header: dict[str, Any] = json.loads(line.rstrip() + b"]}")
-        known = header["version"] == 1 and header["results"] == [] and describe(header)
+        known = header["version"] in (1, FORMAT_VERSION) and header["results"] == [] and describe(header)
         if known and re.fullmatch("[0-9a-f]+", header["run"]):
             return header
     raise InventoryError(f"{path}, line 1: not a checkpoint of this program; name another with --checkpoint")
@@ -1916,17 +1948,16 @@ def describe(header: dict[str, Any]) -> str:
 
 def move_aside(file: IO[bytes], path: Path) -> None:
     """Gives a checkpoint a name with the time of its last save, which no other file has."""
-    target = Path(os.path.realpath(path))
     saved_at = datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, timezone.utc)
-    stem = f"{target.stem}.{saved_at:%Y-%m-%dT%H-%M-%S}"
-    aside = target.with_name(stem + target.suffix)
+    stem = f"{path.stem}.{saved_at:%Y-%m-%dT%H-%M-%S}"
+    aside = path.with_name(stem + path.suffix)
     number = 1
     while os.path.lexists(aside):
         number += 1
-        aside = target.with_name(f"{stem}-{number}{target.suffix}")
+        aside = path.with_name(f"{stem}-{number}{path.suffix}")
     if ON_WINDOWS:  # which renames no open file
         file.close()
-    target.rename(aside)
+    path.rename(aside)
     file.close()
     logger.warning(
         "the checkpoint that was there is now %s: --resume goes on with it where --checkpoint names it", aside
@@ -2485,9 +2516,12 @@ def run(args: argparse.Namespace) -> int:
     with open_checkpoint(path, header, args.resume) as checkpoint, last_line(checkpoint, args):
         expected = checkpoint.lines if args.all_homes else {}  # until the homes are known
         checkpoint.asked = list(dict.fromkeys([*names, *expected]))
+        client = DatabricksClient(config, args.threads)
+        folders, admin = look_around(client, args.file_systems)
+        checkpoint.replace_stale()
         with open_file_rows(checkpoint.files_path, args.files) if args.files else nullcontext() as rows:
-            scan_into(checkpoint, rows, names, config, args)
-        return finish(checkpoint)
+            scan_into(checkpoint, rows, names, client, folders, admin, args)
+        return finish(checkpoint, args.all_homes)
 
 
 def choose_checkpoint(args: argparse.Namespace) -> Path | None:
@@ -2509,9 +2543,9 @@ def last_line(checkpoint: Checkpoint, args: argparse.Namespace) -> Iterator[None
     try:
         yield
     except BaseException:
-        if not checkpoint.lines:
+        if not checkpoint.lines and not checkpoint.is_stale:
             checkpoint.remove()
-        elif checkpoint.path:
+        elif checkpoint.path and checkpoint.lines:
             saved = sum(name in checkpoint.lines for name in checkpoint.asked)
             args.saved = (
                 f"{saved:,} of {len(checkpoint.asked):,} users saved in {checkpoint.path}; "
@@ -2524,13 +2558,13 @@ def scan_into(
     checkpoint: Checkpoint,
     rows: FileRows | None,
     names: list[str],
-    config: DatabricksConfig,
+    client: DatabricksClient,
+    folders: dict[str, UsersFolder],
+    admin: bool,
     args: argparse.Namespace,
 ) -> None:
     """Scans the users that the checkpoint does not have, and writes the outputs for all."""
-    client = DatabricksClient(config, args.threads)
     started = time.monotonic()
-    folders, admin = look_around(client, args.file_systems)
     homes, nobodys = assign_homes(names, folders, admin)
     if args.all_homes:
         homes |= nobodys_homes(folders, nobodys)
@@ -2539,7 +2573,7 @@ def scan_into(
     left = {name: homes[name] for name in homes if not is_kept(checkpoint, rows, name, homes[name])}
     tell_kept(checkpoint, [name for name in homes if name not in left], list(left))
     tell_homes(left)
-    cluster = choose_cluster(args, config)
+    cluster = choose_cluster(args, client.config)
     progress = Progress(len(homes), len(homes) - len(left), client.statistics, args.quiet)
     results = crawl(left, client, args.threads, progress.tick, cluster, rows)
     with closing(progress), closing(results):  # an interrupt ends the cluster before it is told
@@ -2586,10 +2620,13 @@ def tell_homes(left: dict[str, dict[str, Home]]) -> None:
         logger.info("homes to list: %s; at least %s", parts, counted(len(homes), "request"))
 
 
-def finish(checkpoint: Checkpoint) -> int:
-    """Removes the checkpoint, unless it is needed for something else than this output; returns the exit code."""
+def finish(checkpoint: Checkpoint, all_homes: bool) -> int:
+    """Removes the checkpoint, unless it is needed for something else than this output; returns the exit code.
+
+    With `all_homes` a user that was not asked for is one whose home is gone.
+    """
     left = sum(not checkpoint.done(name) for name in checkpoint.asked)
-    others = len(checkpoint.lines.keys() - set(checkpoint.asked))
+    others = 0 if all_homes else len(checkpoint.lines.keys() - set(checkpoint.asked))
     if not left and not others:
         checkpoint.remove()
     elif checkpoint.path:

@@ -15,6 +15,7 @@ import time
 from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -24,6 +25,7 @@ import databricks_user_list
 from databricks_user_files_simple import UserResult, open_checkpoint
 from databricks_user_list import InventoryError
 from tests.fake import FakeDatabricks, Fault, dbfs_file
+from tests.fake.world import Folder, World
 from tests.helpers import (
     HEADER,
     NAME,
@@ -35,9 +37,11 @@ from tests.helpers import (
     leave_unfinished,
     make_result,
     needs_posix,
+    rows_of,
     run_and_kill,
     running,
     saved_users,
+    set_constants,
     true_csv,
     until,
     write_checkpoint,
@@ -82,7 +86,7 @@ def test_the_format_is_that_of_the_specification(tmp_path):
     lines = write_checkpoint(tmp_path / "c.json", [make_result(1), make_result(2, files=0)]).decode().split("\n")
     header = json.loads(lines[0] + "]}")
     assert re.fullmatch("[0-9a-f]{16}", header.pop("run"))
-    assert header == {"version": 1, "program": databricks_user_list.VERSION, **HEADER, "results": []}
+    assert header == {"version": 2, "program": databricks_user_list.VERSION, **HEADER, "results": []}
     assert lines[0].endswith('"results": [')
     start = '{"username": "user1@example.com", "scanned_at": "2026-11-23T04:00:00Z", "status": "success"'
     assert lines[1].startswith(start)
@@ -321,11 +325,11 @@ def test_a_bad_line_before_the_last_is_named_and_nothing_changed(server, scan, b
 
 NO_CHECKPOINTS = {
     "text": b"my notes\n", "empty object": b"{}\n", "null": b"null", "binary": b"\x00\xff" * 40,
-    "other version": json.dumps({"version": 2, "run": "1f", **HEADER, "results": []})[:-2].encode(), "space": b"\n",
+    "other version": json.dumps({"version": 3, "run": "1f", **HEADER, "results": []})[:-2].encode(), "space": b"\n",
     "half a header": b'{"version": 1, "works',
     "deep nesting": b'{"version": ' + b"[" * 90_000 + b"\n",
-    "a number for options": b'{"version": 1, "run": "1f", "workspace_url": "u", "options": 7, "results": [\n]}\n',
-    "no file systems": b'{"version": 1, "run": "1f", "workspace_url": "u", "options": {}, "results": [\n]}\n',
+    "a number for options": b'{"version": 2, "run": "1f", "workspace_url": "u", "options": 7, "results": [\n]}\n',
+    "no file systems": b'{"version": 2, "run": "1f", "workspace_url": "u", "options": {}, "results": [\n]}\n',
 }  # fmt: skip
 
 
@@ -392,7 +396,7 @@ def test_an_edited_checkpoint_is_refused_or_read_as_what_it_says(tmp_path, resul
     loaded(path)
 
 
-HEADER_LINE = json.dumps({"version": 1, "run": "1f", **HEADER, "results": []})[:-2].encode() + b"\n"
+HEADER_LINE = json.dumps({"version": 2, "run": "1f", **HEADER, "results": []})[:-2].encode() + b"\n"
 
 
 @settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -434,6 +438,44 @@ def test_of_two_runs_at_once_the_second_is_refused_also_through_a_link(server, s
     assert scan(server, *WORDS, "--resume").code == 0  # which removes the checkpoint, and not the link
     assert not Path("kept/c.json").exists()
     assert (os.readlink(NAME), Path(f"{NAME}.lock").read_text()) == ("kept/c.json", "mine")
+
+
+@needs_posix
+def test_a_child_that_lives_on_does_not_keep_the_lock(tmp_path):
+    """As one that a host program has forked during the scan: it inherits the file."""
+    with open_checkpoint(tmp_path / "c.json", HEADER, resume=False):
+        child = os.fork()
+        if not child:
+            time.sleep(60)
+            os._exit(0)
+    try:
+        with open_checkpoint(tmp_path / "c.json", HEADER, resume=True) as again:
+            assert again.lines == {}
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_on_windows_a_byte_behind_any_end_is_locked_and_given_back(tmp_path, monkeypatch):
+    """By msvcrt, at one place; a file that is open there has its name, whatever its inodes are."""
+    places = []
+    fake = SimpleNamespace(LK_NBLCK=2, LK_UNLCK=0)
+    fake.locking = lambda number, mode, _: places.append((mode, os.lseek(number, 0, os.SEEK_CUR)))
+    monkeypatch.setitem(sys.modules, "msvcrt", fake)
+    set_constants(monkeypatch, ON_WINDOWS=True)
+    monkeypatch.setattr(os.path, "samestat", lambda *_: False)
+    with open_checkpoint(tmp_path / "c.json", HEADER, resume=False) as checkpoint:
+        checkpoint.save(make_result(1))
+    assert [mode for mode, _ in places] == [2, 0]
+    assert places[0][1] == places[1][1] > 2**31
+    assert saved_users(tmp_path / "c.json") == ["user1@example.com"]
+
+
+def test_where_each_look_shows_another_file_the_checkpoint_is_refused(server, scan, monkeypatch):
+    monkeypatch.setattr(os.path, "samestat", lambda *_: False)
+    done = scan(server, *WORDS)
+    assert (done.code, server.total_requests) == (2, 0), done
+    assert f"{NAME} is another file at each look" in done.err
 
 
 @needs_posix
@@ -576,6 +618,58 @@ def test_without_resume_a_checkpoint_is_moved_aside_and_never_over_another(serve
     assert f"{stem}-3.json" in done.err
     assert scan(server, *WORDS, "--resume", "--checkpoint", f"{stem}-3.json").code == 0
     assert len(asides()) == 2
+
+
+def test_a_checkpoint_of_an_earlier_version_is_moved_aside_or_refused(server, scan):
+    data = write_checkpoint(Path(NAME), [make_result(1)], server.url).replace(b'"version": 2', b'"version": 1')
+    Path(NAME).write_bytes(data)
+    done = scan(server, *WORDS, "--resume")
+    assert (done.code, server.total_requests) == (2, 0), done
+    assert f"{NAME} was made by an earlier version: run it without --resume" in done.err
+    assert scan(server, *WORDS).code == 0
+    assert list(asides().values()) == [data]
+
+
+def test_a_checkpoint_stays_where_it_is_until_the_workspace_has_answered(server, scan):
+    data = write_checkpoint(Path(NAME), [make_result(1)], server.url)
+    files = set(os.listdir())
+    server.change(faults=[Fault("403")])
+    done = scan(server, *WORDS)
+    assert (done.code, Path(NAME).read_bytes(), set(os.listdir())) == (2, data, files), done
+    assert "saved" not in done.err
+
+
+def test_a_checkpoint_in_another_form_is_told_as_such(server, scan):
+    data = json.dumps(json.loads(write_checkpoint(Path(NAME), [make_result(1)], server.url)), indent=2)
+    Path(NAME).write_text(data)
+    done = scan(server, *WORDS, "--resume")
+    assert (done.code, server.total_requests) == (2, 0), done
+    assert f"{NAME}: another program has put its lines in another form" in done.err
+
+
+@needs_posix
+def test_checkpoint_journal_and_what_is_moved_aside_are_their_owners_alone(server, scan):
+    server.change(faults=[Fault("403", path=f"/Users/{server.user_names[2]}")])
+    for _ in range(2):
+        assert scan(server, *WORDS, "--files", "files.csv").code == 1
+    kept = {name: os.stat(name).st_mode & 0o777 for name in os.listdir() if name.startswith(".")}
+    assert list(kept.values()) == [0o600] * 4, kept
+
+
+def test_with_all_homes_one_that_is_gone_keeps_no_checkpoint(scan):
+    world = World()
+    for name in ("denied", "gone", "here"):
+        world.add_user(name, Folder({"f": 1}, denied=name == "denied"))
+    with world.server() as server:
+        words = ("--all-homes", "-o", "out.csv")
+        assert scan(server, *words).code == 1
+        del server.workspace.explicit["dbfs"]["/Users/gone"]
+        server.workspace.homes_bodies.clear()
+        server.change(faults=[])
+        done = scan(server, *words, "--resume")
+    assert done.code == 0, done
+    assert [row["username"] for row in rows_of()] == ["denied", "here"]
+    assert not Path(NAME).exists()
 
 
 def test_users_who_left_the_file_are_left_out_and_new_ones_scanned(server, scan):
