@@ -135,7 +135,7 @@ LOST_BATCHES = 3  # in a row, until the session counts as lost
 PROBES = 3
 PROBE_SECONDS = 2.0
 MOST_SLOTS = 1000  # rows of the probe's table, which has a partition for each slot
-CANCEL_SECONDS = 1.2  # for ending what is under way, of the 2 s in which an interrupted run ends
+CANCEL_SECONDS, CLOSE_SECONDS = 1.0, 0.3  # for ending what is under way, of the 2 s in which an interrupted run ends
 SPARK_START_SECONDS = 180.0  # for the session, and for the first Python workers
 CLUSTER_START_SECONDS = 600.0
 CLUSTER_POLL_SECONDS = 10.0
@@ -1300,11 +1300,10 @@ class Cluster:
     does not bring goes back into the frontier. So the crawler's own threads go on, whatever becomes of the session.
     """
 
-    def __init__(self, connect: Callable[[], Any], own: bool = False):
-        """`connect` gives the session, or raises; `own` ones are stopped in the end."""
-        self.connect = connect
-        self.own = own
-        self.spark: Any = None
+    def __init__(self, spark: Any = None, build_channel: Callable[[], Any] | None = None):
+        """With the caller's session, or with one of its own that goes through such a channel and ends with the run."""
+        self.spark = spark
+        self.build_channel = build_channel
         self.start_at = 0.0  # when to connect, if anything is left by then; 0 until the run has begun
         self.ending = False
         self.slots = 0
@@ -1363,10 +1362,12 @@ class Cluster:
         return self.probe(crawler)
 
     def open_session(self) -> None:
-        """Connects; a session that comes after the end is released at once."""
-        self.spark = self.connect()
+        """One of our own is nobody's default or active session, as those of pyspark's builder are."""
+        if self.build_channel:
+            session = import_module("pyspark.sql.connect.session").SparkSession
+            self.spark = session(connection=self.build_channel())
         if self.ending:
-            self.release()
+            self.close()
 
     def probe(self, crawler: Crawler) -> int:
         """The number of task slots whose worker reaches the workspace's API. Raises SparkUnavailable if none does."""
@@ -1404,24 +1405,29 @@ class Cluster:
             logger.warning("%s This run goes on from this machine alone", reason)
 
     def stop(self) -> None:
-        """Cancels what is on the cluster, and stops an own session, within CANCEL_SECONDS."""
+        """Cancels what is on the cluster, and ends a session of our own, within CANCEL_SECONDS and CLOSE_SECONDS."""
         self.ending = True
-        with suppress(TimeoutError, RuntimeError):
-            in_thread(self.cancel, CANCEL_SECONDS)
+        for end, seconds in ((self.cancel, CANCEL_SECONDS), (self.close, CLOSE_SECONDS)):
+            with suppress(TimeoutError, RuntimeError):
+                in_thread(end, seconds)
 
     def cancel(self) -> None:
         for _ in range(2 if self.out else 0):  # the second for a query that was on its way to the server
             with suppress(Exception):
                 call_with_tag(self.spark, "interruptTag", "cancelJobsWithTag", self.tag)
             time.sleep(0.1)
-        self.release()
+        if self.build_channel:
+            with suppress(Exception):  # there is no session yet, or pyspark 3.5 has no such call
+                self.spark.client.release_session()
 
-    def release(self) -> None:
-        spark = self.spark
-        self.spark = None
-        if self.own and spark is not None and not getattr(spark, "is_of_others", False):
+    def close(self) -> None:
+        """Ends the connection of our own session, and so each thread that waits for its server.
+
+        The session's stop() would end the caller's local server as well.
+        """
+        if self.build_channel:
             with suppress(Exception):
-                spark.stop()
+                self.spark.client.close()
 
     # --- Batches
 
@@ -1599,51 +1605,30 @@ def spark_problem(error: Exception) -> str:
     return f"Parallel processing not available: {last_cause(error)} (Spark client {client})."
 
 
-def reach_past_proxy() -> None:
-    """Keeps gRPC, which sends even loopback addresses through http_proxy, from doing so for this machine."""
-    before = [os.environ.get(name, "") for name in ("no_grpc_proxy", "no_proxy", "NO_PROXY")]
-    names = [next(filter(None, before), ""), "localhost", "127.0.0.1", "::1"]
-    os.environ["no_grpc_proxy"] = ",".join(filter(None, names))
+def build_channel(url: str) -> Any:
+    """A channel builder of Spark Connect. gRPC would go through http_proxy to this machine, too."""
+    core = import_module("pyspark.sql.connect.client.core")
+    builder = getattr(core, "DefaultChannelBuilder", None) or core.ChannelBuilder  # 4.x, 3.5
+    is_here = re.fullmatch(r"sc://(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?(/.*)?", url, re.I)
+    return builder(url, [("grpc.enable_http_proxy", 0)] if is_here else [])
 
 
-def connect_remote(remote: str) -> Any:
-    """A session of a Spark Connect server; local[N] starts one, which ends with this process.
-
-    A notebook may have a local one already: that is used, and not ours to stop.
-    """
-    if re.match(r"local|sc://(localhost|127\.|\[::1\])", remote):
-        reach_past_proxy()
-    builder = import_module("pyspark.sql").SparkSession.builder.remote(remote)
-    if not remote.startswith("local"):
-        return builder.create()
-    others = "SPARK_LOCAL_REMOTE" in os.environ  # set by pyspark for as long as it runs a local server
-    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # else the workers run the first python3 on PATH
-    session = builder.config("spark.ui.showConsoleProgress", "false").getOrCreate()
-    session.is_of_others = others
-    return session
+def build_cluster_channel(config: DatabricksConfig, cluster_id: str) -> Any:
+    """To a Databricks cluster. Each call has the login of the moment, so that a session outlives an OAuth token."""
+    parts = urlsplit(config.host)
+    builder = build_channel(f"sc://{parts.netloc}{'' if parts.port else ':443'}/;use_ssl=true")
+    fixed = [*builder.metadata(), ("x-databricks-cluster-id", cluster_id)]
+    if config.workspace_id:
+        fixed.append(("x-databricks-workspace-id", config.workspace_id))
+    builder.metadata = lambda: [*fixed, ("authorization", f"Bearer {config.current_token()}")]
+    return builder
 
 
 def connect_cluster(config: DatabricksConfig, cluster_id: str) -> Any:
-    """A session on that Databricks cluster, when it runs; every call has the login of the moment."""
-    core = import_module("pyspark.sql.connect.client.core")  # before anybody waits
+    """The channel builder, when the cluster runs."""
+    builder = build_cluster_channel(config, cluster_id)  # without pyspark nobody waits
     wait_for_cluster(DatabricksClient(config), cluster_id)
-    base = getattr(core, "DefaultChannelBuilder", None) or core.ChannelBuilder  # 4.x, 3.5
-
-    class CurrentLogin(base):  # type: ignore[misc, valid-type]  # known at run time only
-        """Gives the login of the moment to every call, so that a session outlives an OAuth token."""
-
-        def metadata(self) -> list[tuple[str, str]]:
-            metadata = [
-                *super().metadata(),
-                ("authorization", f"Bearer {config.current_token()}"),
-                ("x-databricks-cluster-id", cluster_id),
-            ]
-            if config.workspace_id:
-                metadata.append(("x-databricks-workspace-id", config.workspace_id))
-            return metadata
-
-    session = import_module("pyspark.sql.connect.session").SparkSession
-    return session.builder.channelBuilder(CurrentLogin(connect_url(config.host))).create()
+    return builder
 
 
 def wait_for_cluster(client: DatabricksClient, cluster_id: str) -> None:
@@ -1663,12 +1648,6 @@ def wait_for_cluster(client: DatabricksClient, cluster_id: str) -> None:
             )
         logger.info("cluster %s is %s %s", cluster_id, state, message)
         client.sleep(CLUSTER_POLL_SECONDS)
-
-
-def connect_url(host: str) -> str:
-    """The Spark Connect URL of a workspace: TLS, and port 443 unless its URL has another."""
-    parts = urlsplit(host)
-    return f"sc://{parts.netloc}{'' if parts.port else ':443'}/;use_ssl=true"
 
 
 # --- Checkpoint -----------------------------------------------------------------------------------------------------
@@ -2118,7 +2097,7 @@ def process_user_batch_parallel(
     The same results, arguments and exceptions. The session is not stopped. Where the workers cannot do it, a warning
     says why, and this process goes on alone.
     """
-    return scan_users(usernames, config, threads, cluster=Cluster(lambda: spark), **options)
+    return scan_users(usernames, config, threads, cluster=Cluster(spark), **options)
 
 
 # --- Results --------------------------------------------------------------------------------------------------------
@@ -2478,8 +2457,8 @@ def build_parser() -> argparse.ArgumentParser:
     where.add_argument(
         "--spark-remote",
         metavar="URL",
-        default=os.environ.get("SPARK_REMOTE"),
-        help="spread it over any Spark Connect server; local[N] starts one (default: SPARK_REMOTE)",
+        type=connect_url,
+        help="spread it over any Spark Connect server, sc://... (default: SPARK_REMOTE)",
     )
     parser.add_argument("--no-parallel", action="store_true", help="scan from this machine alone in any case")
     only = parser.add_mutually_exclusive_group()
@@ -2638,18 +2617,28 @@ def finish(checkpoint: Checkpoint, all_homes: bool) -> int:
 
 def choose_cluster(args: argparse.Namespace, config: DatabricksConfig) -> Cluster | None:
     """The cluster that may add hands, and a line that says which mode this is and why."""
-    if args.no_parallel or not (args.spark or args.cluster_id or args.spark_remote):
+    remote = args.spark_remote or os.environ.get("SPARK_REMOTE", "")
+    if args.no_parallel or not (args.spark or args.cluster_id or remote.startswith("sc://")):
+        if remote and not args.no_parallel:
+            logger.info("SPARK_REMOTE is no sc:// URL of a Spark Connect server, which this could use")
         logger.info("sequential: up to %d requests at a time from this machine", args.threads)
         return None
     if args.spark:
         logger.info("parallel: this machine, and the Spark session of the caller")
-        return Cluster(lambda: args.spark)
+        return Cluster(args.spark)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"pyspark\.")  # what matters comes as an exception
     if args.cluster_id:
         logger.info("parallel: this machine, and cluster %s", args.cluster_id)
-        return Cluster(partial(connect_cluster, config, args.cluster_id), own=True)
-    logger.info("parallel: this machine, and Spark Connect %s", without_secrets(args.spark_remote.partition(";")[0]))
-    return Cluster(partial(connect_remote, args.spark_remote), own=True)
+        return Cluster(build_channel=partial(connect_cluster, config, args.cluster_id))
+    logger.info("parallel: this machine, and Spark Connect %s", without_secrets(remote.partition(";")[0]))
+    return Cluster(build_channel=partial(build_channel, remote))
+
+
+def connect_url(text: str) -> str:
+    """The URL of an option. Raises argparse's error, whose message is for people."""
+    if not text.startswith("sc://"):
+        raise argparse.ArgumentTypeError("start a server and give its sc:// URL")
+    return text
 
 
 def user_files(argv: list[str] | None = None, spark: Any = None) -> int:
@@ -2659,7 +2648,8 @@ def user_files(argv: list[str] | None = None, spark: Any = None) -> int:
     """
     parser = build_parser()
     parser.set_defaults(spark=spark)
-    return run_command(parser, argv, run)
+    with warnings.catch_warnings():  # choose_cluster() changes what is shown
+        return run_command(parser, argv, run)
 
 
 main = user_files

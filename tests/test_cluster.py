@@ -10,21 +10,16 @@ import json
 import logging
 import os
 import re
-import selectors
-import shutil
 import signal
 import socket
-import ssl
 import subprocess
 import sys
 import threading
 import time
 import zlib
-from concurrent import futures
-from contextlib import closing, suppress
+from contextlib import closing
 from math import inf
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -259,15 +254,36 @@ def test_a_server_that_cannot_be_reached(many, log, monkeypatch, early, add_tag,
     assert warning.startswith(NOT_AVAILABLE + cause)
 
 
-def test_a_session_that_comes_when_nobody_waits_any_more_is_stopped(many, log, monkeypatch, early):
+@pytest.fixture
+def silent():
+    """The URL of a server that accepts and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"sc://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def test_a_session_that_comes_when_nobody_waits_any_more_is_closed(many, log, monkeypatch, silent, early):
     set_constants(monkeypatch, CLUSTER_START_SECONDS=0.0, SPARK_START_SECONDS=0.1)
-    over, stopped = threading.Event(), threading.Event()
-    session = SimpleNamespace(stop=stopped.set)
-    cluster = scanner.Cluster(lambda: over.wait(60) and session, own=True)
+    over, channels = threading.Event(), []
+
+    def build_late():
+        over.wait(60)
+        builder = scanner.build_channel(silent)
+        channels.append(builder.toChannel())
+        builder.toChannel = lambda: channels[0]
+        return builder
+
+    cluster = scanner.Cluster(build_channel=build_late)
     with slow_until(many, lambda: "not available" in log.text, latency=0.1):
         list(scanner.scan_users(many.user_names, config_of(many), cluster=cluster))
     over.set()
-    assert stopped.wait(20)
+
+    def closed():
+        try:
+            channels[0].unary_unary("/any")(b"", timeout=0.01)
+        except Exception as error:
+            return "channel closed" in str(error).lower() or "closed channel" in str(error)
+
+    until(closed)
 
 
 @pytest.fixture
@@ -292,7 +308,7 @@ STOPPED = {"state": "TERMINATED", "state_message": "Inactive for 60 minutes."}
 @pytest.mark.parametrize(("words", "blocked", "texts"), [
     (("--cluster-id", "c"), "", ["cluster c is TERMINATED Inactive for 60 minutes.", "Start it"]),
     (("--cluster-id", "c"), "pyspark.sql.connect.client.core", ["pyspark", "pip install"]),
-    (("--spark-remote", "sc://localhost:1"), "pyspark.sql", ["pyspark", "pip install"]),
+    (("--spark-remote", "sc://localhost:1"), "pyspark.sql.connect.client.core", ["pyspark", "pip install"]),
 ])  # fmt: skip
 def test_a_command_without_a_cluster_warns_once_and_goes_on(
     many, run_here, log, monkeypatch, early, words, blocked, texts
@@ -326,13 +342,26 @@ def test_without_pyspark_all_else_works(small, command, login, tmp_path):
     assert Path("out.csv").read_bytes() == true_csv(small)
 
 
-@pytest.mark.parametrize("before", [{}, {"no_proxy": "a.example.com"}, {"no_grpc_proxy": "b", "no_proxy": "a"}])
-def test_grpc_reaches_this_machine_past_a_proxy(monkeypatch, before):
-    monkeypatch.setenv("no_grpc_proxy", "")
-    for name, value in before.items():
-        monkeypatch.setenv(name, value)
-    scanner.reach_past_proxy()
-    assert os.environ["no_grpc_proxy"].split(",") == [*list(before.values())[:1], "localhost", "127.0.0.1", "::1"]
+def test_a_server_that_never_answers_leaves_no_thread(run_here, log, monkeypatch, silent, early):
+    set_constants(monkeypatch, SPARK_START_SECONDS=0.1)
+    threads, environment = threading.active_count(), dict(os.environ)
+    assert "no answer within 0 s" in run_here(lambda: "not available" in log.text, "--spark-remote", silent)
+    until(lambda: threading.active_count() <= threads)
+    assert dict(os.environ).keys() - environment.keys() == {"DATABRICKS_HOST", "DATABRICKS_TOKEN"}
+
+
+@pytest.mark.parametrize("words", [("--spark-remote", "local[2]"), ("--spark-remote", "localhost:15002")])
+def test_nothing_starts_a_server(many, monkeypatch, capsys, words):
+    assert scanner.main(["ann", *words]) == 2
+    assert "--spark-remote: start a server and give its sc:// URL" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("url", "past"), [
+    ("sc://localhost", True), ("sc://127.0.0.1:15002/;use_ssl=true", True), ("sc://127.0.0.1.example.com:1", False),
+])  # fmt: skip
+def test_grpc_reaches_this_machine_past_a_proxy(url, past):
+    pytest.importorskip("pyspark.sql.connect.client.core")
+    assert (("grpc.enable_http_proxy", 0) in scanner.build_channel(url)._channel_options) == past
 
 
 # Workers without Spark
@@ -763,115 +792,20 @@ def test_the_token_is_nowhere_on_the_server(spark, many, connect_server, monkeyp
 # The connection as Databricks wants it
 
 
-@pytest.mark.parametrize(("host", "url"), [
-    ("https://adb-1.2.azuredatabricks.net", "sc://adb-1.2.azuredatabricks.net:443/;use_ssl=true"),
-    ("https://localhost:8443", "sc://localhost:8443/;use_ssl=true"),
-    ("https://[::1]", "sc://[::1]:443/;use_ssl=true"),
+@pytest.mark.parametrize(("host", "endpoint"), [
+    ("https://adb-1.2.azuredatabricks.net", "adb-1.2.azuredatabricks.net:443"),
+    ("https://localhost:8443", "localhost:8443"),
+    ("https://[::1]", "[::1]:443"),
 ])  # fmt: skip
-def test_the_url_of_a_cluster(host, url):
-    assert scanner.connect_url(host) == url
-
-
-class Endpoint:
-    """One TLS port with a certificate of its own: REST goes to the fake workspace, gRPC to a Connect server.
-
-    It keeps method and metadata (pairs) of every gRPC call.
-    """
-
-    def __init__(self, folder, rest_port, connect_port):
-        import grpc
-
-        self.certificate, self.calls = folder / "certificate.pem", []
-        words = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=DNS:localhost"
-        files = ("-keyout", folder / "key.pem", "-out", self.certificate)
-        subprocess.run(["openssl", *words.split(), *files], check=True, capture_output=True)
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(self.certificate, folder / "key.pem")
-        context.set_alpn_protocols(["h2", "http/1.1"])
-        self.upstream = grpc.insecure_channel(f"127.0.0.1:{connect_port}")
-        self.grpc = grpc.server(futures.ThreadPoolExecutor(64), [self])
-        self.ports = {"h2": self.grpc.add_insecure_port("127.0.0.1:0"), "http/1.1": rest_port, None: rest_port}
-        self.grpc.start()
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"https://localhost:{self.listener.getsockname()[1]}"
-        self.thread = threading.Thread(target=self.accept, args=(context,), daemon=True)
-        self.thread.start()
-
-    def service(self, details):
-        """Takes note of a gRPC call's metadata, and forwards bytes as they are."""
-        import grpc
-
-        self.calls.append((details.method.rpartition("/")[2], [tuple(pair) for pair in details.invocation_metadata]))
-        call = self.upstream.stream_stream(details.method)
-
-        def forward(requests, context):
-            try:
-                yield from call(requests)
-            except grpc.RpcError as error:
-                context.set_trailing_metadata(error.trailing_metadata() or ())
-                context.abort(error.code(), error.details())
-
-        return grpc.stream_stream_rpc_method_handler(forward)
-
-    def accept(self, context):
-        with suppress(OSError):  # closed
-            while True:
-                plain, _ = self.listener.accept()
-                threading.Thread(target=self.serve, args=(context, plain), daemon=True).start()
-
-    def serve(self, context, plain):
-        """One connection, forwarded according to the protocol that was agreed on."""
-        with suppress(OSError), context.wrap_socket(plain, server_side=True) as client:
-            port = self.ports[client.selected_alpn_protocol()]
-            with socket.create_connection(("127.0.0.1", port)) as upstream, selectors.DefaultSelector() as ready:
-                ready.register(client, selectors.EVENT_READ, upstream)
-                ready.register(upstream, selectors.EVENT_READ, client)
-                while True:
-                    for key, _ in ready.select():
-                        data = key.fileobj.recv(65536)
-                        while key.fileobj is client and client.pending():
-                            data += client.recv(65536)
-                        if not data:
-                            return
-                        key.data.sendall(data)
-
-    def close(self):
-        self.listener.shutdown(socket.SHUT_RDWR)
-        self.listener.close()
-        self.thread.join()
-        self.grpc.stop(0).wait()
-        self.upstream.close()
-
-
-@pytest.mark.skipif(not shutil.which("openssl"), reason="makes a certificate with openssl")
-def test_a_run_on_a_cluster_sends_its_login_over_tls_with_every_call(connect_server, many, oauth, command, tmp_path):
-    """The login of the moment: databricks-sdk renews it 40 s before its end, here every second."""
-    endpoint = Endpoint(tmp_path, many.port, connect_server.port)
-    oauth(many)
-    running_cluster = {"0123-456789-abc": [{"state": "RUNNING"}]}
-    many.change(clusters=running_cluster, workspace_ids=("111",), token_lifetime=41.0)
-    write_users(many.user_names)
-    certificate = str(endpoint.certificate)
-    environment = {
-        "DATABRICKS_HOST": f"{endpoint.url}/?o=111",
-        "REQUESTS_CA_BUNDLE": certificate,
-        "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": certificate,
+def test_a_cluster_is_told_the_login_of_the_moment_with_every_call(host, endpoint):
+    pytest.importorskip("pyspark.sql.connect.client.core")
+    tokens = ["first"]
+    config = DatabricksConfig(host, "", "test", lambda refused: tokens[-1], "111")
+    builder = scanner.build_cluster_channel(config, "0123-456789-abc")
+    assert (builder.secure, builder.endpoint) == (True, endpoint)
+    tokens.append("second")
+    assert dict(builder.metadata()) == {
+        "x-databricks-cluster-id": "0123-456789-abc",
+        "x-databricks-workspace-id": "111",
+        "authorization": "Bearer second",
     }
-
-    def sent(name):
-        """The values of that name in each call."""
-        return [[value for key, value in metadata if key == name] for _, metadata in endpoint.calls]
-
-    def logins():
-        return {" ".join(values) for values in sent("authorization")}
-
-    workers = connect_server.workers(REQUESTS_CA_BUNDLE=certificate)
-    with closing(endpoint), workers, slow_until(many, lambda: len(logins()) > 2 and workers_help(many)()):
-        done = command(SCANNER, *WORDS, "--cluster-id", "0123-456789-abc", "--debug", env=environment, timeout=240)
-    assert done.code == 0, done
-    assert "warning" not in done.err, done
-    assert Path("out.csv").read_bytes() == true_csv(many)
-    assert {"ExecutePlan", "AddArtifacts"} & {method for method, _ in endpoint.calls}
-    assert logins() <= {f"Bearer {token}" for token in many.issued}
-    assert all(values == ["0123-456789-abc"] for values in sent("x-databricks-cluster-id"))
-    assert all(values == ["111"] for values in sent("x-databricks-workspace-id"))
