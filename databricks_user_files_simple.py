@@ -84,8 +84,8 @@ if "DatabricksClient" not in globals():  # else step 1 was pasted into the noteb
         log_in,
         logger,
         one_line,
-        own_stream,
         parse_record,
+        place_of,
         retry_after_seconds,
         retry_wait,
         run_as_script,
@@ -94,6 +94,7 @@ if "DatabricksClient" not in globals():  # else step 1 was pasted into the noteb
         safe_cell,
         tell,
         whole_number,
+        write_all,
         write_output,
     )
 
@@ -1800,11 +1801,6 @@ class Checkpoint:
             logger.warning("%s cannot be removed (%s); nobody needs it any more", self.path, error.strerror)
 
 
-def write_all(file: IO[bytes], data: bytes) -> None:
-    while data:
-        data = data[file.write(data) :]
-
-
 def lines_of(file: IO[bytes]) -> IO[bytes]:
     """The file from its beginning, to be read line by line; it stays open when that is closed."""
     file.seek(0)
@@ -2103,17 +2099,6 @@ def process_user_batch_parallel(
 # --- Results --------------------------------------------------------------------------------------------------------
 
 
-def place_of(path: str) -> object:
-    """What two paths have in common that are one file or stream."""
-    stream = own_stream(path)
-    with suppress(OSError):
-        found = os.fstat(stream) if stream else os.stat(path)
-        return found.st_dev, found.st_ino
-    with suppress(OSError):  # it is not there yet, or not even the current folder is
-        return os.path.normcase(os.path.realpath(path))
-    return path
-
-
 def check_places(outputs: list[str], users_file: str | None, checkpoint: Path | None) -> None:
     """Raises InventoryError where one file or stream is named twice, or an output cannot be written."""
     others = [str(checkpoint)] if checkpoint else []
@@ -2228,12 +2213,9 @@ def breakdown(user: UserResult) -> list[str]:
 
 
 def write_results(
-    results: Callable[[], Iterable[UserResult]], output: str, details: str | None, rows: FileRows | None = None
-) -> Summary:
-    """Writes the CSV and, where asked for, the details and the rows of files; returns the sums.
-
-    Raises InventoryError.
-    """
+    results: Callable[[], Iterable[UserResult]], args: argparse.Namespace, rows: FileRows | None, saved: bool
+) -> tuple[Summary, list[InventoryError]]:
+    """Writes all outputs; returns the sums, and what could not be written. `saved`: a checkpoint has the results."""
     summary = Summary()
     lines = [csv_row(CSV_COLUMNS)]
     for result in results():
@@ -2242,14 +2224,24 @@ def write_results(
         summary.add(result)
         if rows:
             rows.want(result)
-    if details:
-        texts = (json.dumps(result.as_dict(), ensure_ascii=False) + "\n" for result in results())
-        write_output(details, lambda file: file.writelines(texts))
+    outputs: list[tuple[str, Callable[[TextIO], object]]] = []
+    if args.details is not None:
+        outputs.append((args.details, lambda file: write_details(file, results())))
     if rows:
-        write_output(rows.csv_path, rows.publish)
-    # Last, when nothing else can fail: a CSV that is there is that of a whole run.
-    write_output(output, lambda file: file.writelines(lines))
-    return summary
+        outputs.append((rows.csv_path, rows.publish))
+    outputs.append((args.output, lambda file: file.write("".join(lines))))  # last, when all is known to be right
+    failures = []
+    for path, write in outputs:
+        try:
+            write_output(path, write, saved)
+        except InventoryError as error:
+            failures.append(error)
+    return summary, failures
+
+
+def write_details(file: TextIO, results: Iterable[UserResult]) -> None:
+    for result in results:
+        file.write(json.dumps(result.as_dict(), ensure_ascii=False) + "\n")
 
 
 class Progress:
@@ -2542,7 +2534,7 @@ def scan_into(
     admin: bool,
     args: argparse.Namespace,
 ) -> None:
-    """Scans the users that the checkpoint does not have, and writes the outputs for all."""
+    """Scans the users that the checkpoint does not have, and writes the outputs for all. Raises InventoryError."""
     started = time.monotonic()
     homes, nobodys = assign_homes(names, folders, admin)
     if args.all_homes:
@@ -2559,15 +2551,21 @@ def scan_into(
         for result in results:
             checkpoint.save(result)
             progress.user_done()
-    summary = write_results(lambda: map(checkpoint.load, homes), args.output, args.details, rows)
+    client.adapter.close()  # what idle connections hold, the outputs may need
+    saved = checkpoint.path is not None
+    summary, failures = write_results(lambda: map(checkpoint.load, homes), args, rows, saved)
     tell(*summary.lines(client.statistics, time.monotonic() - started, nobodys))
-    if rows:
+    if rows and not failures:
         files = sum(count for _, count in rows.wanted.values())
         tell(f"{counted(files, 'row')} in {'stdout' if args.files == '-' else args.files}, one for each file")
     if cluster:
         tell(cluster.summary())
     if len(summary.homeless) == len(homes):
         logger.warning("none of these users has a home anywhere: are these the names of this workspace's users?")
+    for error in failures[:-1]:
+        logger.error("%s", error)
+    if failures:
+        raise failures[-1]
 
 
 def is_kept(checkpoint: Checkpoint, rows: FileRows | None, name: str, homes: dict[str, Home]) -> bool:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import _thread
 import argparse
 import configparser
+import errno
 import gzip
 import io
 import json
@@ -28,6 +29,7 @@ import shlex
 import signal
 import stat
 import sys
+import tempfile
 import threading
 import time
 import unicodedata
@@ -35,14 +37,15 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from dataclasses import replace as changed_copy
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from random import random as random_fraction
-from typing import Any, Literal, TextIO, TypeVar
+from types import SimpleNamespace
+from typing import IO, Any, Literal, TextIO, TypeVar, cast
 from urllib.parse import parse_qs, urlsplit
 from urllib.parse import quote as percent_encoded
 
@@ -87,6 +90,9 @@ LONGEST_BODY = 32 * 1024**2  # bytes
 BODY_PIECE = 16 * 1024  # bytes
 GZIP_MAGIC = b"\x1f\x8b"
 GZIP_LEVEL = 6  # of 9
+COPY_PIECE = 1024**2  # bytes
+NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # of pipes, and of disks that cannot
+RENAME_WAITS = (0.1,) * 10  # seconds
 LONGEST_RETRY_AFTER = 120.0  # seconds
 RETRIES = {  # kind of error: attempts in all, seconds before the second (doubled from there on)
     "rate limit": (5, 4.0),
@@ -835,77 +841,162 @@ def parse_record(body: Any) -> dict[str, Any]:
 # --- Safe output ----------------------------------------------------------------------------------------------------
 
 
-def write_output(path: str, write: Callable[[TextIO], object]) -> None:
-    """Has write(file) write a text in UTF-8; '-' is stdout. Raises InventoryError where it does not get through.
+def write_output(path: str, write: Callable[[TextIO], object], saved: bool = False) -> None:
+    """Has write(file) write a text in UTF-8, gzipped where the name ends in .gz; '-' is stdout.
 
-    A regular file is replaced when all is written, and keeps its mode; what is no such file is written in place.
+    A file gets the text when it is whole, and keeps owner, mode and ACL; what is no file is written in place while it
+    has a reader. Raises InventoryError where the text does not get through: unless a checkpoint has it (`saved`), it is
+    in a file then that the message names.
     """
-    with output_errors(path), ExitStack() as files:
-        file = files.enter_context(open_place(path))
-        if path.endswith(".gz"):
-            file = files.enter_context(zip_into(file))
-        write(file)
-
-
-@contextmanager
-def output_errors(path: str) -> Iterator[None]:
-    """Turns what the system refuses into an InventoryError."""
+    whole = ""  # the name of a file that has all
     try:
-        yield
+        in_cell = path == "-" and sys.stdout is not sys.__stdout__  # whose output is not what the descriptor gets
+        if in_cell or (path == "-" and ON_WINDOWS and sys.stdout.isatty()):  # a console has an encoding of its own
+            write(cast(TextIO, SimpleNamespace(write=partial(write_fitting, sys.stdout))))
+        elif (stream := own_stream(path)) or (os.path.exists(path) and not os.path.isfile(path)):
+            write_text(io.BufferedWriter(PatientFile(stream or path, "w", closefd=not stream)), path, write)
+        else:
+            target = os.path.realpath(path)
+            draft, is_alike = create_draft(target)
+            write_text(draft, path, write, is_new=True)
+            whole = draft.name
+            put_in_place(whole, target, is_alike)
+    except BrokenPipeError:
+        return  # the reader has gone, and needs no more
     except OSError as error:
-        name = "stdout" if path == "-" else path
-        raise InventoryError(f"{name} cannot be written: {error.strerror or error}") from error
+        if saved and not whole:
+            where = "the same command with --resume and another name writes all again"
+        else:
+            where = f"the whole text is in {whole}" if whole else write_elsewhere(path, write)
+        raise InventoryError(f"{why_not(path, error)}; {where}") from error
+    except KeyboardInterrupt:
+        if whole:
+            logger.warning("%s is not whole; the whole text is in %s", path, whole)
+        raise
 
 
-def open_place(path: str) -> AbstractContextManager[TextIO]:
-    """A context manager with the file to write to."""
-    if path == "-" and sys.stdout is not sys.__stdout__:  # a notebook's, whose descriptor is not the cell's output
-        return nullcontext(sys.stdout)
-    if stream := own_stream(path):
-        return open_text(os.dup(stream), "w")
-    if is_written_in_place(path):
-        return open_text(path, "w")
-    return open_replacement(path)
+def why_not(path: str, error: OSError) -> str:
+    hint = " (is it open in another program?)" if ON_WINDOWS and isinstance(error, PermissionError) else ""
+    return f"{'stdout' if path == '-' else path} cannot be written: {error.strerror or error}{hint}"
 
 
-@contextmanager
-def open_replacement(path: str) -> Iterator[TextIO]:
-    """A new file beside that of the path, which gets its name in the end."""
-    target = os.path.realpath(path)
-    file = create_beside(target)
+def create_draft(target: str) -> tuple[IO[bytes], bool]:
+    """A new file for the text of the target, and whether it may take its name: it is beside it, and like it."""
+    folder, name = os.path.split(target)
+    path = os.path.join(folder, f".{name}.{os.urandom(8).hex()}.tmp")  # which nobody else can have
+    if not os.path.lexists(target):
+        return open(path, "xb"), True
+    try:
+        file = open(path, "xb", opener=partial(os.open, mode=0o600))
+    except OSError:  # a folder that takes no file
+        return tempfile.NamedTemporaryFile(delete=False), False
+    return file, take_rights(path, target)
+
+
+def take_rights(draft: str, target: str) -> bool:
+    """Gives the draft the target's owner, mode and ACL; whether it has them then, which only Linux can tell."""
+    with suppress(OSError, AttributeError):  # there is no os.listxattr elsewhere
+        owner, group, mode, acl = rights_of(target)
+        os.chown(draft, owner, group)
+        for name, value in acl.items():
+            os.setxattr(draft, name, value)
+        if rights_of(draft)[3] == acl:  # else the mode would say more than it does with the ACL
+            os.chmod(draft, stat.S_IMODE(mode))
+            return rights_of(draft) == (owner, group, mode, acl)
+    return False
+
+
+def rights_of(path: str) -> tuple[int, int, int, dict[str, bytes]]:
+    found = os.stat(path)
+    names = [name for name in os.listxattr(path) if name.startswith("system.")]  # the ACLs
+    return found.st_uid, found.st_gid, found.st_mode, {name: os.getxattr(path, name) for name in names}
+
+
+def write_text(file: IO[bytes], path: str, write: Callable[[TextIO], object], is_new: bool = False) -> None:
+    """Has the text written, and closes the file; a new one goes where that fails. Raises OSError."""
     try:
         with file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+            zipped = gzip.GzipFile("", "wb", GZIP_LEVEL, file) if path.lower().endswith(".gz") else None
+            with io.TextIOWrapper(zipped or file, encoding="utf-8", errors="backslashreplace", newline="") as text:
+                write(text)
+                text.flush()
+                if zipped:
+                    zipped.close()
+                sync(file)
     except BaseException:
-        with suppress(OSError):
-            os.unlink(file.name)
+        if is_new:
+            with suppress(OSError):
+                os.unlink(file.name)
         raise
+
+
+def sync(file: IO[bytes]) -> None:
+    """What the disk refuses late is raised here."""
+    file.flush()
     try:
-        os.replace(file.name, target)
+        os.fsync(file.fileno())
     except OSError as error:
-        raise InventoryError(f"{path} cannot be replaced ({error.strerror}); the result is in {file.name}") from error
+        if error.errno not in NO_SYNC:
+            raise
 
 
-def create_beside(target: str) -> TextIO:
-    """A new text file with a name that nobody else can have, and with the mode of the target, if there is one."""
-    folder, name = os.path.split(target)
-    file = open_text(os.path.join(folder, f".{name}.{os.urandom(8).hex()}.tmp"), "x")
-    with suppress(OSError):  # there is no target, or the file system knows no modes
-        os.chmod(file.name, stat.S_IMODE(os.stat(target).st_mode))
-    return file
+def put_in_place(draft: str, target: str, is_alike: bool) -> None:
+    """Gives the draft the target's name, or copies it in. Raises OSError; the draft is still there then."""
+    if is_alike:
+        with suppress(OSError):  # a sticky folder, or a file that is mounted here
+            rename(draft, target)
+            return
+    mode = "r+b" if os.path.lexists(target) else "xb"  # w is refused for a hidden file on Windows
+    with open(draft, "rb") as source, open(target, mode, buffering=0) as file:
+        try:
+            file.truncate()
+            while piece := source.read(COPY_PIECE):
+                write_all(file, piece)
+            sync(file)
+        except BaseException:
+            file.truncate(0)  # a short one would look whole
+            raise
+    with suppress(OSError):
+        os.unlink(draft)
 
 
-def open_text(file: str | int, mode: Literal["w", "x"]) -> TextIO:
-    """A file for UTF-8, with line ends as they are written."""
-    return open(file, mode, encoding="utf-8", errors="backslashreplace", newline="")
+def rename(source: str, target: str) -> None:
+    """os.replace(), for a second again where Windows refuses it: virus scanners hold new files for a moment."""
+    for seconds in RENAME_WAITS if ON_WINDOWS else ():
+        with suppress(PermissionError):
+            return os.replace(source, target)
+        time.sleep(seconds)
+    return os.replace(source, target)
 
 
-def zip_into(file: TextIO) -> TextIO:
-    """A text file that gets into the given one gzipped."""
-    zipped = gzip.GzipFile("", "wb", GZIP_LEVEL, file.buffer)
-    return io.TextIOWrapper(zipped, encoding="utf-8", errors="backslashreplace", newline="")
+def write_all(file: IO[bytes], data: bytes) -> None:
+    while data:
+        data = data[file.write(data) :]
+
+
+def write_elsewhere(path: str, write: Callable[[TextIO], object]) -> str:
+    """Writes the text to the temporary folder, if it can, and returns what to say of it."""
+    try:
+        file = tempfile.NamedTemporaryFile(delete=False, suffix=f"-{os.path.basename(path)}")
+        write_text(file, path, write, is_new=True)
+    except OSError as error:
+        return f"nor does the temporary folder take the text ({error.strerror or error})"
+    return f"the whole text is in {file.name}"
+
+
+class PatientFile(io.FileIO):
+    """A stream that waits where it is full, also where somebody has made it non-blocking."""
+
+    def write(self, data: Any) -> int:
+        while (count := super().write(data)) is None:
+            time.sleep(0.01)
+        return count
+
+
+def write_fitting(stream: TextIO, text: str) -> None:
+    """Writes to a stream of any encoding; a sign that it has not is escaped."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def own_stream(path: str) -> int | None:
@@ -914,43 +1005,48 @@ def own_stream(path: str) -> int | None:
         return 1
     for number, stream in ((1, sys.__stdout__), (2, sys.__stderr__)):
         with suppress(OSError):
-            if stream is not None and os.path.samestat(os.stat(path), os.fstat(number)):
+            named, own = os.stat(path), os.fstat(number)
+            if stream is not None and own.st_ino and os.path.samestat(named, own):  # 0 says nothing, on Windows
                 return number
     return None
 
 
-def is_written_in_place(path: str) -> bool:
-    """Whether it is a device, a pipe or a mount point, none of which can be replaced."""
-    if os.path.isfile(path):
-        return is_mount_point(os.path.realpath(path))
-    return os.path.exists(path) and not os.path.isdir(path)
-
-
-def is_mount_point(path: str) -> bool:
-    """As os.path.ismount(), which does not see a file of the same file system that is mounted here (mount --bind)."""
-    try:
-        mounts = Path("/proc/self/mountinfo").read_bytes().splitlines()
-    except OSError:  # not Linux
-        return os.path.ismount(path)
-    points = [line.split()[4].decode("unicode_escape").encode("latin-1") for line in mounts]  # a blank is \040 there
-    return os.fsencode(path) in points
+def place_of(path: str) -> object:
+    """What two paths have in common that are one file or stream."""
+    stream = own_stream(path)
+    with suppress(OSError):
+        found = os.fstat(stream) if stream else os.stat(path)
+        if found.st_ino and not ON_WINDOWS:  # where it may differ at each look
+            return found.st_dev, found.st_ino
+    if stream:
+        return stream
+    with suppress(OSError):  # not even the current folder is there
+        path = os.path.realpath(path)
+    return unicodedata.normalize("NFC", path).casefold()  # as most file systems of Windows and macOS compare
 
 
 def check_output(path: str) -> None:
-    """Raises InventoryError if write_output() would."""
-    with output_errors(path):
-        if os.path.isdir(path or "."):
-            raise IsADirectoryError(0, "it is a folder")
-        if path == "-" and sys.stdout is None:
+    """Raises InventoryError where it can be known that write_output() would."""
+    try:
+        if path == "-" and (sys.stdout is None or sys.stdout.closed):
             raise OSError(0, "it is closed; name a file with --output")
         if own_stream(path):
             return
-        if not is_written_in_place(path):
-            file = create_beside(os.path.realpath(path))
-            file.close()
-            os.unlink(file.name)
-        elif not os.access(path, os.W_OK):
-            raise PermissionError(0, "it may not be written")
+        if os.path.isdir(path or "."):
+            raise IsADirectoryError(0, "it is a folder")
+        if ON_WINDOWS and not re.fullmatch(r"(\\\\\?\\)?([A-Za-z]:[\\/])?[^:]*", path):
+            raise OSError(0, "a colon has its place behind the letter of a drive alone")
+        if os.path.exists(path) and not os.path.isfile(path):
+            if not os.access(path, os.W_OK):  # opening a pipe would wait for its reader
+                raise PermissionError(0, "it may not be written")
+            return
+        if os.path.exists(path):
+            os.close(os.open(path, os.O_WRONLY))
+        draft, _ = create_draft(os.path.realpath(path))
+        draft.close()
+        os.unlink(draft.name)
+    except OSError as error:
+        raise InventoryError(why_not(path, error)) from error
 
 
 def csv_row(cells: Iterable[str]) -> str:
@@ -988,7 +1084,7 @@ def tell(*lines: str) -> None:
             bars.tqdm.write(text, file=sys.stderr, end="")
             return
     with suppress(OSError, ValueError, AttributeError):  # the terminal may be gone
-        sys.stderr.write(text)
+        write_fitting(sys.stderr, text)
         sys.stderr.flush()
 
 
@@ -1277,7 +1373,7 @@ def parse_page(body: Any) -> dict[str, Any]:
 def write_users(rows: Iterable[dict[str, str]], output: str) -> None:
     """The CSV. Raises InventoryError where it cannot be written."""
     lines = [csv_row(USER_LIST_COLUMNS), *(csv_row(row.values()) for row in rows)]
-    write_output(output, lambda file: file.writelines(lines))
+    write_output(output, lambda file: file.write("".join(lines)))
 
 
 # --- Command --------------------------------------------------------------------------------------------------------
@@ -1287,14 +1383,16 @@ def run_user_list(args: argparse.Namespace) -> int:
     """The exit code: 0, or 1 where users are missing or left out. Raises InventoryError."""
     config = log_in(args)
     check_output(args.output)
+    client = DatabricksClient(config)
     try:
-        rows, missing = list_users(DatabricksClient(config), args.max_users, args.active_only)
+        rows, missing = list_users(client, args.max_users, args.active_only)
     except DatabricksError as error:
         if error.kind == "login" or error.unreachable:
             raise run_error(error, config) from error
         place = config.workspace
         raise InventoryError(f"nothing was written, the users of {place} could not be listed: {error}") from error
     taken = leave_out_odd(rows)
+    client.adapter.close()  # what idle connections hold, the output may need
     write_users(taken, args.output)
     logger.info("%s", counted(len(taken), "user"))
     return 1 if missing or len(taken) < len(rows) else 0

@@ -1,29 +1,48 @@
 """Where results are written: whole or not at all, and nothing of anybody else's is lost (SPEC section 5)."""
 
 import csv
+import errno
 import io
 import os
 import re
 import shutil
 import stat
+import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import unicodedata
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
+import requests
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-import databricks_user_list
-from databricks_user_list import safe_cell, write_output
+import databricks_user_files_simple
+from databricks_user_list import InventoryError, check_output, safe_cell, write_output
 from tests.fake import FakeDatabricks, Fault, dbfs_directory, workspace_object
-from tests.helpers import NAME, ROOT, SCANNER, USER_LIST, WORDS, needs_posix, rows_of, running, true_csv, write_users
+from tests.helpers import (
+    NAME,
+    ROOT,
+    SCANNER,
+    USER_LIST,
+    WORDS,
+    needs_posix,
+    rows_of,
+    running,
+    set_constants,
+    true_csv,
+    until,
+    write_users,
+)
 
 HEADER = "username,file_count,total_size,total_size_gb,status,file_source,error\n"
 CSV = HEADER + "a,0,0,0.0000,empty,none,\n"
 USERS = "username,display_name,active,user_id\n"
+ANYBODY = 65534  # a user of the system that is neither root nor anybody here
 needs_full = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="/dev/full is Linux's")
 
 
@@ -34,12 +53,24 @@ def nobody():
         yield server
 
 
+@pytest.fixture(autouse=True)
+def temporary_folder(monkeypatch, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("temporary")
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
 def files_here():
     return {str(path) for path in Path().rglob("*")} - {"home"}
 
 
 def user_requests(server):
     return [path for _, path in server.requests if str(path).startswith("/Users/")]
+
+
+def named_file(text):
+    """The file of which an error says that it has all."""
+    return Path(re.search("the whole text is in (.+)$", text, re.M)[1])
 
 
 def test_the_outputs_are_replaced_only_when_complete(scan):
@@ -58,17 +89,101 @@ def test_the_outputs_are_replaced_only_when_complete(scan):
     assert files_here() == {"out.csv", "details.json"}
 
 
+# What was there
+
+
 @needs_posix
-def test_an_output_that_was_there_keeps_its_link_and_its_mode(scan, nobody):
+def test_an_output_that_was_there_keeps_its_link_and_a_new_one_is_as_others(scan, nobody):
     Path("real.csv").write_text("old\n")
-    Path("real.csv").chmod(0o600)
     Path("out.csv").symlink_to("real.csv")
     assert scan(nobody, "a", "-o", "out.csv", "--details", "new.json").code == 0
     assert Path("out.csv").is_symlink()
     assert Path("real.csv").read_text() == CSV
-    assert stat.S_IMODE(Path("real.csv").stat().st_mode) == 0o600
     os.umask(umask := os.umask(0))
     assert stat.S_IMODE(Path("new.json").stat().st_mode) == 0o666 & ~umask
+
+
+def run_or_skip(*words):
+    try:
+        return subprocess.run(words, check=True, capture_output=True, text=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"not to be had here: {error}")
+
+
+RIGHTS = {  # what is done to the folder and to the file, and whether the file is replaced then
+    "a mode": (("chmod", "755"), ("chmod", "640"), True),
+    "an owner": (("chmod", "755"), ("chown", f"{ANYBODY}:{ANYBODY}"), True),
+    "an ACL": (("chmod", "755"), ("setfacl", "-m", f"u:{ANYBODY}:rw,g::---"), True),
+    "no ACL, where new files get one": (("setfacl", "-d", "-m", f"u:{ANYBODY}:rw"), ("chmod", "640"), False),
+    "what cannot be told": (("chmod", "755"), ("chmod", "640"), None),
+}
+
+
+@needs_posix
+@pytest.mark.parametrize("kind", RIGHTS)
+def test_an_output_that_was_there_keeps_who_may_read_it(scan, nobody, monkeypatch, kind):
+    of_folder, of_file, is_replaced = RIGHTS[kind]
+    folder, file = Path("folder"), Path("folder/out.csv")
+    folder.mkdir()
+    file.write_text("old, and longer than the new one" * 9)
+    run_or_skip(*of_folder, folder)
+    run_or_skip(*of_file, file)
+    if is_replaced is None:
+        monkeypatch.delattr(os, "listxattr")
+    before = run_or_skip("getfacl", "-n", file), file.stat().st_ino
+    assert scan(nobody, "a", "-o", file).code == 0
+    assert (run_or_skip("getfacl", "-n", file), file.stat().st_ino == before[1]) == (before[0], not is_replaced)
+    assert (file.read_text(), os.listdir(folder)) == (CSV, ["out.csv"])
+
+
+@contextmanager
+def as_anybody():
+    if not hasattr(os, "seteuid") or os.geteuid():
+        pytest.skip("only root can be somebody else for a while")
+    os.seteuid(ANYBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.fixture
+def open_folder():
+    """One that everybody may get to."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        os.chmod(name, 0o755)
+        yield Path(name)
+
+
+@needs_posix
+@pytest.mark.parametrize("mode", [0o1777, 0o755], ids=["sticky", "takes no file"])
+def test_in_a_folder_where_nothing_can_be_renamed_the_text_is_copied_in(open_folder, temporary_folder, mode):
+    file = open_folder / "out.csv"
+    file.write_text("old, and longer")
+    file.chmod(0o666)
+    for folder, its_mode in ((open_folder, mode), (temporary_folder, 0o777), *((up, 0o755) for up in
+                             temporary_folder.parents if "pytest" in str(up))):  # fmt: skip
+        folder.chmod(its_mode)
+    with as_anybody():
+        check_output(str(file))
+        write_output(str(file), lambda out: out.write("new"))
+    assert (file.read_text(), file.stat().st_uid) == ("new", 0)
+    assert (os.listdir(open_folder), os.listdir(temporary_folder)) == (["out.csv"], [])
+    tempfile.tempdir = "/nowhere"
+    refused = pytest.raises(InventoryError, match="cannot be written") if mode == 0o755 else nullcontext()
+    with as_anybody(), refused:  # there is no place in which the text could be kept
+        check_output(str(file))
+
+
+@needs_posix
+def test_a_file_that_may_not_be_written_is_refused_before_the_scan(open_folder):
+    file = open_folder / "out.csv"
+    file.write_text("old")
+    file.chmod(0o444)
+    open_folder.chmod(0o777)
+    with as_anybody(), pytest.raises(InventoryError, match=r"out\.csv cannot be written: Permission denied$"):
+        check_output(str(file))
+    assert (os.listdir(open_folder), file.read_text()) == (["out.csv"], "old")
 
 
 @needs_posix
@@ -110,9 +225,9 @@ def test_a_result_that_cannot_get_its_name_is_kept_and_named():
         file.write("result")
         Path("out.csv").mkdir()
 
-    with pytest.raises(databricks_user_list.InventoryError, match="cannot be replaced") as caught:
+    with pytest.raises(InventoryError, match=r"out\.csv cannot be written: Is a directory") as caught:
         write_output("out.csv", write)
-    assert Path(str(caught.value).partition("the result is in ")[2]).read_text() == "result"
+    assert named_file(str(caught.value)).read_text() == "result"
 
 
 @needs_posix
@@ -201,55 +316,84 @@ def test_a_folder_that_may_not_be_written_is_found_out_before_the_scan(scan, nob
 
 @needs_full
 @pytest.mark.parametrize("users", [1, 900])  # less than a buffer holds, and more
-@pytest.mark.parametrize("option", ["--details", "--files"])
-def test_a_csv_on_stdout_waits_until_the_others_are_written(scan, nobody, option, users):
-    done = scan(nobody, *range(users), option, "/dev/full")
+@pytest.mark.parametrize("option", ["-o", "--details", "--files"])
+def test_an_output_that_fails_keeps_no_other_from_being_written_and_is_kept(scan, nobody, option, users):
+    others = {"-o": "out.csv", "--details": "details.json", "--files": "files.csv"} | {option: "/dev/full"}
+    done = scan(nobody, *range(users), *[word for pair in others.items() for word in pair])
     assert (done.code, done.out) == (2, "")
+    assert f"{users:,} user" in done.err
+    [line] = [line for line in done.err.splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: /dev/full cannot be written: No space left on device; the whole text is in ")
+    kept = named_file(line)
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    lines = {"-o": users + 1, "--details": users, "--files": 1}
+    for name, path in (others | {option: str(kept)}).items():
+        assert len(Path(path).read_text().splitlines()) == lines[name]
+    assert files_here() == {*others.values()} - {"/dev/full"}
 
 
 @needs_full
-def test_of_two_outputs_the_one_that_cannot_be_written_is_named(scan, nobody):
-    """The other one is whole: the CSV comes last."""
-    done = scan(nobody, *range(900), "-o", "/dev/full", "--details", "details.json")
-    assert done.code == 2, done
-    assert done.err.splitlines()[-1] == "error: /dev/full cannot be written: No space left on device"
-    assert len(Path("details.json").read_text().splitlines()) == 900
-
-
-def test_no_csv_is_written_where_the_details_cannot_get_their_name(scan, nobody, monkeypatch):
-    """As where a folder has come to be in its place during the scan."""
-    replace = os.replace
-
-    def refuse_details(source, target):
-        if target.endswith("details.json"):
-            raise PermissionError(1, "Operation not permitted")
-        replace(source, target)
-
-    monkeypatch.setattr(os, "replace", refuse_details)
-    done = scan(nobody, "a", "-o", "out.csv", "--details", "details.json")
-    assert done.code == 2, done
-    assert "details.json cannot be replaced (Operation not permitted); the result is in" in done.err
-    assert [name for name in files_here() if not name.endswith(".tmp")] == []
+def test_what_the_temporary_folder_does_not_take_either_is_said(scan, nobody, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+    done = scan(nobody, "a", "-o", "/dev/full")
+    assert (done.code, "nor does the temporary folder take the text (No such file" in done.err) == (2, True), done
 
 
 @needs_posix
 @pytest.mark.parametrize("words", [("-o", "disk/out.csv"), ("-o", "out.csv", "--details", "disk/details.jsonl")],
                          ids=["csv", "details"])  # fmt: skip
-def test_a_disk_that_is_full_when_the_output_is_written(scan, small_disk, words):
+def test_a_disk_that_is_full_when_the_output_is_written(scan, small_disk, temporary_folder, words):
     """The checkpoint is elsewhere and keeps all; after room was made nothing is scanned again."""
     small_disk("size=8k")
     with FakeDatabricks(users=300, shape="empty") as server:
         write_users(server.user_names)
         done = scan(server, "--users-file", "users.txt", *words)
         assert done.code == 2, done
-        assert f"{words[-1]} cannot be written: No space left on device" in done.err
+        says = "No space left on device; the same command with --resume and another name writes all again"
+        assert f"{words[-1]} cannot be written: {says}" in done.err
         assert "300 of 300 users saved in" in done.err
-        assert os.listdir("disk") == []
-        assert not Path("out.csv").exists()
+        assert os.listdir("disk") + os.listdir(temporary_folder) == []
+        assert Path("out.csv").exists() == ("out.csv" in words)
         small_disk("size=10m")
         assert scan(server, "--users-file", "users.txt", *words, "--resume").code == 0
         assert user_requests(server) == []
         assert Path(words[1]).read_bytes() == true_csv(server)
+
+
+def test_a_copy_that_ends_early_leaves_no_short_file_and_names_the_whole_one(scan, nobody, small_disk, mounted):
+    small_disk("size=8k")
+    Path("disk/out.csv").write_text("old\n")
+    Path("out.csv").touch()
+    mounted("disk/out.csv", Path.cwd() / "out.csv")
+    done = scan(nobody, *range(900), "-o", "out.csv")
+    assert "out.csv cannot be written: No space left on device" in done.err
+    assert Path("out.csv").read_text() == ""
+    assert len(named_file(done.err).read_text().splitlines()) == 901
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.EINVAL, 0), (errno.ENOTSUP, 0), (errno.EIO, 2)])
+def test_a_disk_without_fsync_is_no_obstacle_but_one_that_fails_is(scan, nobody, monkeypatch, number, code):
+    def fail(_):
+        raise OSError(number, "refused")
+
+    assert scan(nobody, "a", "-o", "out.csv").code == 0
+    monkeypatch.setattr(os, "fsync", fail)
+    with nullcontext() if code == 0 else pytest.raises(InventoryError, match="refused"):
+        write_output("out.csv", lambda file: file.write("new"))
+    assert Path("out.csv").read_text() == ("new" if code == 0 else CSV)
+
+
+def test_idle_connections_are_closed_before_outputs_are_written(scan, list_users, monkeypatch):
+    """So there are descriptors for the outputs where a process has few."""
+    order = []
+    close, replace = requests.adapters.HTTPAdapter.close, os.replace
+    monkeypatch.setattr(requests.adapters.HTTPAdapter, "close", lambda self: (order.append("close"), close(self)))
+    monkeypatch.setattr(os, "replace", lambda *names: (order.append("replace"), replace(*names)))
+    with FakeDatabricks(users=1, shape="empty") as server:
+        for run, words in ((scan, server.user_names), (list_users, [])):
+            order.clear()
+            assert run(server, *words, "-o", "out.csv").code == 0
+            assert order[-2:] == ["close", "replace"]
 
 
 BAD_STDOUT = {"a full disk": "{} >/dev/full", "closed": "{} >&-", "no reader": "{} | true; exit ${{PIPESTATUS[0]}}"}
@@ -260,25 +404,124 @@ BAD_STDOUT = {"a full disk": "{} >/dev/full", "closed": "{} >&-", "no reader": "
 @pytest.mark.parametrize("script", [SCANNER, USER_LIST])
 @pytest.mark.parametrize("stream", BAD_STDOUT)
 def test_a_stdout_that_cannot_be_written_is_a_line_and_the_scan_goes_on_with_resume(scan, login, stream, script):
-    """3,000 rows are more than a pipe holds. A closed stdout is found out before the scan."""
+    """3,000 rows are more than a pipe holds. A closed stdout is found out before the scan; a reader may go."""
     with FakeDatabricks(users=3000, shape="none", file_systems=("dbfs",)) as server:
         write_users(server.user_names)
         words = "--users-file users.txt --dbfs-only --threads 32" if script == SCANNER else ""
         text = BAD_STDOUT[stream].format(f"'{sys.executable}' -B '{ROOT / script}' {words}")
         done = subprocess.run(["bash", "-c", text], env={**os.environ, **login(server)}, capture_output=True,
                               text=True, check=False)  # fmt: skip
-        [line] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-        assert done.returncode == 2, done
-        assert "stdout cannot be written" in line
+        lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
         assert not [word for word in ("Traceback", "Exception ignored") if word in done.stderr]
-        if script == SCANNER and stream == "closed":
-            assert "--output" in line
+        if stream == "no reader":
+            assert (done.returncode, lines, Path(NAME).exists()) == (0, [], False)
+            return
+        assert (done.returncode, len(lines)) == (2, 1), done
+        assert "stdout cannot be written" in lines[0]
+        if stream == "closed":
+            assert "--output" in lines[0]
             assert not Path(NAME).exists()
         elif script == SCANNER:
             assert "3,000 of 3,000 users saved in" in done.stderr
             again = scan(server, *words.split(), "--resume")
             assert (again.code, again.out) == (0, true_csv(server).decode())
             assert user_requests(server) == []
+
+
+@needs_posix
+def test_a_stdout_that_does_not_block_gets_every_row(login, nobody):
+    import fcntl
+    import termios
+
+    write_users(map(str, range(3000)))
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    words = [sys.executable, "-B", ROOT / SCANNER, "--users-file", "users.txt", "-q"]
+    with subprocess.Popen(words, stdout=writer, env={**os.environ, **login(nobody)}) as process:
+        os.close(writer)
+        until(lambda: struct.unpack("i", fcntl.ioctl(reader, termios.FIONREAD, bytes(4))) >= (2**16,))  # it is full
+        with open(reader) as file:
+            assert len(file.readlines()) == 3001
+        assert process.wait(20) == 0
+
+
+def test_what_a_narrow_stream_has_no_sign_for_is_escaped_and_the_summary_is_there(login, nobody, monkeypatch):
+    """As in a notebook, or a program that has replaced sys.stdout."""
+    for name, value in login(nobody).items():
+        monkeypatch.setenv(name, value)
+    streams = {name: io.TextIOWrapper(io.BytesIO(), encoding="cp1252") for name in ("stdout", "stderr")}
+    for name, stream in streams.items():
+        monkeypatch.setattr(sys, name, stream)
+    assert databricks_user_files_simple.main(["\u65e5\u672c", "\u00e9"]) == 0
+    out, err = (stream.buffer.getvalue().decode("cp1252") for stream in streams.values() if not stream.flush())
+    assert [line.partition(",")[0] for line in out.splitlines()[1:]] == ["\\u65e5\\u672c", "\u00e9"]
+    assert "no home anywhere: 2 users, the first is \\u65e5\\u672c" in err
+
+
+# Windows and macOS, by their rules
+
+
+def test_where_inodes_are_0_no_file_is_taken_for_a_stream_or_another_file(scan, nobody, monkeypatch):
+    def without_inode(look):
+        def found(place, **more):
+            fields = list(look(place, **more))
+            return os.stat_result([fields[0], 0, 0, *fields[3:]])
+
+        return found
+
+    set_constants(monkeypatch, ON_WINDOWS=True)
+    Path("out.csv").write_text("old")
+    with monkeypatch.context() as patched:
+        for name in ("stat", "fstat"):
+            patched.setattr(os, name, without_inode(getattr(os, name)))
+        done = scan(nobody, "a", "-o", "out.csv", "--details", "details.json")
+    assert (done.code, done.out) == (0, ""), done
+    assert Path("out.csv").read_text() == CSV
+
+
+@pytest.mark.parametrize("names", [("O.csv", "o.csv"), ("\u00e9.csv", "e\u0301.csv"), ("x", "folder/../X")])
+def test_names_that_are_one_file_elsewhere_are_refused(scan, nobody, names):
+    Path("folder").mkdir()
+    done = scan(nobody, "a", "-o", names[0], "--details", names[1])
+    assert (done.code, "must be different files" in done.err, nobody.total_requests) == (2, True, 0)
+
+
+@pytest.mark.parametrize("name", ["a:b.csv", "C:\\x\\out.csv:stream", "out.csv:a"])
+def test_on_windows_a_name_with_a_colon_is_refused(scan, nobody, monkeypatch, name):
+    set_constants(monkeypatch, ON_WINDOWS=True)
+    done = scan(nobody, "a", "-o", name)
+    assert (done.code, "colon" in done.err, nobody.total_requests, files_here()) == (2, True, 0, set())
+
+
+@pytest.mark.parametrize("is_held", [True, False])
+def test_on_windows_a_new_file_that_is_held_gets_its_name_a_moment_later(scan, nobody, monkeypatch, is_held):
+    set_constants(monkeypatch, ON_WINDOWS=True, RENAME_WAITS=(0.0,) * 3)
+    replace, tries = os.replace, []
+
+    def refuse(*names):
+        tries.append(names)
+        if len(tries) < 4 or is_held:
+            raise PermissionError(13, "Permission denied")
+        replace(*names)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    assert scan(nobody, "a", "-o", "out.csv").code == 0
+    assert (len(tries), Path("out.csv").read_text(), files_here()) == (4, CSV, {"out.csv"})
+
+
+def test_on_windows_a_file_that_is_open_elsewhere_is_found_out_before_the_scan(scan, nobody, monkeypatch):
+    def refuse(path, flags, *more, **others):
+        if path == "out.csv":
+            raise PermissionError(13, "Permission denied")
+        return os_open(path, flags, *more, **others)
+
+    os_open = os.open
+    set_constants(monkeypatch, ON_WINDOWS=True)
+    Path("out.csv").write_text("old")
+    monkeypatch.setattr(os, "open", refuse)
+    done = scan(nobody, "a", "-o", "out.csv")
+    assert (done.code, nobody.total_requests, files_here()) == (2, 0, {"out.csv"})
+    assert "out.csv cannot be written: Permission denied (is it open in another program?)" in done.err
 
 
 @needs_full
