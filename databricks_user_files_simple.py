@@ -149,7 +149,7 @@ NOT_READABLE = "not found, or not readable with this token"
 NOT_LISTED = "not found in this spelling, and /Users cannot be listed"
 NOT_TOLD = "its name has a / in it: the API cannot be asked for it, or it may lie in another directory"
 NOT_CLEAR = "different entries of one listing have this path: which counts is not clear"
-FILE_COLUMNS = ("username", "file_system", "path", "object_type", "size", "modified")
+FILE_COLUMNS = ("username", "file_system", "path", "object_type", "language", "object_id", "size", "modified")
 USER_COLUMNS = ("username", "user_name", "userPrincipalName", "email")  # of a users file, in any letter case
 
 
@@ -157,10 +157,15 @@ USER_COLUMNS = ("username", "user_name", "userPrincipalName", "email")  # of a u
 
 
 class FileEntry(NamedTuple):
-    """An entry of a listing; `size` in bytes and `modified` in ms since 1970 are None where the API does not tell."""
+    """An entry of a listing; `size` in bytes and `modified` in ms since 1970 are None where the API does not tell.
+
+    So is `object_id`; `language`, of notebooks, is empty then.
+    """
 
     path: str
     object_type: str
+    language: str
+    object_id: int | None
     size: int | None
     modified: int | None
 
@@ -172,10 +177,10 @@ def parse_dbfs_entry(fields: Any) -> FileEntry:
     size = fields.get("file_size")
     modified = whole_or_none(fields.get("modification_time"))
     if is_directory is True:
-        return FileEntry(path, "DIRECTORY", None, modified)
+        return FileEntry(path, "DIRECTORY", "", None, None, modified)
     if is_directory is not False or whole_or_none(size) is None:
         raise MalformedAnswer("the listing has a file without a size")
-    return FileEntry(path, "FILE", size, modified)
+    return FileEntry(path, "FILE", "", None, size, modified)
 
 
 def parse_workspace_entry(fields: Any) -> FileEntry:
@@ -184,7 +189,9 @@ def parse_workspace_entry(fields: Any) -> FileEntry:
     object_type = fields.get("object_type") or "UNKNOWN"
     if not isinstance(object_type, str):
         raise MalformedAnswer("the listing has an object_type that is no text")
-    return FileEntry(path, object_type, whole_or_none(fields.get("size")), whole_or_none(fields.get("modified_at")))
+    language = fields.get("language")
+    numbers = [whole_or_none(fields.get(key)) for key in ("object_id", "size", "modified_at")]
+    return FileEntry(path, object_type, language if isinstance(language, str) else "", *numbers)
 
 
 def entry_path(fields: Any) -> str:
@@ -234,10 +241,10 @@ FILE_SYSTEMS = {
 class FileSystemTotals:
     """What one user has in one file system; `directories` counts those that were listed.
 
-    `types` counts the entries by object_type; of `estimated` files the API gives no size, and `bytes` has
-    WORKSPACE_OBJECT_SIZE for each. `last_modified` is that of the newest file of which the API tells one
-    (UTC, ISO 8601). `failures` has path and error of every directory that could not be listed: what is in and below it
-    is missing from the counts.
+    `types` counts the entries by object_type, notebooks by language, too (`NOTEBOOK SQL`). Of `estimated` files the
+    API gives no size, and `bytes` has WORKSPACE_OBJECT_SIZE for each. `last_modified` is that of the newest file of
+    which it tells one (UTC, ISO 8601). `failures` has path and error of every directory that could not be listed: what
+    is in and below it is missing from the counts.
     """
 
     files: int = 0
@@ -398,7 +405,7 @@ class Listing:
         self.files.append(entry)
         self.bytes += WORKSPACE_OBJECT_SIZE if entry.size is None else entry.size
         self.estimated += entry.size is None
-        self.types[entry.object_type] += 1
+        self.types[f"{entry.object_type} {entry.language}" if entry.language else entry.object_type] += 1
 
 
 def parse_listing(file_system: str, path: str, body: Any) -> Listing:
@@ -1964,7 +1971,7 @@ class FileRows:
         """Raises InventoryError. What was added is there even if this process is killed."""
         if files:
             start = f"{csv_cell(username)},{file_system}"
-            rows = "".join([file_row(start, *entry) for entry in files])
+            rows = "".join([file_row(start, entry) for entry in files])
             line = json.dumps({"scan": scan, "rows": len(files), "csv": rows})
             self.write(line.encode() + b"\n")
 
@@ -2000,9 +2007,10 @@ class FileRows:
                 raise RuntimeError(f"{username} has {counted(count, 'file')}, the working file {rows[scan]:,}")
 
 
-def file_row(start: str, path: str, object_type: str, size: int | None, modified: int | None) -> str:
-    known_size = "" if size is None else size
-    return f"{start},{csv_cell(path)},{csv_cell(object_type)},{known_size},{iso_time(modified or 0)}\n"
+def file_row(start: str, entry: FileEntry) -> str:
+    texts = [csv_cell(entry.path), *(csv_cell(safe_cell(text)) for text in (entry.object_type, entry.language))]
+    numbers = ["" if number is None else str(number) for number in (entry.object_id, entry.size)]
+    return ",".join([start, *texts, *numbers, iso_time(entry.modified or 0)]) + "\n"
 
 
 @contextmanager

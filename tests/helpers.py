@@ -284,7 +284,7 @@ def read_file_rows(path: str | Path = "files.csv") -> list[tuple[str, ...]]:
     """The rows that --files has written, sorted, found without the program."""
     with (gzip.open if str(path).endswith(".gz") else open)(path, "rt", encoding="utf-8", newline="") as file:
         header, *rows = csv.reader(file)
-    assert header == ["username", "file_system", "path", "object_type", "size", "modified"]
+    assert header == ["username", "file_system", "path", "object_type", "language", "object_id", "size", "modified"]
     return sorted(map(tuple, rows))
 
 

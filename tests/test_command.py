@@ -344,7 +344,7 @@ def test_details_are_a_json_object_per_user(scan, three):
     assert (dbfs["files"], dbfs["bytes"], dbfs["directories"]) == (2, 3 * 1024**3 + 123_456_789, 2)
     assert dbfs["types"] == {"FILE": 2, "DIRECTORY": 1}
     assert (workspace["files"], workspace["bytes"], workspace["directories"]) == (3, 30_000, 2)
-    assert workspace["types"] == {"NOTEBOOK": 1, "REPO": 1, "FILE": 1, "UNKNOWN": 1}
+    assert workspace["types"] == {"NOTEBOOK R": 1, "REPO": 1, "FILE": 1, "UNKNOWN": 1}
     assert [at["path"] for at in users["b"]["dbfs"]["failures"]] == ["/Users/b/no"]
     assert "403" in users["c"]["workspace"]["failures"][0]["error"]
 
@@ -426,7 +426,7 @@ def test_the_summary_counts_retries_and_429s(scan, monkeypatch):
 def test_the_summary_of_one_user_is_its_breakdown(scan, three):
     text = scan(three, "a", "-o", "out.csv").err
     assert "DBFS: 2 directories listed with 1 DIRECTORY, 2 FILE" in text
-    assert "Workspace: 2 directories listed with 1 FILE, 1 NOTEBOOK, 1 REPO, 1 UNKNOWN" in text
+    assert "Workspace: 2 directories listed with 1 FILE, 1 NOTEBOOK R, 1 REPO, 1 UNKNOWN" in text
 
 
 def test_the_breakdown_of_one_user_names_five_directories_and_counts_the_others(scan):

@@ -27,7 +27,7 @@ from tests.helpers import (
 )
 
 FILES = (*WORDS, "--files", "files.csv")
-HEADER = "username,file_system,path,object_type,size,modified\n"
+HEADER = "username,file_system,path,object_type,language,object_id,size,modified\n"
 ODD_NAMES = ("\r", "a\nb", "a\r\n", ',"', '"', " ", "=1+1", "\ud800 half", "caf\u00e9", "a\tb;c", "\u2028", "\\")
 
 
@@ -60,7 +60,7 @@ def assert_files(server, path="files.csv"):
     assert found == Counter({row["username"]: int(row["file_count"]) for row in rows_of()})
     truths = {name: server.truth(name) for name in server.user_names}
     assert found == Counter({name: truth.file_count for name, truth in truths.items()})
-    in_dbfs = sum(int(row[4]) for row in rows if row[1] == "dbfs")
+    in_dbfs = sum(int(row[6]) for row in rows if row[1] == "dbfs")
     assert in_dbfs == sum(truth.dbfs_bytes for truth in truths.values())
 
 
@@ -70,20 +70,22 @@ def assert_files(server, path="files.csv"):
 @pytest.mark.parametrize("name", ["files.csv", "files.csv.gz"])
 def test_names_with_anything_in_them(name):
     world = World()
-    world.add_user("odd@example.com", Folder(dict.fromkeys(ODD_NAMES, 1)), Folder(dict.fromkeys(ODD_NAMES, 'a,"\r')))
+    world.add_user("odd@example.com", Folder(dict.fromkeys(ODD_NAMES, 1)), Folder(dict.fromkeys(ODD_NAMES, 'a,"')))
     with world.server() as server:
         [_] = scan_users(world.usernames, config_of(server), files=Path(name))
     assert read_file_rows(name) == world.file_rows()
     assert len(world.file_rows()) == 2 * len(ODD_NAMES)
 
 
-def test_a_size_that_the_workspace_tells_is_told_and_counts_for_nothing_else():
+def test_what_the_workspace_tells_is_told_and_no_spreadsheet_runs_it():
     home = "/Users/a"
+    listed = [workspace_object(f"{home}/f", "=X", language="@Y", object_id=5, size=7),
+              {"path": f"{home}/g", "object_type": "FILE", "language": 1, "object_id": "1"}]  # fmt: skip
     with FakeDatabricks(users=["a"], shape="none") as server:
-        server.add_tree("workspace", {home: [workspace_object(f"{home}/f", "FILE", size=7)]})
+        server.add_tree("workspace", {home: listed})
         [result] = scan_users(["a"], config_of(server), files="files.csv")
-    assert [row[4] for row in read_file_rows()] == ["7"]
-    assert result.total_size == 10_000
+    assert [row[3:] for row in read_file_rows()] == [("'=X", "'@Y", "5", "7", ""), ("FILE", "", "", "", "")]
+    assert (result.total_size, result.workspace.types) == (10_007, {"=X @Y": 1, "FILE": 1})
 
 
 def test_from_python_it_is_written_when_the_last_result_was_taken(server, world):

@@ -98,7 +98,9 @@ def test_repos_are_descended_into_and_everything_else_is_a_file(clock):
         })  # fmt: skip
         found = crawl(server, clock)[ANN].workspace
     assert (found.files, found.bytes, found.directories) == (9, 90_000, 3)
-    assert found.types == {**dict.fromkeys(types[1:-1], 1), "NOTEBOOK": 3, "REPO": 1, "UNKNOWN": 1}
+    assert found.types == {
+        **dict.fromkeys(types[1:-1], 1), "NOTEBOOK PYTHON": 1, "NOTEBOOK SCALA": 2, "REPO": 1, "UNKNOWN": 1,
+    }  # fmt: skip
 
 
 def test_a_size_that_the_workspace_tells_counts_and_the_rest_is_estimated(clock):
@@ -221,7 +223,11 @@ DIFFERENT = [[dbfs_file(B, 1)], [dbfs_directory(f"{B}/y"), dbfs_file(f"{B}/y", 0
 def test_what_is_listed_twice_counts_once_or_fails_and_the_directory_itself_is_passed_over(more, failures):
     """Neither counts of what is different under one path, as a file and a directory in an object store."""
     listing = parse_listing("dbfs", B, {"files": [*more, X, dbfs_directory(f"{B}/c")]})
-    assert (listing.files, listing.bytes, listing.directories) == ([(X["path"], "FILE", 1, ANY)], 1, [f"{B}/c"])
+    assert (listing.files, listing.bytes, listing.directories) == (
+        [(X["path"], "FILE", "", None, 1, ANY)],
+        1,
+        [f"{B}/c"],
+    )
     assert list(listing.failures) == [more[-1]["path"]] * failures
 
 

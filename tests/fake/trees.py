@@ -68,7 +68,12 @@ def entry_from_json(listed: Listed) -> Entry:
     name = listed.get("path", "").rpartition("/")[2]
     if "is_dir" in listed:
         return Entry(name, "DIRECTORY" if listed["is_dir"] else "FILE", listed.get("file_size", 0))
-    return Entry(name, listed.get("object_type"))
+    return Entry(name, listed.get("object_type"), 0, listed.get("object_id", 0))
+
+
+def type_of(listed: Listed) -> str:
+    """What an object of the Workspace counts as."""
+    return f"{listed.get('object_type', 'UNKNOWN')} {listed.get('language', '')}".rstrip()
 
 
 def encode(value: Any) -> bytes:

@@ -23,6 +23,8 @@ from tests.fake.trees import (
     entry_from_json,
     mixed_shape,
     random_tree,
+    type_of,
+    workspace_json,
 )
 
 ESTIMATED_OBJECT_SIZE = 10_000  # what the inventory assumes for a Workspace object, which has no size
@@ -91,7 +93,7 @@ def tally(children: Children) -> tuple[int, int, int, Counter[str]]:
             continue
         directories += 1
         for entry in entries:
-            types[entry.type or "UNKNOWN"] += 1
+            types[type_of(workspace_json("", entry))] += 1
             size += entry.size
             if entry.type in FOLDER_TYPES:
                 waiting.append(f"{relative}/{entry.name}")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from tests.fake.faults import FORMS, Fault, Key
 from tests.fake.server import FakeDatabricks
-from tests.fake.trees import AWKWARD_NAMES, Listed, dbfs_directory, dbfs_file, workspace_object
+from tests.fake.trees import AWKWARD_NAMES, Listed, dbfs_directory, dbfs_file, type_of, workspace_object
 from tests.fake.workspace import ESTIMATED_OBJECT_SIZE
 
 REFUSED = "403 PERMISSION_DENIED: The caller may not list this path."
@@ -37,6 +37,8 @@ class File(NamedTuple):
     file_system: str
     path: str
     object_type: str
+    language: str
+    object_id: int | None
     size: int | None
     modified: int | None
 
@@ -103,7 +105,7 @@ class World:
                     self.types[username, file_system][value.object_type] += found and not value.deleted
             elif found:
                 self.files.append(self.file(username, file_system, entries[-1]))
-                self.types[username, file_system][self.files[-1].object_type] += 1
+                self.types[username, file_system][type_of(entries[-1]) if file_system == "workspace" else "FILE"] += 1
 
     def entry(self, file_system: str, path: str, value: Any) -> Listed:
         """A file or folder as the listing of its parent shows it."""
@@ -115,9 +117,10 @@ class World:
     def file(self, username: str, file_system: str, entry: Listed) -> File:
         path = entry["path"]
         if file_system == "dbfs":
-            return File(username, file_system, path, "FILE", entry["file_size"], entry["modification_time"])
+            return File(username, file_system, path, "FILE", "", None, entry["file_size"], entry["modification_time"])
         object_type = entry.get("object_type", "UNKNOWN")
-        return File(username, file_system, path, object_type, None, entry.get("modified_at"))
+        more = entry.get("language", ""), entry["object_id"], None, entry.get("modified_at")
+        return File(username, file_system, path, object_type, *more)
 
     def server(self, *faults: Fault, **settings: Any) -> FakeDatabricks:
         """The workspace; `faults` beside those of denied and deleted folders."""
@@ -147,12 +150,12 @@ class World:
         """What --files has to say, as text, sorted; half of a surrogate pair is shown as what it is."""
         rows = []
         for file in self.files:
-            size = "" if file.size is None else str(file.size)
+            numbers = ["" if number is None else str(number) for number in (file.object_id, file.size)]
             modified = ""
             if file.modified:
                 modified = f"{datetime.fromtimestamp(file.modified // 1000, timezone.utc):%Y-%m-%dT%H:%M:%SZ}"
             path = file.path.encode("utf-8", "backslashreplace").decode()
-            rows.append((file.username, file.file_system, path, file.object_type, size, modified))
+            rows.append((file.username, file.file_system, path, file.object_type, file.language, *numbers, modified))
         return sorted(rows)
 
     def row(self, username: str) -> dict[str, str]:
