@@ -758,22 +758,35 @@ class Pacer:
 # --- Frontier and tally ---------------------------------------------------------------------------------------------
 
 
+@dataclass(slots=True, eq=False)
+class Known:
+    """What a directory's listing had, kept while anything below it is to be listed: a second one is compared to it."""
+
+    path: str
+    parent: Known | None  # None: it is a home
+    files: int
+    directories: list[str]
+
+
 @dataclass(slots=True)
 class Directory:
     """A frontier entry: a directory still to be listed for the user of that number. Times are the clock's.
 
-    With `missing` it was listed before: those paths in it answered 404, and this second listing decides about them.
+    With `missing` it was listed before and is `known`: those in it answered 404, and this second listing decides.
     """
 
     user: int
     file_system: str
     path: str
+    parent: Known | None = None  # None: it is a home
     attempts: int = 0
     not_before: float = 0.0
     failed_at: float | None = None
     last_round: bool = False
     not_for_workers: bool = False  # only this process lists it
-    missing: tuple[str, ...] = ()
+    is_new: bool = False  # a second listing found it
+    known: Known | None = None
+    missing: tuple[Directory, ...] = ()
     gone: bool = False  # a home that answered 404 itself then: it is asked once more
 
 
@@ -832,7 +845,7 @@ class OpenUser:
     scan: str = field(default_factory=lambda: os.urandom(8).hex())
     pending: int = 0  # directories in the frontier, in flight or in a batch
     failed_once: list[Directory] = field(default_factory=list)
-    not_found: dict[tuple[str, str], list[str]] = field(default_factory=dict)  # by file system and parent
+    not_found: dict[Known, list[Directory]] = field(default_factory=dict)  # by parent
 
 
 class Tally:
@@ -843,12 +856,14 @@ class Tally:
     (Crawler.retry()), until it has no attempts left: then it goes once more in its user's last round, when nothing
     else of that user is left. Failed there, or refused at any time, it is one of the user's failures.
     Answered 404, it is decided in that round by its parent, which is listed a second time: what the parent still has
-    is a failure, the rest was deleted meanwhile. A parent that answers 404 itself leaves it to its own parent.
+    is a failure, the rest was deleted or renamed meanwhile, and what the parent has now for the first time is listed.
+    A parent that answers 404 itself leaves it to its own parent.
     """
 
-    def __init__(self, homes: dict[str, dict[str, Home]], rows: FileRows | None = None):
+    def __init__(self, homes: dict[str, dict[str, Home]], statistics: Counter[str], rows: FileRows | None = None):
         self.users = list(homes.items())
         self.frontier = Frontier()
+        self.statistics = statistics
         self.rows = rows
         self.opened = 0
         self.open: dict[int, OpenUser] = {}
@@ -879,17 +894,46 @@ class Tally:
 
     def listed(self, directory: Directory, listing: Listing) -> None:
         user = self.open[directory.user]
-        if directory.missing:  # for the second time: it only decides about what answered 404
-            there = {*listing.directories, *(entry.path for entry in listing.files)}
-            self.decide(directory, there.intersection(directory.missing), "404, though listed")
+        if directory.known:
+            self.listed_again(directory, directory.known, listing)
         else:
             user.totals[directory.file_system].add_listing(listing)
             if self.rows:
                 self.rows.add(user.scan, user.username, directory.file_system, listing.files)
-            user.pending += len(listing.directories)
-            for path in listing.directories:
-                self.frontier.push(Directory(directory.user, directory.file_system, path))
+            known = Known(directory.path, directory.parent, len(listing.files), listing.directories)
+            self.push_all(directory, known, listing.directories)
         self.settle(directory.user)
+
+    def push_all(self, directory: Directory, known: Known, paths: list[str]) -> None:
+        """What is in the directory."""
+        self.open[directory.user].pending += len(paths)
+        is_new = directory.known is not None
+        for path in paths:
+            self.frontier.push(Directory(directory.user, directory.file_system, path, known, is_new=is_new))
+
+    def listed_again(self, directory: Directory, known: Known, listing: Listing) -> None:
+        """Decides about what answered 404, and lists what is there for the first time, as if it had been there before.
+
+        What cannot be counted right is a failure: further files, and new directories that may be those of one that was
+        listed already, under another name.
+        """
+        there = {*listing.directories, *(entry.path for entry in listing.files)}
+        self.decide(directory, there, "404, though listed")
+        never_listed = {missing.path for missing in directory.missing if not missing.known}
+        gone = [path for path in known.directories if path not in there and path not in never_listed]
+        before = set(known.directories)
+        new = [path for path in listing.directories if path not in before]
+        change = ""
+        if len(listing.files) > known.files:
+            change = f"has {len(listing.files):,} instead of {counted(known.files, 'file')}"
+        elif gone and new:
+            names = [one_line(path.rpartition("/")[2], 50) for path in (gone[0], new[0])]
+            change = f"{names[0]}, which was counted, is gone, and {names[1]} is new"
+        if change:
+            failure = {"path": directory.path, "error": f"changed while it was scanned: {change}"}
+            self.open[directory.user].totals[directory.file_system].failures.append(failure)
+        known.files, known.directories = len(listing.files), listing.directories
+        self.push_all(directory, known, new)
 
     def failed(self, directory: Directory, error: DatabricksError) -> None:
         """What a failure means that is not to be tried again at once."""
@@ -901,7 +945,9 @@ class Tally:
         elif error.kind == "not found":
             self.not_found(directory)
         elif directory.missing:  # nobody can tell about what answered 404
-            self.decide(directory, set(directory.missing), f"404, and of its directory: {error}")
+            self.decide(
+                directory, {missing.path for missing in directory.missing}, f"404, and of its directory: {error}"
+            )
         else:
             self.give_up(directory, str(error))
         self.settle(directory.user)
@@ -913,9 +959,10 @@ class Tally:
         """
         user = self.open[directory.user]
         home = user.homes[directory.file_system]
-        if directory.path != home.path:
-            parent = directory.file_system, directory.path.rpartition("/")[0]
-            user.not_found.setdefault(parent, []).append(directory.path)
+        if directory.is_new:  # found by a second listing, which is not made once more for it
+            self.statistics["vanished"] += 1
+        elif directory.parent:
+            user.not_found.setdefault(directory.parent, []).append(directory)
         elif directory.missing and not directory.gone:
             directory.gone = True
             user.failed_once.append(directory)
@@ -928,11 +975,12 @@ class Tally:
 
     def decide(self, directory: Directory, failed: set[str], error: str) -> None:
         """About what answered 404: what its directory still has is a failure, the rest was deleted meanwhile."""
-        for path in directory.missing:
-            if path in failed:
-                self.give_up(Directory(directory.user, directory.file_system, path), error)
+        for missing in directory.missing:
+            if missing.path in failed:
+                self.give_up(missing, error)
             else:
-                logger.debug("%s:%s was deleted during the scan", directory.file_system, path)
+                logger.debug("%s:%s vanished during the scan", directory.file_system, missing.path)
+                self.statistics["vanished"] += 1
 
     def give_up(self, directory: Directory, error: str) -> None:
         logger.debug("%s:%s given up: %s", directory.file_system, directory.path, error)
@@ -952,8 +1000,10 @@ class Tally:
         """Nothing of the user is left: what failed and what decides about 404s goes once more, or it is finished."""
         user = self.open[number]
         again = user.failed_once
-        for (file_system, parent), paths in user.not_found.items():
-            again.append(Directory(number, file_system, parent, not_for_workers=True, missing=tuple(paths)))
+        for known, missing in user.not_found.items():
+            decides = Directory(number, missing[0].file_system, known.path, known.parent, not_for_workers=True)
+            decides.known, decides.missing = known, tuple(missing)
+            again.append(decides)
         user.failed_once, user.not_found = [], {}
         user.pending = len(again)
         for directory in again:
@@ -2072,7 +2122,7 @@ def crawl(
     rows: FileRows | None = None,
 ) -> Generator[UserResult, None, None]:
     """scan_users() where everybody's homes are known; `rows` gets every file."""
-    tally = Tally(homes, rows)
+    tally = Tally(homes, client.statistics, rows)
     yield from Crawler(client, tally, threads, cluster).run(on_tick)
     if tally.open or tally.opened < len(homes):
         raise RuntimeError("the scan ended before its last user")
@@ -2184,6 +2234,8 @@ class Summary:
             f"{counted(statistics['requests'], 'request')}, {statistics['retries']:,} of them repeats, "
             f"{statistics['rate_limited']:,} answered 429, in {timedelta(seconds=round(seconds))}"
         )
+        if statistics["vanished"]:
+            lines.append(f"directories that vanished during the scan: {statistics['vanished']:,}")
         if failed and count > 1:
             lines += ["Not all could be listed:", *self.incomplete]
             if failed > SHOWN_FAILURES:
