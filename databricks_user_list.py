@@ -857,10 +857,10 @@ def write_output(path: str, write: Callable[[TextIO], object], saved: bool = Fal
             write_text(io.BufferedWriter(PatientFile(stream or path, "w", closefd=not stream)), path, write)
         else:
             target = os.path.realpath(path)
-            draft, is_alike = create_draft(target)
+            draft = create_draft(target)
             write_text(draft, path, write, is_new=True)
             whole = draft.name
-            put_in_place(whole, target, is_alike)
+            put_in_place(whole, target)
     except BrokenPipeError:
         return  # the reader has gone, and needs no more
     except OSError as error:
@@ -880,17 +880,16 @@ def why_not(path: str, error: OSError) -> str:
     return f"{'stdout' if path == '-' else path} cannot be written: {error.strerror or error}{hint}"
 
 
-def create_draft(target: str) -> tuple[IO[bytes], bool]:
-    """A new file for the text of the target, and whether it may take its name: it is beside it, and like it."""
+def create_draft(target: str) -> IO[bytes]:
+    """A new file for the text of the target, beside it, or where its folder takes none in the temporary folder."""
     folder, name = os.path.split(target)
     path = os.path.join(folder, f".{name}.{os.urandom(8).hex()}.tmp")  # which nobody else can have
     if not os.path.lexists(target):
-        return open(path, "xb"), True
+        return open(path, "xb")
     try:
-        file = open(path, "xb", opener=partial(os.open, mode=0o600))
-    except OSError:  # a folder that takes no file
-        return tempfile.NamedTemporaryFile(delete=False), False
-    return file, take_rights(path, target)
+        return open(path, "xb", opener=partial(os.open, mode=0o600))
+    except OSError:
+        return tempfile.NamedTemporaryFile(delete=False)
 
 
 def take_rights(draft: str, target: str) -> bool:
@@ -940,14 +939,13 @@ def sync(file: IO[bytes]) -> None:
             raise
 
 
-def put_in_place(draft: str, target: str, is_alike: bool) -> None:
+def put_in_place(draft: str, target: str) -> None:
     """Gives the draft the target's name, or copies it in. Raises OSError; the draft is still there then."""
-    if is_alike:
+    is_there = os.path.lexists(target)
+    if not is_there or take_rights(draft, target):
         with suppress(OSError):  # a sticky folder, or a file that is mounted here
-            rename(draft, target)
-            return
-    mode = "r+b" if os.path.lexists(target) else "xb"  # w is refused for a hidden file on Windows
-    with open(draft, "rb") as source, open(target, mode, buffering=0) as file:
+            return rename(draft, target)
+    with open(draft, "rb") as source, open(target, "r+b" if is_there else "xb", buffering=0) as file:
         try:
             file.truncate()
             while piece := source.read(COPY_PIECE):
@@ -1042,7 +1040,7 @@ def check_output(path: str) -> None:
             return
         if os.path.exists(path):
             os.close(os.open(path, os.O_WRONLY))
-        draft, _ = create_draft(os.path.realpath(path))
+        draft = create_draft(os.path.realpath(path))
         draft.close()
         os.unlink(draft.name)
     except OSError as error:
