@@ -142,6 +142,8 @@ CLUSTER_START_SECONDS = 600.0
 CLUSTER_POLL_SECONDS = 10.0
 PROGRESS_SECONDS, BAR_SECONDS = 30.0, 1.0  # between two lines on progress, and two changes of the bar's text
 BIGGEST_USERS = 10  # in the closing summary
+LARGEST = 20  # rows of a group that are known by name
+EVERYBODY = "The largest"
 SHOWN_FAILURES = 5  # in the closing summary
 STATUSES = ("success", "empty", "partial", "error")
 USERS_FOLDER = "/Users"  # of both file systems, with everybody's home
@@ -265,6 +267,17 @@ class FileSystemTotals:
         newest = max((entry.modified or 0 for entry in listing.files if (entry.modified or 0) < YEAR_3000), default=0)
         self.last_modified = max(self.last_modified, iso_time(newest))
         self.failures += [{"path": path, "error": error} for path, error in listing.failures.items()]
+
+    def add(self, other: FileSystemTotals) -> None:
+        """The counts of another one; not its failures, nor when what was modified."""
+        self.files += other.files
+        self.bytes += other.bytes
+        self.estimated += other.estimated
+        self.types = dict(Counter(self.types) + Counter(other.types))
+
+    @property
+    def estimated_bytes(self) -> int:
+        return self.estimated * WORKSPACE_OBJECT_SIZE
 
     def as_dict(self) -> dict[str, Any]:
         return dict(vars(self))
@@ -2178,14 +2191,27 @@ def human_size(size: float) -> str:
     return f"{size:,.0f} B" if units[0] == "B" else f"{size:,.1f} {units[0]}"
 
 
-def size_line(files: int, size: int, estimated: int, label: str) -> str:
+def size_line(totals: FileSystemTotals, label: str) -> str:
     """A line of the summary's table; names come last, whose width on a terminal is hard to tell."""
-    return f"{files:>14,}{human_size(size):>12}{human_size(estimated) if estimated else '-':>12}  {label}"
+    estimated = human_size(totals.estimated_bytes) if totals.estimated else "-"
+    return f"{totals.files:>14,}{human_size(totals.bytes):>12}{estimated:>12}  {label}"
 
 
-def user_line(user: UserResult) -> str:
-    estimated = sum(totals.estimated for totals in user.scanned.values())
-    return size_line(user.file_count, user.total_size, estimated * WORKSPACE_OBJECT_SIZE, user.username)
+@dataclass
+class Group:
+    """Some of the rows: how many, what they have together, and the largest of them."""
+
+    rows: int = 0
+    totals: FileSystemTotals = field(default_factory=FileSystemTotals)
+    largest: list[tuple[str, FileSystemTotals]] = field(default_factory=list)
+
+    def add(self, username: str, *scanned: FileSystemTotals) -> None:
+        one = FileSystemTotals()
+        for totals in scanned:
+            one.add(totals)
+        self.rows += 1
+        self.totals.add(one)
+        self.largest = heapq.nlargest(LARGEST, [*self.largest, (username, one)], key=lambda user: user[1].bytes)
 
 
 class Summary:
@@ -2194,41 +2220,39 @@ class Summary:
     def __init__(self) -> None:
         self.statuses: Counter[str] = Counter()
         self.totals: dict[str, FileSystemTotals] = {}
-        self.biggest: list[UserResult] = []
-        self.incomplete: list[str] = []  # the first of them
+        self.groups = {EVERYBODY: Group()}
+        self.incomplete: list[UserResult] = []  # the first of them
         self.homes: Counter[str] = Counter()  # users that have one, by file system
         self.homeless: list[str] = []  # users without a home anywhere
+        self.last = UserResult("", "")
 
     def add(self, result: UserResult) -> None:
+        self.last = result
         self.statuses[result.status] += 1
         for name, totals in result.scanned.items():
-            sums = self.totals.setdefault(name, FileSystemTotals())
-            sums.files += totals.files
-            sums.bytes += totals.bytes
-            sums.estimated += totals.estimated
+            self.totals.setdefault(name, FileSystemTotals()).add(totals)
         for name, home in result.homes.items():
             self.homes[name] += home is not None
         if not result.error and not any(result.homes.values()):
             self.homeless.append(result.username)
-        self.biggest = heapq.nlargest(BIGGEST_USERS, [*self.biggest, result], key=lambda user: user.total_size)
-        if result.error and len(self.incomplete) < SHOWN_FAILURES:
-            self.incomplete.append("  " + one_line(f"{result.status}: {result.username}: {result.error}", 300))
+        if result.error and len(self.incomplete) < LARGEST:
+            self.incomplete.append(result)
+        self.groups[EVERYBODY].add(result.username, *result.scanned.values())
 
     def lines(self, statistics: Counter[str], seconds: float, nobodys: dict[str, set[str]]) -> list[str]:
         statuses = ", ".join(f"{self.statuses[status]:,} {status}" for status in STATUSES if self.statuses[status])
         count = self.statuses.total()
         failed = self.statuses["partial"] + self.statuses["error"]
         lines = [f"{counted(count, 'user')}: {statuses}", f"{'files':>14}{'size':>12}{'estimated':>12}"]
-        for name, sums in self.totals.items():
-            label = FILE_SYSTEMS[name].label + (
-                f", {WORKSPACE_OBJECT_SIZE:,} bytes an object" if sums.estimated else ""
-            )
-            lines.append(size_line(sums.files, sums.bytes, sums.estimated * WORKSPACE_OBJECT_SIZE, label))
+        for name, totals in self.totals.items():
+            each = f", {WORKSPACE_OBJECT_SIZE:,} bytes an object" if totals.estimated else ""
+            lines.append(size_line(totals, FILE_SYSTEMS[name].label + each))
         lines.append(f"{'-' * 38:>40}")
         if count == 1:
-            lines += breakdown(self.biggest[0])
+            lines += breakdown(self.last)
         else:
-            lines += [user_line(user) for user in self.biggest if user.file_count]
+            largest = self.groups[EVERYBODY].largest[:BIGGEST_USERS]
+            lines += [size_line(totals, username) for username, totals in largest if totals.files]
         lines += self.home_lines(nobodys)
         lines.append(
             f"{counted(statistics['requests'], 'request')}, {statistics['retries']:,} of them repeats, "
@@ -2237,7 +2261,9 @@ class Summary:
         if statistics["vanished"]:
             lines.append(f"directories that vanished during the scan: {statistics['vanished']:,}")
         if failed and count > 1:
-            lines += ["Not all could be listed:", *self.incomplete]
+            lines.append("Not all could be listed:")
+            for user in self.incomplete[:SHOWN_FAILURES]:
+                lines.append("  " + one_line(f"{user.status}: {user.username}: {user.error}", 300))
             if failed > SHOWN_FAILURES:
                 lines.append(f"  and {counted(failed - SHOWN_FAILURES, 'more user')}")
         if failed:
@@ -2273,10 +2299,16 @@ def breakdown(user: UserResult) -> list[str]:
 
 
 def write_results(
-    results: Callable[[], Iterable[UserResult]], args: argparse.Namespace, rows: FileRows | None, saved: bool
-) -> tuple[Summary, list[InventoryError]]:
-    """Writes all outputs; returns the sums, and what could not be written. `saved`: a checkpoint has the results."""
-    summary = Summary()
+    results: Callable[[], Iterable[UserResult]],
+    summary: Summary,
+    args: argparse.Namespace,
+    rows: FileRows | None,
+    saved: bool,
+) -> list[InventoryError]:
+    """Adds all results to the summary, and writes all outputs; returns what could not be written.
+
+    `saved`: a checkpoint has the results.
+    """
     lines = [csv_row(CSV_COLUMNS)]
     for result in results():
         row = result.row() | {"error": safe_cell(result.error)}  # a text of the service's
@@ -2296,7 +2328,7 @@ def write_results(
             write_output(path, write, saved)
         except InventoryError as error:
             failures.append(error)
-    return summary, failures
+    return failures
 
 
 def write_details(file: TextIO, results: Iterable[UserResult]) -> None:
@@ -2613,7 +2645,8 @@ def scan_into(
             progress.user_done()
     client.adapter.close()  # what idle connections hold, the outputs may need
     saved = checkpoint.path is not None
-    summary, failures = write_results(lambda: map(checkpoint.load, homes), args, rows, saved)
+    summary = Summary()
+    failures = write_results(lambda: map(checkpoint.load, homes), summary, args, rows, saved)
     tell(*summary.lines(client.statistics, time.monotonic() - started, nobodys))
     if rows and not failures:
         files = sum(count for _, count in rows.wanted.values())
