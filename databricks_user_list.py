@@ -944,7 +944,8 @@ def put_in_place(draft: str, target: str) -> None:
     is_there = os.path.lexists(target)
     if not is_there or take_rights(draft, target):
         with suppress(OSError):  # a sticky folder, or a file that is mounted here
-            return rename(draft, target)
+            rename(draft, target)
+            return
     with open(draft, "rb") as source, open(target, "r+b" if is_there else "xb", buffering=0) as file:
         try:
             file.truncate()

@@ -118,6 +118,13 @@ def server() -> Iterator[FakeDatabricks]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def nobody() -> Iterator[FakeDatabricks]:
+    """A workspace without users and homes: every user is `empty`."""
+    with FakeDatabricks(users=0) as server:
+        yield server
+
+
 @pytest.fixture
 def small() -> Iterator[FakeDatabricks]:
     """Twelve users with about twenty directories each, answers after 5 ms."""

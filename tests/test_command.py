@@ -36,13 +36,6 @@ HEADER = "username,file_count,total_size,total_size_gb,status,file_source,error\
 CONTROLS = r"[\x00-\x09\x0b-\x1f\x7f-\x9f]"
 
 
-@pytest.fixture(scope="module")
-def nobody():
-    """A workspace without users and homes: every user is `empty`."""
-    with FakeDatabricks(users=0) as server:
-        yield server
-
-
 def usernames():
     return [row["username"] for row in rows_of()]
 

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import unicodedata
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -44,13 +44,6 @@ CSV = HEADER + "a,0,0,0.0000,empty,none,\n"
 USERS = "username,display_name,active,user_id\n"
 ANYBODY = 65534  # a user of the system that is neither root nor anybody here
 needs_full = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="/dev/full is Linux's")
-
-
-@pytest.fixture(scope="module")
-def nobody():
-    """A workspace without users and homes: every user is `empty`."""
-    with FakeDatabricks(users=0) as server:
-        yield server
 
 
 @pytest.fixture(autouse=True)
@@ -136,60 +129,58 @@ def test_an_output_that_was_there_keeps_who_may_read_it(scan, nobody, monkeypatc
     assert (file.read_text(), os.listdir(folder)) == (CSV, ["out.csv"])
 
 
-@contextmanager
+@pytest.fixture
 def as_anybody():
+    """as_anybody(function, ...) calls it as somebody who owns nothing, and may write in the folder `open` alone."""
     if not hasattr(os, "seteuid") or os.geteuid():
         pytest.skip("only root can be somebody else for a while")
-    os.seteuid(ANYBODY)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
 
+    def call(function, *arguments):
+        os.seteuid(ANYBODY)
+        try:
+            return function(*arguments)
+        finally:
+            os.seteuid(0)
 
-@pytest.fixture
-def open_folder():
-    """One that everybody may get to."""
     with tempfile.TemporaryDirectory(dir="/tmp") as name:
-        os.chmod(name, 0o755)
-        yield Path(name)
+        for path, mode in ((name, 0o755), (f"{name}/open", 0o777)):
+            os.makedirs(path, exist_ok=True)
+            os.chmod(path, mode)
+        tempfile.tempdir = f"{name}/open"
+        call.folder = Path(name)
+        yield call
 
 
-@needs_posix
 @pytest.mark.parametrize("mode", [0o1777, 0o755], ids=["sticky", "takes no file"])
-def test_in_a_folder_where_nothing_can_be_renamed_the_text_is_copied_in(open_folder, temporary_folder, mode):
-    file = open_folder / "out.csv"
+def test_where_nothing_can_be_renamed_the_text_is_kept_elsewhere_and_copied_in(as_anybody, mode):
+    file = as_anybody.folder / "out.csv"
     file.write_text("old, and longer")
     file.chmod(0o666)
-    for folder, its_mode in ((open_folder, mode), (temporary_folder, 0o777), *((up, 0o755) for up in
-                             temporary_folder.parents if "pytest" in str(up))):  # fmt: skip
-        folder.chmod(its_mode)
-    with as_anybody():
-        check_output(str(file))
-        write_output(str(file), lambda out: out.write("new"))
-    assert (file.read_text(), file.stat().st_uid) == ("new", 0)
-    assert (os.listdir(open_folder), os.listdir(temporary_folder)) == (["out.csv"], [])
+    as_anybody.folder.chmod(mode)
+    as_anybody(check_output, str(file))
+    as_anybody(write_output, str(file), lambda out: out.write("new"))
+    assert (file.read_text(), file.stat().st_uid, len([*as_anybody.folder.rglob("*")])) == ("new", 0, 2)
     tempfile.tempdir = "/nowhere"
-    refused = pytest.raises(InventoryError, match="cannot be written") if mode == 0o755 else nullcontext()
-    with as_anybody(), refused:  # there is no place in which the text could be kept
-        check_output(str(file))
+    with pytest.raises(InventoryError) if mode == 0o755 else nullcontext():
+        as_anybody(check_output, str(file))
 
 
-@needs_posix
-def test_a_file_that_may_not_be_written_is_refused_before_the_scan(open_folder):
-    file = open_folder / "out.csv"
-    file.write_text("old")
-    file.chmod(0o444)
-    open_folder.chmod(0o777)
-    with as_anybody(), pytest.raises(InventoryError, match=r"out\.csv cannot be written: Permission denied$"):
-        check_output(str(file))
-    assert (os.listdir(open_folder), file.read_text()) == (["out.csv"], "old")
+@pytest.mark.parametrize(("name", "mode"), [("open/out.csv", 0o444), ("new.csv", None)], ids=["read-only", "folder"])
+def test_what_may_not_be_written_is_found_out_before_the_scan(as_anybody, name, mode):
+    file = as_anybody.folder / name
+    if mode:
+        file.write_text("old")
+        file.chmod(mode)
+    before = {*as_anybody.folder.rglob("*")}
+    with pytest.raises(InventoryError, match=r"\.csv cannot be written: Permission denied$"):
+        as_anybody(check_output, str(file))
+    assert {*as_anybody.folder.rglob("*")} == before
 
 
 @needs_posix
 @pytest.mark.parametrize(("script", "name", "mode"), [
-    (SCANNER, "-", "ab"), (SCANNER, "/dev/stdout", "ab"), (SCANNER, "/dev/stdout", "wb"),
-    (SCANNER, "/proc/self/fd/1", "ab"), (SCANNER, "link", "ab"), (USER_LIST, "/dev/stdout", "ab"),
+    (SCANNER, "-", "ab"), (SCANNER, "/dev/stdout", "wb"), (SCANNER, "/proc/self/fd/1", "ab"), (SCANNER, "link", "ab"),
+    (USER_LIST, "/dev/stdout", "ab"),
 ])  # fmt: skip
 def test_what_went_to_our_own_stdout_before_stays_there(login, nobody, script, name, mode):
     Path("link").symlink_to("all.csv")
@@ -231,24 +222,15 @@ def test_a_result_that_cannot_get_its_name_is_kept_and_named():
 
 
 @needs_posix
-def test_a_device_as_output_stays_a_device(scan, list_users, nobody, tmp_path):
-    """One of our own where we may make one (root), so that a defect does not break the machine's."""
-    device = tmp_path / "null"
+def test_a_device_stays_a_device_and_a_pipe_gets_the_csv(scan, list_users, nobody):
     try:
-        os.mknod(device, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
-        device.write_bytes(b"")
-    except OSError:
-        if os.geteuid() == 0:
-            pytest.skip("root may replace /dev/null")
-        device = Path("/dev/null")
-    assert scan(nobody, "a", "-o", device).code == 0
-    assert scan(nobody, "a", "--details", device).code == 0
-    assert list_users(nobody, "-o", device).code == 0
-    assert stat.S_ISCHR(device.stat().st_mode)
-
-
-@needs_posix
-def test_a_pipe_as_output_gets_the_csv(scan, nobody):
+        os.mknod("null", 0o666 | stat.S_IFCHR, os.makedev(1, 3))  # not the machine's, which root might replace
+        Path("null").write_bytes(b"")
+    except OSError as error:
+        pytest.skip(f"no device can be made here: {error}")
+    for run, words in ((scan, ["a", "-o"]), (scan, ["a", "--details"]), (list_users, ["-o"])):
+        assert run(nobody, *words, "null").code == 0
+    assert stat.S_ISCHR(Path("null").stat().st_mode)
     os.mkfifo("pipe")
     got = []
     reader = threading.Thread(target=lambda: got.append(Path("pipe").read_text()), daemon=True)
@@ -264,51 +246,25 @@ def mounted():
     mounts = []
 
     def mount(source, target, *options):
-        commands = [["--bind", source, target]]
-        if options:
-            commands.append(["-o", f"remount,bind,{','.join(options)}", target])
-        for words in commands:
-            done = subprocess.run(["mount", *words], capture_output=True, text=True, check=False)
-            if done.returncode:
-                pytest.skip(f"no file can be mounted here: {done.stderr}")
-            mounts[:] = [target]
+        run_or_skip("mount", "--bind", source, target)
+        mounts.append(target)
+        for option in options:
+            run_or_skip("mount", "-o", f"remount,bind,{option}", target)
 
-    if not shutil.which("mount") or sys.platform != "linux":
-        pytest.skip("mount --bind is Linux's")
     yield mount
     for target in mounts:
         subprocess.run(["umount", "-l", target], check=True)
 
 
-@pytest.mark.parametrize("name", ["out.csv", "a b\\\u00e9.csv"])
-def test_a_mounted_file_is_written_in_place(scan, nobody, mounted, tmp_path, name):
-    Path("outside").write_text("old, and longer than the new one" * 9)
-    Path(name).touch()
-    mounted("outside", tmp_path / name)
-    assert scan(nobody, "a", "-o", name).code == 0
-    assert Path("outside").read_text() == CSV
-    assert files_here() == {name, "outside"}
-
-
-def test_a_file_that_is_mounted_read_only_is_found_out_before_the_scan(scan, nobody, mounted, tmp_path):
-    for name in ("outside", "out.csv"):
-        Path(name).touch()
-    mounted("outside", tmp_path / "out.csv", "ro")
-    done = scan(nobody, "a", "-o", "out.csv")
-    assert (done.code, nobody.total_requests) == (2, 0), done
-    assert "out.csv cannot be written" in done.err
-
-
-@needs_posix
-def test_a_folder_that_may_not_be_written_is_found_out_before_the_scan(scan, nobody):
-    """Root may write everywhere but in /proc."""
-    folder = Path("locked")
-    folder.mkdir(0o500)
-    if os.access(folder, os.W_OK):
-        folder = Path("/proc")
-    done = scan(nobody, "a", "-o", folder / "out.csv")
-    assert (done.code, nobody.total_requests) == (2, 0), done
-    assert "cannot be written" in done.err
+def test_a_mounted_file_gets_the_text_and_one_that_is_read_only_is_found_out(scan, nobody, mounted):
+    for option, code in ((), 0), (("ro",), 2):
+        Path("outside").write_text("old, and longer than the new one" * 9)
+        Path("a b").touch()
+        mounted("outside", "a b", *option)
+        done = scan(nobody, "a", "-o", "a b")
+        assert (done.code, "a b cannot be written: Read-only" in done.err) == (code, code == 2)
+        assert (Path("outside").read_text() == CSV, bool(nobody.total_requests)) == (code == 0, code == 0)
+    assert files_here() == {"a b", "outside"}
 
 
 # What cannot be written any more
