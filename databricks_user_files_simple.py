@@ -16,7 +16,7 @@ process_user_batch_parallel(spark, ...) does the same with the workers of a Spar
   Crawler             the only judge of answers
   Cluster             the workers of a Spark session as further hands
   Checkpoint          results, saved one by one
-  File rows           --files
+  Journal             users in progress, and the rows of --files
   From Python         scan_users(), process_user_batch_parallel() and those for one user
   Results             the CSV, --details, summary and progress
   Command             user_files()
@@ -865,7 +865,7 @@ class Tally:
     """Opens users, adds up what is listed for each, and finishes those of whom nothing is left to list.
 
     A directory's life: it is ready (in the frontier), then in flight or in a batch. Listed, it is added to its user's
-    totals, and its directories become ready; the files go to `rows`, too. Failed, it waits and becomes ready again
+    totals, and its directories become ready; the files go to the journal, too. Failed, it waits and becomes ready again
     (Crawler.retry()), until it has no attempts left: then it goes once more in its user's last round, when nothing
     else of that user is left. Failed there, or refused at any time, it is one of the user's failures.
     Answered 404, it is decided in that round by its parent, which is listed a second time: what the parent still has
@@ -873,11 +873,11 @@ class Tally:
     A parent that answers 404 itself leaves it to its own parent.
     """
 
-    def __init__(self, homes: dict[str, dict[str, Home]], statistics: Counter[str], rows: FileRows | None = None):
+    def __init__(self, homes: dict[str, dict[str, Home]], statistics: Counter[str], journal: Journal | None = None):
         self.users = list(homes.items())
         self.frontier = Frontier()
         self.statistics = statistics
-        self.rows = rows
+        self.journal = journal
         self.opened = 0
         self.open: dict[int, OpenUser] = {}
         self.finished: deque[UserResult] = deque()
@@ -911,8 +911,8 @@ class Tally:
             self.listed_again(directory, directory.known, listing)
         else:
             user.totals[directory.file_system].add_listing(listing)
-            if self.rows:
-                self.rows.add(user.scan, user.username, directory.file_system, listing.files)
+            if self.journal:
+                self.journal.add(user.scan, user.username, directory.file_system, listing.files)
             known = Known(directory.path, directory.parent, len(listing.files), listing.directories)
             self.push_all(directory, known, listing.directories)
         self.settle(directory.user)
@@ -1750,15 +1750,15 @@ class Checkpoint:
         self.header = header
         self.files = files  # closes what is opened
         self.is_stale = False  # of an earlier run, which this one does not go on with
-        self.files_path: Path | None = None
+        self.journal_path: Path | None = None
         self.lines: dict[str, SavedLine] = {}  # by username
         self.asked: list[str] = []  # the users of this run
         self.end = 0  # of the last result, or of the header
         self.synced_at = -math.inf
 
     def use_run(self, run: str) -> None:
-        """The working file of --files has no name but the run's, and so is found when the checkpoint was moved."""
-        self.files_path = self.target.with_name(f".files-{run}.jsonl") if self.target else None
+        """The journal has no name but the run's, and so is found when the checkpoint was moved."""
+        self.journal_path = self.target.with_name(f".journal-{run}.jsonl") if self.target else None
 
     def create(self) -> None:
         """A new one in an empty file. Raises OSError."""
@@ -1860,12 +1860,12 @@ class Checkpoint:
         return username in self.lines and self.lines[username].status in ("success", "empty")
 
     def remove(self) -> None:
-        if self.target is None or self.files_path is None or not has_name(self.file, self.target):
+        if self.target is None or self.journal_path is None or not has_name(self.file, self.target):
             return
         if ON_WINDOWS:  # which removes no open file
             self.file.close()
         try:
-            self.files_path.unlink(missing_ok=True)
+            self.journal_path.unlink(missing_ok=True)
             self.target.unlink()
         except OSError as error:
             logger.warning("%s cannot be removed (%s); nobody needs it any more", self.path, error.strerror)
@@ -2009,11 +2009,11 @@ def move_aside(file: IO[bytes], path: Path) -> None:
     )
 
 
-# --- File rows ------------------------------------------------------------------------------------------------------
+# --- Journal --------------------------------------------------------------------------------------------------------
 
 
-class FileRows:
-    """The working file of --files: a JSON line for each listing, with its rows and the id of that scan of that user.
+class Journal:
+    """The rows of --files: a JSON line for each listing, with its rows and the id of that scan of that user.
 
     What kills and second scans leave behind stays in it: only rows of scans that count go into the CSV.
     """
@@ -2077,12 +2077,12 @@ def file_row(start: str, entry: FileEntry) -> str:
 
 
 @contextmanager
-def open_file_rows(path: Path | None, csv_path: str) -> Iterator[FileRows]:
+def open_journal(path: Path | None, csv_path: str) -> Iterator[Journal]:
     """The working file of that path, made if there is none; without a path a temporary file. Raises InventoryError."""
     with ExitStack() as files:
         with checkpoint_errors(path):
             file = open_locked(path, files) if path else files.enter_context(tempfile.TemporaryFile(buffering=0))
-        yield FileRows(file, path, csv_path)
+        yield Journal(file, path, csv_path)
 
 
 # --- From Python ----------------------------------------------------------------------------------------------------
@@ -2117,13 +2117,13 @@ def scan_users(
     if names:
         homes, _ = assign_homes([*names, *everyone], *look_around(client, file_systems))
     left = {name: homes[name] for name in names}
-    with open_file_rows(None, str(files)) if files is not None else nullcontext() as rows:
-        for result in crawl(left, client, threads, lambda _: on_tick(), cluster, rows):
-            if rows:
-                rows.want(result)
+    with open_journal(None, str(files)) if files is not None else nullcontext() as journal:
+        for result in crawl(left, client, threads, lambda _: on_tick(), cluster, journal):
+            if journal:
+                journal.want(result)
             yield result
-        if rows:
-            write_output(rows.csv_path, rows.publish)
+        if journal:
+            write_output(journal.csv_path, journal.publish)
 
 
 def crawl(
@@ -2132,10 +2132,10 @@ def crawl(
     threads: int,
     on_tick: Callable[[Tally], None],
     cluster: Cluster | None = None,
-    rows: FileRows | None = None,
+    journal: Journal | None = None,
 ) -> Generator[UserResult, None, None]:
-    """scan_users() where everybody's homes are known; `rows` gets every file."""
-    tally = Tally(homes, client.statistics, rows)
+    """scan_users() where everybody's homes are known; the journal gets every file."""
+    tally = Tally(homes, client.statistics, journal)
     yield from Crawler(client, tally, threads, cluster).run(on_tick)
     if tally.open or tally.opened < len(homes):
         raise RuntimeError("the scan ended before its last user")
@@ -2302,7 +2302,7 @@ def write_results(
     results: Callable[[], Iterable[UserResult]],
     summary: Summary,
     args: argparse.Namespace,
-    rows: FileRows | None,
+    journal: Journal | None,
     saved: bool,
 ) -> list[InventoryError]:
     """Adds all results to the summary, and writes all outputs; returns what could not be written.
@@ -2314,13 +2314,13 @@ def write_results(
         row = result.row() | {"error": safe_cell(result.error)}  # a text of the service's
         lines.append(csv_row(map(str, row.values())))
         summary.add(result)
-        if rows:
-            rows.want(result)
+        if journal:
+            journal.want(result)
     outputs: list[tuple[str, Callable[[TextIO], object]]] = []
     if args.details is not None:
         outputs.append((args.details, lambda file: write_details(file, results())))
-    if rows:
-        outputs.append((rows.csv_path, rows.publish))
+    if journal:
+        outputs.append((journal.csv_path, journal.publish))
     outputs.append((args.output, lambda file: file.write("".join(lines))))  # last, when all is known to be right
     failures = []
     for path, write in outputs:
@@ -2579,11 +2579,7 @@ def run(args: argparse.Namespace) -> int:
     with open_checkpoint(path, header, args.resume) as checkpoint, last_line(checkpoint, args):
         expected = checkpoint.lines if args.all_homes else {}  # until the homes are known
         checkpoint.asked = list(dict.fromkeys([*names, *expected]))
-        client = DatabricksClient(config, args.threads)
-        folders, admin = look_around(client, args.file_systems)
-        checkpoint.replace_stale()
-        with open_file_rows(checkpoint.files_path, args.files) if args.files else nullcontext() as rows:
-            scan_into(checkpoint, rows, names, client, folders, admin, args)
+        scan_into(checkpoint, names, DatabricksClient(config, args.threads), args)
         return finish(checkpoint, args.all_homes)
 
 
@@ -2617,39 +2613,25 @@ def last_line(checkpoint: Checkpoint, args: argparse.Namespace) -> Iterator[None
         raise
 
 
-def scan_into(
-    checkpoint: Checkpoint,
-    rows: FileRows | None,
-    names: list[str],
-    client: DatabricksClient,
-    folders: dict[str, UsersFolder],
-    admin: bool,
-    args: argparse.Namespace,
-) -> None:
+def scan_into(checkpoint: Checkpoint, names: list[str], client: DatabricksClient, args: argparse.Namespace) -> None:
     """Scans the users that the checkpoint does not have, and writes the outputs for all. Raises InventoryError."""
     started = time.monotonic()
+    folders, admin = look_around(client, args.file_systems)
+    checkpoint.replace_stale()
     homes, nobodys = assign_homes(names, folders, admin)
     if args.all_homes:
         homes |= nobodys_homes(folders, nobodys)
         nobodys = {}
     checkpoint.asked = list(homes)
-    left = {name: homes[name] for name in homes if not is_kept(checkpoint, rows, name, homes[name])}
-    tell_kept(checkpoint, [name for name in homes if name not in left], list(left))
-    tell_homes(left)
-    cluster = choose_cluster(args, client.config)
-    progress = Progress(len(homes), len(homes) - len(left), client.statistics, args.quiet)
-    results = crawl(left, client, args.threads, progress.tick, cluster, rows)
-    with closing(progress), closing(results):  # an interrupt ends the cluster before it is told
-        for result in results:
-            checkpoint.save(result)
-            progress.user_done()
-    client.adapter.close()  # what idle connections hold, the outputs may need
-    saved = checkpoint.path is not None
-    summary = Summary()
-    failures = write_results(lambda: map(checkpoint.load, homes), summary, args, rows, saved)
+    with open_journal(checkpoint.journal_path, args.files) if args.files else nullcontext() as journal:
+        cluster = scan_left(checkpoint, journal, homes, client, args)
+        client.adapter.close()  # what idle connections hold, the outputs may need
+        saved = checkpoint.path is not None
+        summary = Summary()
+        failures = write_results(lambda: map(checkpoint.load, homes), summary, args, journal, saved)
     tell(*summary.lines(client.statistics, time.monotonic() - started, nobodys))
-    if rows and not failures:
-        files = sum(count for _, count in rows.wanted.values())
+    if journal and not failures:
+        files = sum(count for _, count in journal.wanted.values())
         tell(f"{counted(files, 'row')} in {'stdout' if args.files == '-' else args.files}, one for each file")
     if cluster:
         tell(cluster.summary())
@@ -2661,12 +2643,33 @@ def scan_into(
         raise failures[-1]
 
 
-def is_kept(checkpoint: Checkpoint, rows: FileRows | None, name: str, homes: dict[str, Home]) -> bool:
+def scan_left(
+    checkpoint: Checkpoint,
+    journal: Journal | None,
+    homes: dict[str, dict[str, Home]],
+    client: DatabricksClient,
+    args: argparse.Namespace,
+) -> Cluster | None:
+    """Scans and saves the users that the checkpoint does not have; returns the cluster that may have helped."""
+    left = {name: homes[name] for name in homes if not is_kept(checkpoint, journal, name, homes[name])}
+    tell_kept(checkpoint, [name for name in homes if name not in left], list(left))
+    tell_homes(left)
+    cluster = choose_cluster(args, client.config)
+    progress = Progress(len(homes), len(homes) - len(left), client.statistics, args.quiet)
+    results = crawl(left, client, args.threads, progress.tick, cluster, journal)
+    with closing(progress), closing(results):  # an interrupt ends the cluster before it is told
+        for result in results:
+            checkpoint.save(result)
+            progress.user_done()
+    return cluster
+
+
+def is_kept(checkpoint: Checkpoint, journal: Journal | None, name: str, homes: dict[str, Home]) -> bool:
     """Whether the user is complete in the checkpoint, with the same homes as now, and with the rows of its files."""
     if not checkpoint.done(name):
         return False
     result = checkpoint.load(name)
-    return has_homes(result.homes, homes) and (rows is None or rows.earlier[result.scan] == result.file_count)
+    return has_homes(result.homes, homes) and (journal is None or journal.earlier[result.scan] == result.file_count)
 
 
 def tell_kept(checkpoint: Checkpoint, kept: list[str], left: list[str]) -> None:
