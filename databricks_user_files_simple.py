@@ -2419,9 +2419,10 @@ def read_usernames(named: list[str], users_file: str | None) -> list[str]:
     """The names given and those in the file, each once. Raises InventoryError for one that is no user's."""
     users = [("command line", name) for name in named]
     if users_file is not None:
-        users += read_users_file(users_file)
-        if not users:
+        users_of_file = read_users_file(users_file)
+        if not users_of_file:
             raise InventoryError(f"{users_file} has no user names")
+        users += users_of_file
     for place, name in users:
         try:
             check_username(name)

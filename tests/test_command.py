@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import struct
 import subprocess
 import sys
 import time
@@ -70,74 +69,52 @@ def three():
 # Bad input
 
 
-BAD_INPUT = {
-    "no credentials at all": ((), {"DATABRICKS_HOST": "", "DATABRICKS_TOKEN": ""}, "no login found"),
-    "unknown profile": (("--profile", "nope"), {"DATABRICKS_CONFIG_FILE": "good.cfg"}, "prod"),
-    "profile file that is no INI": ((), {"DATABRICKS_CONFIG_FILE": "binary"}, "binary"),
-    "host that does not resolve": ((), {"DATABRICKS_HOST": "https://nowhere.invalid"}, "nowhere.invalid"),
-    "wrong token": ((), {"DATABRICKS_TOKEN": SECRET}, "token"),
-    "http host that is not loopback": ((), {"DATABRICKS_HOST": "http://adb-1.net"}, "unencrypted"),
-    "token without a workspace": (("--token", SECRET), {}, "--workspace-url"),
-    "output folder missing": (("-o", "missing/out.csv"), {}, "missing/out.csv"),
-    "output is a folder": (("-o", "folder"), {}, "folder"),
-    "unknown option": (("--nope",), {}, "--nope"),
-    "abbreviated option": (("--prof", "x"), {}, "--prof"),
+BAD = {  # words of the scanner, and what the error says; where the words are in a list, both commands have them
+    "wrong token": (["--workspace-url", "http://127.0.0.1:9", "--token", SECRET], "127.0.0.1"),
+    "output folder missing": (["-o", "missing/out.csv"], "missing/out.csv cannot be written: No such file"),
+    "output is a folder": (["-o", "folder"], "folder cannot be written: it is a folder"),
+    "unknown option": (["--nope"], "--nope"),
+    "abbreviated option": (["--prof", "x"], "--prof"),
+    "users file missing": (("--users-file", "missing.csv"), "missing.csv"),
+    "users file without a name": (("--users-file", ""), "--users-file  cannot be read"),
+    "users file empty": (("--users-file", "empty"), "empty"),
+    "users file binary": (("--users-file", "binary"), "binary"),
+    "threads 0": (("--threads", "0"), "--threads"),
+    "threads 65": (("--threads", "65"), "from 1 to 64"),
+    "both only": (("--dbfs-only", "--workspace-only"), "--workspace-only"),
+    "quiet and debug": (("--quiet", "--debug"), "--debug"),
+    "output is the users file": (("--users-file", "users.txt", "-o", "users.txt"), "different files"),
+    "output is the checkpoint": (("--users-file", "users.txt", "-o", NAME), "different files"),
+    "details on stdout by another name": (("--details", "/dev/stdout"), "different files"),
+    "details and output are one device": (("-o", "/dev/zero", "--details", "/dev/zero"), "different files"),
+    "resume of what is not saved": (("--resume",), "--checkpoint"),
 }
-BAD_SCANS = {
-    "users file missing": (("--users-file", "missing.csv"), {}, "missing.csv"),
-    "users file without a name": (("a", "--users-file", ""), {}, "--users-file  cannot be read"),
-    "users file empty": (("--users-file", "empty"), {}, "empty"),
-    "users file binary": (("--users-file", "binary"), {}, "binary"),
-    "users file that leads out of /Users": (("--users-file", "escape.txt"), {}, "escape.txt, line 2"),
-    "name that leads out of /Users": (("../../Shared",), {}, "../../Shared"),
-    "details folder missing": (("--users-file", "users.txt", "--details", "missing/d.json"), {}, "missing/d.json"),
-    "threads 0": (("a", "--threads", "0"), {}, "--threads"),
-    "threads 65": (("a", "--threads", "65"), {}, "from 1 to 64"),
-    "both only": (("a", "--dbfs-only", "--workspace-only"), {}, "--workspace-only"),
-    "quiet and debug": (("a", "--quiet", "--debug"), {}, "--debug"),
-    "no users": ((), {}, "--users-file"),
-    "output is the users file": (("--users-file", "users.txt", "-o", "users.txt"), {}, "different files"),
-    "details are the output otherwise": (("a", "-o", "out", "--details", "folder/../out"), {}, "different files"),
-    "output is the checkpoint": (("--users-file", "users.txt", "-o", NAME), {}, "different files"),
-    "resume of what is not saved": (("a", "--resume"), {}, "--checkpoint"),
-    "details on stdout by another name": (("a", "--details", "/dev/stdout"), {}, "different files"),
-    "details and output are one device": (("a", "-o", "/dev/zero", "--details", "/dev/zero"), {}, "different files"),
-}  # fmt: skip
-CASES = [(script, name, *case) for script, cases in (
-    (SCANNER, BAD_SCANS), (USER_LIST, BAD_INPUT),
-    (SCANNER, {name: (("a@x.com", *words), env, says) for name, (words, env, says) in BAD_INPUT.items()}),
-) for name, case in cases.items()]  # fmt: skip
 
 
-@pytest.mark.parametrize(("script", "words", "env", "says"), [(case[0], *case[2:]) for case in CASES],
-                         ids=[f"{case[0][11:-3]}: {case[1]}" for case in CASES])  # fmt: skip
-def test_bad_input_is_a_short_error_exit_2_and_nothing_written(
-    script, words, env, says, here, monkeypatch, tmp_path, nobody
-):
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_a_short_error_exit_2_and_nothing_written(case, scan, list_users, tmp_path, nobody):
     def contents():
         return {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
 
     (tmp_path / "folder").mkdir()
-    for name, content in {
-        "empty": b"", "binary": bytes(range(256)), "users.txt": b"a\nb\n", "escape.txt": b"a@x.com\n../../Shared\n",
-        "good.cfg": b"[prod]\nhost=https://p.net\ntoken=t\n",
-    }.items():  # fmt: skip
+    for name, content in {"empty": b"", "binary": bytes(range(256)), "users.txt": b"a\nb\n"}.items():
         (tmp_path / name).write_bytes(content)
     before = contents()
-
-    def main(argv):
-        for name, value in env.items():
-            monkeypatch.setenv(name, value)
-        return {SCANNER: scanner.main, USER_LIST: databricks_user_list.main}[script](argv)
-
-    done = here(main, nobody, *words)
-    lines = [line for line in done.err.splitlines() if not line.startswith("Workspace ")]
-    assert (done.code, done.out) == (2, ""), done
-    assert 1 <= len(lines) <= 2, done
-    assert says in done.err
-    assert "Traceback" not in done.err
-    assert SECRET not in done.err
+    words, says = BAD[case]
+    runs = [scan(nobody, "a@x.com", *words)] + ([list_users(nobody, *words)] if isinstance(words, list) else [])
+    for done in runs:
+        lines = [line for line in done.err.splitlines() if not line.startswith("Workspace ")]
+        assert (done.code, done.out) == (2, ""), done
+        assert 1 <= len(lines) <= 2, done
+        assert says in done.err
+        assert "Traceback" not in done.err
+        assert SECRET not in done.err
     assert contents() == before
+
+
+def test_without_users_the_error_names_the_options(scan, nobody):
+    done = scan(nobody)
+    assert (done.code, "--users-file" in done.err, "--all-homes" in done.err) == (2, True, True)
 
 
 # Users
@@ -312,19 +289,8 @@ def test_the_inventorys_bytes(scan, three):
         f"a,5,{truth.total_size},3.1150,success,both,",
     ]
     assert done.out == HEADER + "\n".join(expected) + "\n"
-
-
-def test_sums_beyond_64_bits_are_written(scan):
-    with FakeDatabricks(users=["a"], shape="none") as server:
-        server.add_tree("dbfs", {"/Users/a": [dbfs_file(f"/Users/a/{number}", 2**63 - 1) for number in range(4)]})
-        assert f",{4 * (2**63 - 1)}," in scan(server, "a").out
-
-
-@pytest.mark.parametrize(("words", "code"), [
-    (("a",), 0), (("d",), 0), (("a", "d"), 0), (("b",), 1), (("c",), 1), (("a", "b", "c", "d"), 1), (("--help",), 0),
-])  # fmt: skip
-def test_exit_codes(scan, three, words, code):
-    assert scan(three, *words).code == code
+    codes = {("a", "d"): 0, ("b",): 1, ("c",): 1, ("--help",): 0}
+    assert {words: scan(three, *words).code for words in codes} == codes
 
 
 def test_details_are_a_json_object_per_user(scan, three):
@@ -393,14 +359,9 @@ def test_the_summary_of_several_users(scan, three):
 def test_the_summary_names_five_of_those_that_could_not_be_listed_and_counts_the_others(scan):
     names = [f"u{number}" for number in range(7)]
     with FakeDatabricks(users=names, shape="empty", faults=[Fault("403", api="dbfs")]) as server:
-        text = scan(server, *names, "-q", "-o", "out.csv").err
-        five = scan(server, *names[:5], "-q", "-o", "out.csv").err
-        one = scan(server, names[0], "-q", "-o", "out.csv").err
-    assert text.count("  partial: u") == 5
-    assert "  and 2 more users" in text
-    assert "more user" not in five
-    assert "1 user: 1 partial" in one
-    assert one.count("/Users/u0") == 1
+        text, five, one = (scan(server, *names[:count], "-q", "-o", "out.csv").err for count in (7, 5, 1))
+    assert (text.count("  partial: u"), text.count("  and 2 more users"), five.count("more user")) == (5, 1, 0)
+    assert ("1 user: 1 partial" in one, one.count("/Users/u0")) == (True, 1)
     assert all("--details names" in shown for shown in (text, one))
 
 
@@ -416,19 +377,16 @@ def test_the_summary_counts_retries_and_429s(scan, monkeypatch):
     assert "17 requests, 10 of them repeats, 4 answered 429, in 0:00:0" in done.err
 
 
-def test_the_summary_of_one_user_is_its_breakdown(scan, three):
+def test_the_summary_of_one_user_is_its_breakdown_with_five_of_the_directories_that_could_not_be_listed(scan, three):
+    paths = [f"/Users/e/{number}" for number in range(8)]
+    three.add_user("e", "none")
+    three.add_tree("dbfs", {"/Users/e": [*map(dbfs_directory, paths)]})
+    three.change(faults=[Fault("403", path=path) for path in paths])
     text = scan(three, "a", "-o", "out.csv").err
     assert "DBFS: 2 directories listed with 1 DIRECTORY, 2 FILE" in text
     assert "Workspace: 2 directories listed with 1 FILE, 1 NOTEBOOK R, 1 REPO, 1 UNKNOWN" in text
-
-
-def test_the_breakdown_of_one_user_names_five_directories_and_counts_the_others(scan):
-    paths = [f"/Users/a/{number}" for number in range(8)]
-    faults = [Fault("403", path=path) for path in paths]
-    with FakeDatabricks(users=["a"], shape="none", faults=faults) as server:
-        server.add_tree("dbfs", {"/Users/a": [*map(dbfs_directory, paths)]})
-        text = scan(server, "a", "-o", "out.csv").err
-    assert text.count("  not listed: /Users/a/") == 5
+    text = scan(three, "e", "-o", "out.csv").err
+    assert text.count("  not listed: /Users/e/") == 5
     assert "  not listed: 3 more\nWorkspace: 0 directories listed\n" in text
 
 
@@ -442,13 +400,10 @@ def test_quiet_says_warnings_errors_and_the_summary_only(scan):
     assert "sequential" not in quiet
 
 
-def test_a_traceback_is_shown_with_debug_alone(here, monkeypatch, nobody):
-    def with_a_wrong_token(main):
-        return lambda argv: (monkeypatch.setenv("DATABRICKS_TOKEN", "wrong"), main(argv))[1]
-
-    for main, words in ((scanner.main, ["a"]), (databricks_user_list.main, [])):
+def test_a_traceback_is_shown_with_debug_alone(scan, list_users, nobody):
+    for run, words in ((scan, ["a"]), (list_users, [])):
         for debug in ([], ["--debug"]):
-            done = here(with_a_wrong_token(main), nobody, *words, *debug)
+            done = run(nobody, *words, "--workspace-url", nobody.url, "--token", "wrong", *debug)
             assert (done.code, "Traceback" in done.err) == (2, bool(debug))
             assert "wrong" not in done.err
 
@@ -488,67 +443,12 @@ def test_without_a_terminal_there_are_no_control_characters(command, login):
             assert "%|" not in result.err
 
 
-def on_a_terminal(server, login, **variables):
-    """Exit code of a scan of all users on a terminal, and what it showed there."""
-    import fcntl
-    import pty
-    import termios
-
-    leader, follower = pty.openpty()
-    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
-    process = subprocess.Popen(
-        [sys.executable, "-B", ROOT / SCANNER, *server.user_names, "--threads", "2", "-o", "out.csv"],
-        env={**os.environ, **login(server), **variables}, stderr=follower, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
-    os.close(follower)
-    shown = b""
-    try:
-        while part := os.read(leader, 65536):
-            shown += part
-    except OSError:  # Linux: the other end is closed
-        pass
-    os.close(leader)
-    return process.wait(10), shown.decode()
-
-
-BROKEN_BARS = {  # variables, and the text of a package tqdm
-    "a variable that tqdm stumbles over later": ({"TQDM_ASCII": "1"}, None),
-    "cannot be imported": ({}, "raise RuntimeError('broken')"),
-    "cannot draw": ({}, "class tqdm:\n    def __init__(self, **_): self.disable = False"),
-    "cannot write": ({}, "class tqdm:\n    def __init__(self, **_): self.disable = False\n"
-                         "    update = set_postfix_str = close = lambda self, *_: None"),
-}  # fmt: skip
-
-
-@needs_posix
-@pytest.mark.parametrize("kind", BROKEN_BARS)
-def test_a_bar_that_does_not_work_changes_nothing_but_itself(login, tmp_path, kind):
-    variables, text = BROKEN_BARS[kind]
-    if text is not None:
-        (tmp_path / "tqdm").mkdir()
-        (tmp_path / "tqdm" / "__init__.py").write_text(text)
-        variables = {"PYTHONPATH": str(tmp_path)}
-    with FakeDatabricks(users=4, shape="empty", groups=["users"]) as server:
-        code, text = on_a_terminal(server, login, **variables)
-    assert code == 0, text
-    said = ("Workspace http", "warning: this login is not", "4 users: 4 empty", " requests, ")
-    assert [text.count(piece) for piece in said] == [1] * len(said), text
-    assert not re.search("Traceback|Exception", text), text
-
-
 @pytest.mark.usefixtures("processes")
 def test_an_interrupt_after_the_end_is_no_traceback():
     text = "import databricks_user_list as it\ndef main(): raise KeyboardInterrupt\nit.run_as_script(main)"
     done = subprocess.run([sys.executable, "-c", text], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False,
                           capture_output=True)  # fmt: skip
     assert (done.returncode, done.stderr) == (130, b"")
-
-
-def test_a_command_leaves_the_log_as_it_was(scan):
-    with FakeDatabricks(users=1, shape="empty") as server:
-        assert scan(server, server.user_names[0]).code == 0
-    assert databricks_user_list.logger.propagate
-    assert not databricks_user_list.logger.handlers
 
 
 @needs_posix
@@ -584,20 +484,6 @@ def test_both_commands_have_one_version_and_tell_the_service(capsys):
         main(["--workspace-url", "https://adb-1.net", "--token", SECRET, *words])
     agents = {call.request.headers["User-Agent"] for call in responses.calls}
     assert agents == {f"databricks-user-files/{databricks_user_list.VERSION}"}
-
-
-@pytest.mark.parametrize("script", [SCANNER, USER_LIST])
-def test_help_names_every_option_and_that_a_token_shows_in_the_process_list(command, script):
-    result = command(script, "--help")
-    assert result.code == 0
-    assert result.err == ""
-    options = {"--profile", "--workspace-url", "--token", "--output", "--debug"}
-    options |= {"--max-users", "--active-only"} if script == USER_LIST else {
-        "--users-file", "--details", "--threads", "--dbfs-only", "--workspace-only", "--resume", "--checkpoint",
-        "--quiet",
-    }  # fmt: skip
-    assert options <= set(re.findall(r"--[a-z-]+", result.out))
-    assert "process list" in " ".join(result.out.split())
 
 
 @pytest.mark.parametrize("options", [("-P",), ("-I",), ("-m",)])
