@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import _thread
 import argparse
+import binascii
 import configparser
 import errno
 import gzip
@@ -27,6 +28,7 @@ import os
 import re
 import shlex
 import signal
+import ssl
 import stat
 import sys
 import tempfile
@@ -42,12 +44,12 @@ from dataclasses import dataclass, field
 from dataclasses import replace as changed_copy
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from random import random as random_fraction
 from types import SimpleNamespace
 from typing import IO, Any, Literal, TextIO, TypeVar, cast
-from urllib.parse import parse_qs, urlsplit
-from urllib.parse import quote as percent_encoded
+from urllib.parse import parse_qs, unquote_plus, urlsplit
 
 import requests
 import urllib3
@@ -89,6 +91,7 @@ BODY_SECONDS = 180  # for a whole body: a socket's own time-out begins anew with
 LONGEST_BODY = 32 * 1024**2  # bytes
 BODY_PIECE = 16 * 1024  # bytes
 GZIP_MAGIC = b"\x1f\x8b"
+MOST_MEMBERS = 1000  # of a gzipped body, each of which costs a copy of the rest
 GZIP_LEVEL = 6  # of 9
 COPY_PIECE = 1024**2  # bytes
 NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # of pipes, and of disks that cannot
@@ -149,6 +152,23 @@ def one_line(text: str, longest: int) -> str:
     """The text for a line of a message, at most so many characters long."""
     text = " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text).split())
     return text if len(text) <= longest else f"{text[: longest - 3]}..."
+
+
+def masked(text: str, secrets: Iterable[str]) -> str:
+    """The text without the secrets in it, as they are, percent-encoded, or in base64 as in a Basic header."""
+    known = [secret for secret in secrets if len(secret) > 7]
+
+    def mask(word: re.Match[str]) -> str:
+        letters = re.sub("[^A-Za-z0-9+/]", "", word[0].replace("-", "+").replace("_", "/"))
+        decoded = b""
+        with suppress(binascii.Error):
+            decoded = binascii.a2b_base64(letters + "==")
+        texts = (unquote_plus(word[0]), decoded.decode("latin-1"))
+        return "***" if any(secret in text for secret in known for text in texts) else word[0]
+
+    for secret in known:
+        text = text.replace(secret, "***")
+    return re.sub(r"[\w.~%+/*!()-]{8,}", mask, text, flags=re.A) if known else text
 
 
 # --- Login ----------------------------------------------------------------------------------------------------------
@@ -485,10 +505,9 @@ class Login:
     def explain(self, error: Exception) -> tuple[ErrorKind, str]:
         """Kind and message of a failure: the SDK's words, without the secrets that it, or who answered it, repeats."""
         text = str(error).partition(". Config: ")[0]
-        for name, value in (*os.environ.items(), *(self.values or {}).items()):
-            secret = unquoted(value)
-            if re.search("secret|token|password|credentials|metadata", name, re.I) and len(secret) > 7:
-                text = text.replace(secret, "***")
+        named = (*os.environ.items(), *(self.values or {}).items())
+        hidden = r"(?i)secret|token|password|credentials|metadata"
+        text = masked(text, [unquoted(value) for name, value in named if re.search(hidden, name)])
         kind: ErrorKind = "login" if re.search(REFUSED_LOGIN, text) else "connection"
         remedy = "is this login still good (its secret, `databricks auth login`, `az login`)?"
         place = self.host or "the workspace"
@@ -544,6 +563,28 @@ def retry_wait(error: DatabricksError, attempts: int, jitter: float) -> float | 
     return max(jittered, error.retry_after)
 
 
+class Adapter(requests.adapters.HTTPAdapter):
+    """With the certificates of a context, if there is one, besides those of requests."""
+
+    def __init__(self, context: ssl.SSLContext | None, threads: int):
+        self.tls: dict[str, Any] = {"ssl_context": context} if context else {}
+        super().__init__(pool_connections=1, pool_maxsize=threads)
+
+    def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **more: Any) -> None:
+        super().init_poolmanager(connections, maxsize, block, **more, **self.tls)
+
+    def proxy_manager_for(self, proxy: str, **more: Any) -> Any:
+        return super().proxy_manager_for(proxy, **more, **self.tls)
+
+
+def system_certificates() -> ssl.SSLContext | None:
+    """The system's, where truststore is installed, which knows those of a company, too."""
+    if not find_spec("truststore"):
+        return None
+    context: ssl.SSLContext = import_module("truststore").SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    return context
+
+
 class DatabricksClient:
     """The one place that makes requests. attempt() tries once, get() tries again and waits in between."""
 
@@ -560,13 +601,14 @@ class DatabricksClient:
         self.statistics: Counter[str] = Counter()  # requests, retries, rate_limited (429), files
         self.reached = False
         self.decoding = threading.Lock()  # one body at a time: it may take thirty times its length in memory
-        self.adapter = requests.adapters.HTTPAdapter(pool_connections=1, pool_maxsize=threads)
         self.headers = {"Accept": "application/json", "Accept-Encoding": "gzip", "User-Agent": USER_AGENT}
         if config.workspace_id:
             self.headers["X-Databricks-Workspace-Id"] = config.workspace_id
         # Proxies and CA bundle: read from the environment once. A session would do it, and more, at every request.
         with requests.Session() as session:
             self.settings: dict[str, Any] = {**session.merge_environment_settings(config.host, {}, True, None, None)}
+        # A file of certificates that is named wins over the system's.
+        self.adapter = Adapter(system_certificates() if self.settings["verify"] is True else None, threads)
         if config.host.startswith("http:"):  # a loopback address: through a proxy the token would travel unencrypted
             self.settings["proxies"] = {}
 
@@ -654,12 +696,8 @@ class DatabricksClient:
         return DatabricksError(kind, message, path, status, error_code, retry_after_seconds(asked))
 
     def mask(self, text: str) -> str:
-        """The text without the tokens in it, as they are or percent-encoded."""
-        for token in tuple(self.tokens):
-            for spelling in (token, percent_encoded(token, safe="")):
-                if len(spelling) > 7:
-                    text = text.replace(spelling, "***")
-        return text
+        """The text without the tokens that were sent."""
+        return masked(text, tuple(self.tokens))
 
 
 def authorize(token: str, request: requests.PreparedRequest) -> requests.PreparedRequest:
@@ -708,16 +746,21 @@ def decode_body(raw: Bytes) -> Any:
 
 
 def unzip(raw: Bytes) -> Bytes:
-    """The body, unzipped if it is gzipped. Raises UnreadableAnswer."""
+    """The body, unzipped if it is gzipped: maybe in several members, with padding behind. Raises UnreadableAnswer."""
     check_length(raw)
     if not raw.startswith(GZIP_MAGIC):
         return raw
-    stream = zlib.decompressobj(wbits=31)  # 31: with the head and the check sum of gzip
-    with suppress(zlib.error):
-        body = stream.decompress(raw, LONGEST_BODY + 1)
+    body, rest = bytearray(), raw
+    for _ in range(MOST_MEMBERS):
+        stream = zlib.decompressobj(wbits=31)  # 31: with the head and the check sum of gzip
+        with suppress(zlib.error):
+            body += stream.decompress(rest, LONGEST_BODY + 1 - len(body))
         check_length(body)
-        if stream.eof and not stream.unused_data:
-            return body
+        rest = stream.unused_data
+        if not stream.eof or not rest.startswith(GZIP_MAGIC):
+            break
+    if stream.eof and not rest.strip(b"\0\r\n"):
+        return body
     raise UnreadableAnswer("the answer is gzipped, and cut short or damaged")
 
 
@@ -758,9 +801,13 @@ def classify_error(status: int, error_code: str, message: str) -> ErrorKind:
         return "server"
     if status == 401:
         return "login"
-    # "Invalid access token.", and of Azure "Token is expiring within 30 seconds. (token expired)"
-    refused_token = r"\b(invalid|expired) (access )?token|\btoken (\w+ ){0,3}(invalid|expir|revoked)"
-    if status == 403 and error_code != "PERMISSION_DENIED" and re.search(refused_token, text, re.I):
+    # "Invalid access token.", "JWT has expired", of Azure "Token is expiring within 30 seconds. (token expired)"
+    refused_token = r"\b(invalid|expired) (access )?token|\b(token|JWT) (\w+ ){0,3}(invalid|expir|revoked)|ExpiredJwt"
+    is_of_login = error_code not in (
+        "PERMISSION_DENIED",
+        "IO_ERROR",
+    )  # which speak of the path, or of the cloud's store
+    if status in (400, 403) and is_of_login and re.search(refused_token, text, re.I):
         return "login"
     if status == 404 and error_code == "RESOURCE_DOES_NOT_EXIST":
         return "not found"
@@ -795,7 +842,7 @@ def explain_connection(error: Exception, bundle: Any) -> tuple[str, bool]:
     no_proxy = "no connection through the proxy; HTTPS_PROXY or ALL_PROXY"
     check = "check the URL, the network and the proxy"
     if isinstance(error, requests.exceptions.InvalidSchema):
-        return f"{no_proxy} names a SOCKS proxy: pip install 'requests[socks]'", True
+        return f'{no_proxy} names a SOCKS proxy: pip install "requests[socks]"', True
     if isinstance(error, requests.exceptions.InvalidURL):
         return f"{no_proxy} is no URL of a proxy, which looks like http://proxy.example.com:3128", True
     if isinstance(error, requests.ConnectTimeout):
@@ -806,17 +853,28 @@ def explain_connection(error: Exception, bundle: Any) -> tuple[str, bool]:
     said = [link for link in chain if isinstance(link, OSError) and (link.strerror or type(link) is OSError)]
     cause = str(said[-1].strerror or said[-1]) if said else "the connection broke off"
     no_bundle = type(error) is OSError and not error.errno  # requests, where REQUESTS_CA_BUNDLE names no file
-    is_tls = isinstance(error, requests.exceptions.SSLError)  # also where what answers does not speak TLS
-    is_of_others = "mismatch" in cause  # the certificate of another host
-    if no_bundle or (is_tls and not is_of_others and (isinstance(bundle, str) or "certificate" in cause.lower())):
-        named = bundle if isinstance(bundle, str) else "none"
-        remedy = f"REQUESTS_CA_BUNDLE (now: {named}) has to name a PEM file with the certificate's authority"
-        return f"{cause}; {remedy}", True
-    if is_tls or any(
-        isinstance(link, (requests.exceptions.ProxyError, urllib3.exceptions.NewConnectionError)) for link in chain
-    ):
+    if no_bundle or isinstance(error, requests.exceptions.SSLError):
+        said_by_tls = re.sub(r"^\[[^]]*\] | *\(_ssl\.c.*", "", cause)
+        return f"{said_by_tls}; {tls_remedy(cause, bundle)}", True
+    if any(isinstance(link, (requests.exceptions.ProxyError, urllib3.exceptions.NewConnectionError)) for link in chain):
         return f"{cause}; {check}", True
     return cause, False
+
+
+def tls_remedy(cause: str, bundle: Any) -> str:
+    """What to do about a certificate, or an answer that is no TLS, by what OpenSSL says of it."""
+    if re.search("expired|not yet valid", cause):
+        return f"is this machine's clock right (now {time.strftime('%Y-%m-%d %H:%M')}), has the certificate run out?"
+    if "mismatch" in cause:
+        return "it is another host's certificate: check the URL, the network and the proxy"
+    is_certificate = isinstance(bundle, str) or "certificate" in cause.lower()
+    if re.search("WRONG_VERSION|RECORD_LAYER|EOF", cause) or not is_certificate:
+        return "what answers there does not speak TLS: check the URL, its port and the proxy"
+    if "Authority Key Identifier" in cause:
+        return "Python 3.13 checks more strictly: the authority's certificate has to be made anew, or Python 3.12 used"
+    named = bundle if isinstance(bundle, str) else "none"
+    remedy = f"REQUESTS_CA_BUNDLE (now: {named}) has to name a PEM file with the certificate's authority"
+    return remedy if find_spec("truststore") else f"{remedy}, or `pip install truststore`, which takes the system's"
 
 
 def run_error(error: DatabricksError, config: DatabricksConfig) -> InventoryError:
@@ -1357,7 +1415,8 @@ def leave_out_odd(rows: list[dict[str, str]]) -> list[dict[str, str]]:
 
 def parse_page(body: Any) -> dict[str, Any]:
     """A SCIM page with what we ask for; where it has no users, `Resources` may be missing."""
-    users, total = parse_record(body).get("Resources", []), body.get("totalResults", 0)
+    users, total = parse_record(body).get("Resources"), body.get("totalResults", 0)
+    users = [] if users is None else users  # null is how some servers write an empty list
     is_page = "Resources" in body or type(body.get("totalResults")) is int
     if not is_page or not isinstance(users, list) or not all(isinstance(user, dict) for user in users):
         raise MalformedAnswer("the answer is not a page of users")

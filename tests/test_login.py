@@ -4,6 +4,7 @@ The fake workspace issues the tokens. They say that they live LIFETIME seconds, 
 were made: as databricks-sdk renews a token 40 s before its end, that is an hour's life within two seconds.
 """
 
+import base64
 import os
 import re
 import shlex
@@ -15,6 +16,7 @@ import types
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -38,6 +40,7 @@ from tests.helpers import (
     SCANNER,
     USER_LIST,
     Result,
+    assert_kept,
     free_port,
     needs_posix,
     saved_users,
@@ -629,10 +632,12 @@ def test_the_environment_without_a_token(environment, run):
         done = run(USER_LIST, "-o", "users.csv")
         first = f"Workspace {server.url}/?o=12, login from environment (OAuth, oauth-m2m)"
         assert (done.code, done.err.splitlines()) == (0, [first, "3 users"])
-        page = f"<html><title>we had {SECRET}</title></html>"
+        header = base64.b64encode(f"the-client:{SECRET}".encode()).decode()
+        page = f"<html><title>we had {SECRET}, {quote(SECRET).lower()}, Basic {header}</title></html>"
         server.change(faults=[Fault("body", path=TOKEN_URL, status=500, body=page, content_type="text/html")])
         done = run(USER_LIST, "-o", "users.csv")
-        assert (done.code, "we had ***" in done.err, SECRET in done.err) == (2, True, False)
+        assert (done.code, "we had ***, ***, Basic ***" in done.err) == (2, True), done
+        assert_kept(SECRET, done.err)
 
 
 def test_a_refused_secret_is_an_error_of_a_line(work, run):

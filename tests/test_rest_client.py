@@ -15,9 +15,11 @@ import ssl
 import subprocess
 import sys
 import threading
+import types
 import zlib
 from contextlib import suppress
 from functools import partial
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from itertools import chain, repeat
 from pathlib import Path
@@ -119,7 +121,9 @@ def error_of(code, message="x"):
     ({"status": 403, "json": error_of("403", "Invalid access token.")}, [], "login"),
     *(({"status": 403, "json": error_of("403", message)}, [], "login") for message in (
         "Token is expiring within 30 seconds. (token expired)", "The access token you provided is invalid",
-        "Expired token", "ExpiredJwtException: Token is expired", "token was revoked")),
+        "Expired token", "JWT has expired", "token was revoked")),
+    ({"status": 400, "body": b"io.jsonwebtoken.ExpiredJwtException: JWT expired 3 s ago"}, [], "login"),
+    ({"status": 400, "json": error_of("IO_ERROR", "403 of the store: the SAS token has expired")}, [], "refused"),
     ({"status": 403, "json": error_of("PERMISSION_DENIED", "You do not own an invalid token")}, [], "refused"),
     ({"status": 403, "json": error_of("403", "No access to /Users/invalid token")}, [], "refused"),  # the very path
     ({"status": 404, "json": error_of("RESOURCE_DOES_NOT_EXIST")}, [], "not found"),
@@ -212,7 +216,10 @@ ENCODED.append(codecs.BOM_UTF16_BE + TEXT.encode("utf-16-be"))
 PACKED = packed(TEXT.encode())
 
 
-@pytest.mark.parametrize("body", [*ENCODED, *map(packed, ENCODED), b" \r\n" + TEXT.encode() + b"\n"])
+@pytest.mark.parametrize("body", [
+    *ENCODED, *map(packed, ENCODED), b" \r\n" + TEXT.encode() + b"\n", PACKED + b"\0\r\n",
+    packed(TEXT[:9].encode()) + packed(TEXT[9:].encode()) + packed(b""),
+])  # fmt: skip
 def test_a_body_is_decoded_as_what_it_is(body):
     assert decode_body(body) == RECORD
 
@@ -223,8 +230,8 @@ def test_a_body_is_decoded_as_what_it_is(body):
     (ENCODED[2][:-1], "not JSON"), (codecs.BOM_UTF16_LE + b'{"done": 1}', "not JSON"), (b"9" * 5000, "not JSON"),
     (b"[" * 200_000, "not JSON"), (packed(PACKED), "not JSON"), (zlib.compress(TEXT.encode()), "not JSON"),
     ("<HTML>Sign in</HTML>".encode("utf-16"), "an HTML page"), (packed(b"<html>"), "an HTML page"),
-    (PACKED[:-8] + bytes(8), "cut short or damaged"), (PACKED + b"x", "cut short or damaged"),
-    (packed(TEXT[:9].encode()) + packed(TEXT[9:].encode()), "cut short or damaged"),
+    (PACKED[:-8] + bytes(8), "cut short or damaged"), (PACKED + b"\0x", "cut short or damaged"),
+    (PACKED + PACKED[:-3], "cut short or damaged"),
     (packed(bytes(33 * 1024**2)), "longer than 32 MB"),
 ], ids=lambda value: repr(value)[:30])  # fmt: skip
 def test_a_body_that_is_none_is_refused_with_a_text_for_people(body, text):
@@ -582,7 +589,8 @@ def echoes(token):
         answer(f'{{"detail": "your token is {escaped}"}}'.encode(), "403 Forbidden"),
         answer(f'{{"error": "{"x" * 280} {token}"}}'.encode(), "400 Bad"),
         answer(f"<title>Bearer {token}</title>".encode(), "400 Bad"),
-        answer(f"?token={quote(token, safe='')}".encode(), "400 Bad"),
+        answer(f"?token={quote(token, safe='').lower()}".encode(), "400 Bad"),
+        answer(f"Basic {base64.b64encode(f'id:{token}'.encode()).decode()}".encode(), "400 Bad"),
         answer(f"Bearer {token}".encode()),
         answer(b"", f"400 {'x' * 290} {token}"),
         answer(b"", "302 Found", f"Location: https://evil.net/?token={token}"),
@@ -694,6 +702,32 @@ def test_a_certificate_of_the_ca_bundle_is_accepted_for_its_own_name(run, certif
         assert not code or ("mismatch" in done.err and "REQUESTS_CA_BUNDLE" not in done.err), done.err
 
 
+@pytest.mark.parametrize(("text", "says"), [
+    ("certificate verify failed: certificate has expired", "is this machine's clock right (now 20"),
+    ("certificate verify failed: certificate is not yet valid", "is this machine's clock right (now 20"),
+    ("[SSL: WRONG_VERSION_NUMBER] wrong version number (_ssl.c:1006)", "wrong version number; what answers"),
+    ("certificate verify failed: Missing Authority Key Identifier", "Python 3.13 checks more strictly"),
+    ("certificate verify failed: unable to get local issuer certificate", "REQUESTS_CA_BUNDLE (now: none) has to name"),
+])  # fmt: skip
+def test_what_openssl_says_decides_about_the_remedy(service, client, text, says):
+    error = requests.exceptions.SSLError()
+    error.__cause__ = ssl.SSLError(1, text)
+    add(service, error)
+    caught = fail(client)
+    assert says in str(caught)
+    assert (caught.unreachable, "REQUESTS_CA_BUNDLE" in str(caught)) == (True, "issuer" in text)
+
+
+def test_the_systems_certificates_serve_where_truststore_is_installed(run, certificate, monkeypatch):
+    truststore = types.ModuleType("truststore")
+    truststore.__spec__ = ModuleSpec("truststore", None)
+    truststore.SSLContext = lambda protocol: ssl.create_default_context(cafile=certificate)
+    monkeypatch.setitem(sys.modules, "truststore", truststore)
+    with RawServer(empty_workspace, certificate) as server:
+        assert run(server, "a").code == 0
+        assert run(server, "a", REQUESTS_CA_BUNDLE=requests.certs.where()).code == 2  # a file that is named wins
+
+
 class Proxy(RawServer):
     """An honest one: it makes a tunnel to one port, whatever is asked for."""
 
@@ -746,7 +780,7 @@ def test_a_proxy_that_answers_a_page_ends_the_run_in_a_line(run, kind):
 
 
 @pytest.mark.parametrize(("name", "url", "says"), [
-    ("ALL_PROXY", "socks5://me:pass-word@127.0.0.1:9", "pip install 'requests[socks]'"),
+    ("ALL_PROXY", "socks5://me:pass-word@127.0.0.1:9", 'pip install "requests[socks]"'),
     ("HTTPS_PROXY", "http://me:pass-word@", "is no URL of a proxy"),
     ("HTTPS_PROXY", "ftp://pass-word:1", "is no URL of a proxy"),
     ("HTTPS_PROXY", "http://pass-word..host:1", "is no URL of a proxy"),

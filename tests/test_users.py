@@ -124,6 +124,7 @@ def test_where_users_are_missing_all_are_listed_once_more(run):
     ([(PEOPLE[:1], 3), ([], 3), (PEOPLE[1:3], 3), ([], 3)], 0, ["u0", "u1", "u2"]),  # the second adds what is missing
     ([(PEOPLE[:3], 5), ([], 5)], 1, ["u0", "u1", "u2"]),  # what the first said of the total is not forgotten
     ([(PEOPLE[:2], 4), ([], 3), (PEOPLE[:2], 3), (PEOPLE[3:4], 3), ([], 3)], 0, ["u0", "u1", "u3"]),  # one is deleted
+    ([(PEOPLE[:2], 2), (None, 2)], 0, ["u0", "u1"]),
     ([(PEOPLE[:2], 4), ([], 3), (PEOPLE[:2], 4), ([], 4)], 1, ["u0", "u1"]),
 ])  # fmt: skip
 def test_two_listings_complete_each_other(run, serve, pages, code, names):
@@ -163,7 +164,7 @@ def test_active_only_leaves_deactivated_users_out(run):
 
 
 BAD_BODIES = (
-    "[]", '{"Resources": {}}', '{"Resources": ["a"]}', '{"Resources": null}', "{}", '{"a": 1}',
+    "[]", '{"Resources": {}}', '{"Resources": ["a"]}', "{}", '{"a": 1}',
     *(f'{{"Resources": [], "totalResults": {total}}}' for total in ('"1"', "NaN", "-1", "1.5", str(2**63))),
     *(f'{{"Resources": [{{"userName": "a", {field}}}]}}' for field in (
         '"userName": 5', '"id": {}', '"displayName": ["=x"]', '"active": "false"', '"active": 0')),
