@@ -308,13 +308,7 @@ def true_csv(server: FakeDatabricks, names: Iterable[str] | None = None) -> byte
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("username", "file_count", "total_size", "total_size_gb", "status", "file_source", "error"))
     for name in names or server.user_names:
-        truth = server.truth(name)
-        files = {"dbfs": truth.dbfs_files, "workspace": truth.workspace_objects}
-        found = [file_system for file_system, number in files.items() if number]
-        source = "both" if len(found) == 2 else [*found, "none"][0]
-        status = "success" if truth.file_count else "empty"
-        size = truth.total_size
-        writer.writerow((name, truth.file_count, size, f"{size / 1024**3:.4f}", status, source, ""))
+        writer.writerow(server.truth(name).row.values())
     return text.getvalue().encode()
 
 
@@ -414,20 +408,14 @@ def figures(result: UserResult) -> tuple[int, ...]:
     return tuple(count for found in totals for count in (found.files, found.bytes, found.directories))
 
 
-def true_figures(truth: Truth) -> tuple[int, ...]:
-    return (truth.dbfs_files, truth.dbfs_bytes, truth.dbfs_directories,
-            truth.workspace_objects, 10_000 * truth.workspace_objects, truth.workspace_directories)  # fmt: skip
-
-
 def assert_truth(result: UserResult, truth: Truth) -> None:
-    assert figures(result) == true_figures(truth)
+    found = [getattr(truth, name) for name in FILE_SYSTEMS]
+    assert figures(result) == tuple(count for one in found for count in (one.files, one.bytes, one.directories))
     assert (result.file_count, result.total_size) == (truth.file_count, truth.total_size)
     assert (result.status, result.error) == ("success" if truth.file_count else "empty", "")
-    if result.dbfs:
-        types = {"FILE": truth.dbfs_files, "DIRECTORY": max(truth.dbfs_directories - 1, 0)}
-        assert result.dbfs.types == {name: count for name, count in types.items() if count}
-    if result.workspace:
-        assert result.workspace.types == dict(truth.types)
+    for name, one in zip(FILE_SYSTEMS, found, strict=True):
+        totals = getattr(result, name)
+        assert totals is None or totals.types == dict(one.types)
 
 
 def assert_all_true(server: FakeDatabricks, results: dict[str, UserResult]) -> None:

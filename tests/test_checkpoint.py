@@ -24,8 +24,7 @@ from hypothesis import strategies as st
 import databricks_user_list
 from databricks_user_files_simple import UserResult, open_checkpoint
 from databricks_user_list import InventoryError
-from tests.fake import FakeDatabricks, Fault, dbfs_file
-from tests.fake.world import Folder, World
+from tests.fake import FakeDatabricks, Fault, Folder, World, dbfs_file
 from tests.helpers import (
     HEADER,
     NAME,
@@ -214,7 +213,7 @@ def test_interrupted_it_ends_at_once_and_says_how_to_go_on(server, scan, login, 
     names = server.user_names
     if "--all-homes" in words:
         truths = map(server.truth, sorted(names))
-        names = [truth.username for truth in truths if truth.dbfs_home or truth.workspace_home]
+        names = [truth.username for truth in truths if truth.dbfs.directories or truth.workspace.directories]
     gate = hang_when(server, lambda: len(saved_users()) >= 2)
     with running(server, login, *words) as process:
         until(lambda: gate.hits >= 4)
@@ -576,7 +575,7 @@ def test_without_a_checkpoint_resume_starts_from_the_beginning_and_says_so(serve
 
 def test_resume_of_a_run_that_ended_scans_again_what_was_partial_or_an_error(server, scan):
     broken, lost = server.user_names[2], server.user_names[5]
-    first = next(api for api in ("dbfs", "workspace") if getattr(server.truth(broken), f"{api}_home"))
+    first = next(api for api in ("dbfs", "workspace") if getattr(server.truth(broken), api).directories)
     server.change(faults=[Fault("403", path=f"/Users/{lost}"), Fault("403", api=first, path=f"/Users/{broken}")])
     done = scan(server, *WORDS)
     assert done.code == 1
@@ -660,12 +659,11 @@ def test_with_all_homes_one_that_is_gone_keeps_no_checkpoint(scan):
     world = World()
     for name in ("denied", "gone", "here"):
         world.add_user(name, Folder({"f": 1}, denied=name == "denied"))
-    with world.server() as server:
+    with FakeDatabricks(world) as server:
         words = ("--all-homes", "-o", "out.csv")
         assert scan(server, *words).code == 1
-        del server.workspace.explicit["dbfs"]["/Users/gone"]
-        server.workspace.homes_bodies.clear()
-        server.change(faults=[])
+        del world.explicit["dbfs"]["/Users/gone"]
+        world.denied.clear()
         done = scan(server, *words, "--resume")
     assert done.code == 0, done
     assert [row["username"] for row in rows_of()] == ["denied", "here"]

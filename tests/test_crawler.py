@@ -405,11 +405,11 @@ KINDS = ("500", "503", "reset", "reset_body", "truncated_json", "empty_429", "ht
 
 @pytest.mark.parametrize("kind", ["all", *(pytest.param(kind, marks=pytest.mark.soak) for kind in KINDS)])
 @pytest.mark.parametrize("shape", ["small", *(pytest.param(shape, marks=pytest.mark.soak) for shape in (
-    "giant", "deep", "awkward", "case"))])  # fmt: skip
+    "giant", "deep"))])  # fmt: skip
 def test_faults_on_the_wire_cost_no_file(clock, monkeypatch, shape, kind):
     set_constants(monkeypatch, READ_SECONDS=0.1)
     kinds = KINDS if kind == "all" else (kind,)
-    with FakeDatabricks(users=6, seed=7, shape=shape, shapes={3: "awkward", 4: "case", 5: "none"}) as server:
+    with FakeDatabricks(users=6, seed=7, shape=shape, shapes={5: "none"}) as server:
         server.change(faults=[Fault(name, rate=0.2 / len(kinds), seconds=60) for name in kinds])
         assert_all_true(server, crawl(server, clock))
         assert server.counts.faults

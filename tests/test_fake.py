@@ -34,7 +34,7 @@ def walk(server, file_system, home):
     return directories, found
 
 
-@pytest.mark.parametrize("shape", ["small", "dbfs", "workspace", "bench"])
+@pytest.mark.parametrize("shape", ["small", "dbfs", "deep", "bench"])
 def test_the_truth_is_what_a_walk_finds(shape):
     with FakeDatabricks(users=4, shape=shape) as server:
         gone = {"/Users/a": [dbfs_directory("/Users/a/gone"), dbfs_file("/Users/a/f", 2**33)]}
@@ -44,11 +44,11 @@ def test_the_truth_is_what_a_walk_finds(shape):
         for name in server.user_names:
             truth = server.truth(name)
             directories, files = walk(server, "dbfs", f"/Users/{name}")
-            assert truth.dbfs_bytes == sum(entry["file_size"] for entry in files)
-            assert (truth.dbfs_directories, truth.dbfs_files) == (directories, len(files))
+            assert truth.dbfs.bytes == sum(entry["file_size"] for entry in files)
+            assert (truth.dbfs.directories, truth.dbfs.files) == (directories, len(files))
             directories, objects = walk(server, "workspace", f"/Users/{name}")
-            assert (truth.workspace_directories, truth.workspace_objects) == (directories, len(objects))
-            assert truth.total_size == truth.dbfs_bytes + 10_000 * len(objects)
+            assert (truth.workspace.directories, truth.workspace.files) == (directories, len(objects))
+            assert truth.total_size == truth.dbfs.bytes + 10_000 * len(objects)
     assert max(server.requests.values()) == 1
 
 

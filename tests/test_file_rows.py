@@ -10,8 +10,7 @@ import pytest
 
 from databricks_user_files_simple import scan_users
 from databricks_user_list import InventoryError
-from tests.fake import FakeDatabricks, Fault, workspace_object
-from tests.fake.world import Folder, World
+from tests.fake import FakeDatabricks, Fault, Folder, World, workspace_object
 from tests.helpers import (
     NAME,
     SCANNER,
@@ -44,7 +43,7 @@ def world():
 @pytest.fixture
 def server(world):
     write_users(world.usernames)
-    with world.server() as server:
+    with FakeDatabricks(world) as server:
         yield server
 
 
@@ -61,7 +60,7 @@ def assert_files(server, path="files.csv"):
     truths = {name: server.truth(name) for name in server.user_names}
     assert found == Counter({name: truth.file_count for name, truth in truths.items()})
     in_dbfs = sum(int(row[6]) for row in rows if row[1] == "dbfs")
-    assert in_dbfs == sum(truth.dbfs_bytes for truth in truths.values())
+    assert in_dbfs == sum(truth.dbfs.bytes for truth in truths.values())
 
 
 # What is written where
@@ -71,7 +70,7 @@ def assert_files(server, path="files.csv"):
 def test_names_with_anything_in_them(name):
     world = World()
     world.add_user("odd@example.com", Folder(dict.fromkeys(ODD_NAMES, 1)), Folder(dict.fromkeys(ODD_NAMES, 'a,"')))
-    with world.server() as server:
+    with FakeDatabricks(world) as server:
         [_] = scan_users(world.usernames, config_of(server), files=Path(name))
     assert read_file_rows(name) == world.file_rows()
     assert len(world.file_rows()) == 2 * len(ODD_NAMES)
@@ -110,7 +109,7 @@ def test_on_stdout(scan, server, world, words):
     assert done.code == 1, done
     assert done.out.startswith(HEADER)
     assert sorted(map(tuple, list(csv.reader(io.StringIO(done.out)))[1:])) == world.file_rows()
-    assert f"{len(world.files)} rows in stdout, one for each file" in done.err.splitlines()
+    assert f"{len(world.file_rows())} rows in stdout, one for each file" in done.err.splitlines()
 
 
 @pytest.mark.parametrize(("words", "message"), [
@@ -134,14 +133,14 @@ def test_the_working_file_goes_where_its_checkpoint_goes(scan, server, world):
     done = scan(server, *FILES, "--resume")
     assert (done.code, read_file_rows()) == (1, world.file_rows()), done
     assert "2 complete users to scan again: other homes, or no rows for --files from before" in done.err
-    assert f"{len(world.files)} rows in files.csv, one for each file" in done.err
+    assert f"{len(world.file_rows())} rows in files.csv, one for each file" in done.err
     [first] = working_files()
     assert scan(server, *FILES).code == 1
     [aside] = Path().glob(".checkpoint_progress.2*")
     assert len(working_files()) == 2
     done = scan(server, *FILES, "--resume", "--checkpoint", str(aside))
     assert (done.code, asked_for(server, "ann@example.com"), read_file_rows()) == (1, 0, world.file_rows()), done
-    server.change(faults=[])
+    server.world.denied.clear()
     assert scan(server, *WORDS, "--resume", "--checkpoint", str(aside)).code == 0
     assert not aside.exists()
     assert first not in working_files()

@@ -237,7 +237,7 @@ def test_who_may_not_ask_who_he_is_scans_one_file_system_too(clock, file_system)
         result = next(scan_users([ANN], client.config, file_systems=(file_system,), client=client))
         assert client.statistics["requests"] == server.total_requests
         truth = server.truth(ANN)
-    assert result.file_count == (truth.dbfs_files if file_system == "dbfs" else truth.workspace_objects) > 0
+    assert result.file_count == (truth.dbfs.files if file_system == "dbfs" else truth.workspace.files) > 0
     assert result.status == "success"
 
 
@@ -256,8 +256,8 @@ def test_where_dbfs_is_disabled_rows_are_complete_without_it_and_it_is_said_once
         assert not any(api == "dbfs" for api, _ in listings(server))
         for name, result in results.items():
             truth = server.truth(name)
-            assert (result.file_count, result.dbfs, result.error) == (truth.workspace_objects, None, "")
-            assert result.status == ("success" if truth.workspace_objects else "empty")
+            assert (result.file_count, result.dbfs, result.error) == (truth.workspace.files, None, "")
+            assert result.status == ("success" if truth.workspace.files else "empty")
     assert caplog.text.count("DBFS is left out for all users: 403 PERMISSION_DENIED: Public DBFS root") == 1
 
 

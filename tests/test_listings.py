@@ -37,7 +37,7 @@ workspace_directory = partial(workspace_object, object_type="DIRECTORY")
 
 
 def test_a_scan_finds_the_truth_and_lists_no_directory_twice(clock):
-    shapes = {0: "deep", 1: "awkward", 2: "case", 3: "dbfs", 4: "workspace", 5: "empty", 6: "none", 7: "bench"}
+    shapes = {0: "deep", 3: "dbfs", 4: "workspace", 5: "empty", 6: "none", 7: "bench"}
     with FakeDatabricks(users=10, shape="small", shapes=shapes) as server:
         assert_all_true(server, crawl(server, clock))
         assert set(listings(server).values()) == {1}

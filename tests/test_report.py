@@ -28,7 +28,7 @@ def test_without_a_terminal_lines_tell_how_far_it_is(scan, monkeypatch, small):
     users, directories, waiting, files, longest = map(list, zip(*numbers, strict=True))
     assert (users, directories, files) == (sorted(users), sorted(directories), sorted(files))
     truths = [small.truth(name) for name in small.user_names]
-    listed = sum(truth.dbfs_directories + truth.workspace_directories for truth in truths)
+    listed = sum(truth.dbfs.directories + truth.workspace.directories for truth in truths)
     assert users[-1] in (11, 12)
     assert numbers[-1][1:] == [listed, 0, sum(truth.file_count for truth in truths), 0]
     assert all(there >= of_one for there, of_one in zip(waiting, longest, strict=True))
@@ -41,7 +41,8 @@ def test_without_a_terminal_lines_tell_how_far_it_is(scan, monkeypatch, small):
 def test_before_the_first_user_a_line_says_how_many_requests_there_are_at_least(scan, small):
     lines = scan(small, *small.user_names, "-o", "out.csv").err.splitlines()
     truths = [small.truth(name) for name in small.user_names]
-    dbfs, workspace = sum(truth.dbfs_home for truth in truths), sum(truth.workspace_home for truth in truths)
+    dbfs, workspace = (
+        sum(bool(getattr(truth, name).directories) for truth in truths) for name in ("dbfs", "workspace"))  # fmt: skip
     asked = len(truths) - workspace  # a home that the Workspace's listing does not have is asked for
     counts = f"{dbfs} in DBFS, {workspace} in Workspace, {asked} to look for"
     line = f"homes to list: {counts}; at least {dbfs + len(truths)} requests"
@@ -82,7 +83,7 @@ def test_a_bar_shows_whole_numbers_and_no_forecast(login, columns):
     assert "12/12 users [00:0" in states[-1]
     assert not re.search(r"<\d|\?", text)
     if columns > 40:
-        directories = sum(truth.dbfs_directories + truth.workspace_directories for truth in truths)
+        directories = sum(truth.dbfs.directories + truth.workspace.directories for truth in truths)
         assert f", {directories:,} directories, 0 waiting" in states[-1]
         assert any(re.search(r" waiting, .*longest \(\d+ to come\): \S+", line) for line in states)
     assert not re.search(r"\d$", states[len(states) // 2].rstrip())  # a number that the terminal's edge has cut

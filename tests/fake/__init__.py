@@ -8,29 +8,12 @@ From a test:
 As a program: `python -m tests.fake --users 50 --port 8099`. It prints its URL and its token when it is ready.
 """
 
-from tests.fake.faults import FAULT_KINDS, FORMS, Answer, Fault, Key
-from tests.fake.server import DEFAULT_TOKEN, TOKEN_URL, Counts, FakeDatabricks, take_token
-from tests.fake.trees import AWKWARD_NAMES, Listed, dbfs_directory, dbfs_file, workspace_object
-from tests.fake.workspace import ESTIMATED_OBJECT_SIZE, Truth, Workspace, make_user_name
+from tests.fake.faults import FORMS, Answer, Fault, Key
+from tests.fake.server import TOKEN_URL, Counts, FakeDatabricks, take_token
+from tests.fake.trees import Listed, dbfs_directory, dbfs_file, workspace_object
+from tests.fake.world import Folder, Truth, World
 
 __all__ = [
-    "AWKWARD_NAMES",
-    "DEFAULT_TOKEN",
-    "ESTIMATED_OBJECT_SIZE",
-    "FAULT_KINDS",
-    "FORMS",
-    "TOKEN_URL",
-    "Answer",
-    "Counts",
-    "FakeDatabricks",
-    "Fault",
-    "Key",
-    "Listed",
-    "Truth",
-    "Workspace",
-    "dbfs_directory",
-    "dbfs_file",
-    "make_user_name",
-    "take_token",
-    "workspace_object",
-]
+    "FORMS", "TOKEN_URL", "Answer", "Counts", "FakeDatabricks", "Fault", "Folder", "Key", "Listed", "Truth", "World",
+    "dbfs_directory", "dbfs_file", "take_token", "workspace_object",
+]  # fmt: skip

@@ -6,7 +6,7 @@ import threading
 
 from tests.fake.faults import FAULT_KINDS, Fault
 from tests.fake.server import DEFAULT_TOKEN, FAMILIES, FakeDatabricks
-from tests.fake.trees import SHAPES
+from tests.fake.world import SHAPES
 
 
 def fault_option(text: str) -> Fault:
@@ -22,7 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="An HTTP server that behaves as a Databricks workspace does.")
     parser.add_argument("--users", type=int, default=50, help="number of users (default: %(default)s)")
     parser.add_argument("--port", type=int, default=0, help="port on 127.0.0.1, 0 for any free one")
-    parser.add_argument("--seed", type=int, default=1, help="of trees and faults (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="of faults (default: %(default)s)")
     parser.add_argument("--token", default=DEFAULT_TOKEN, help="the valid token (default: %(default)s)")
     parser.add_argument("--latency", type=float, default=0.0, metavar="SECONDS", help="of every answer")
     parser.add_argument("--limit", type=float, help="requests per second, for each API")

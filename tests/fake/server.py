@@ -18,7 +18,7 @@ from zlib import crc32
 from tests.fake.faults import FAULT_ERRORS, Answer, Fault, Headers, Key, error_answer, fault_answer, in_form
 from tests.fake.http import Connection, Request
 from tests.fake.trees import Listed, encode
-from tests.fake.workspace import Truth, Workspace
+from tests.fake.world import Truth, World
 
 FAMILIES = ("dbfs", "workspace", "scim")
 DEFAULT_TOKEN = "dapi-fake-token"
@@ -138,14 +138,14 @@ def request_key(request: Request) -> tuple[str, Key]:
 
 
 class FakeDatabricks:
-    """The server. Keywords are those of Workspace, those of Settings, and `limit` for all families at once.
+    """The server of a World. Keywords are those of Settings, `limit` for all families at once, and of World.
 
-    It runs from start() or `with` on; port 0 takes any free one.
+    seed: of faults. It runs from start() or `with` on; port 0 takes any free one.
     """
 
     def __init__(self, users: Any = 50, port: int = 0, seed: int = 1, **more: Any):
         settings = {name: more.pop(name) for name in list(more) if name in SETTING_NAMES or name == "limit"}
-        self.workspace = Workspace(users, seed, **more)
+        self.world = users if isinstance(users, World) else World(users, **{"shape": "mixed", **more})
         self.port = port
         self.settings = Settings()
         self.counts = Counts()
@@ -207,7 +207,7 @@ class FakeDatabricks:
 
     @property
     def user_names(self) -> list[str]:
-        return self.workspace.user_names
+        return self.world.usernames
 
     @property
     def requests(self) -> Counter[tuple[str, Key]]:
@@ -246,18 +246,18 @@ class FakeDatabricks:
             setattr(self.settings, name, value)
 
     def add_tree(self, file_system: str, listings: dict[str, list[Listed]]) -> None:
-        """Listings: path -> entries from dbfs_file, dbfs_directory, workspace_object. See Workspace.add_tree."""
-        self.workspace.add_tree(file_system, listings)
+        """Listings: path -> entries from dbfs_file, dbfs_directory, workspace_object. See World.add_tree."""
+        self.world.add_tree(file_system, listings)
 
     def add_user(self, user: str | dict[str, Any], shape: str | None = None, **scim_fields: Any) -> None:
-        self.workspace.add_user(user, shape, **scim_fields)
+        self.world.add_user(user, shape=shape, **scim_fields)
 
     def revoke(self) -> None:
         """Refuses all OAuth tokens that were issued until now."""
         self.issued = dict.fromkeys(self.issued, -math.inf)
 
     def truth(self, username: str, home: str | None = None) -> Truth:
-        return self.workspace.truth(username, home)
+        return self.world.truth(username, home)
 
     # A request's way through
 
@@ -353,37 +353,30 @@ class FakeDatabricks:
             return error_answer(api, 404, "ENDPOINT_NOT_FOUND", message)
         if api == "clusters":
             return self.cluster(path)
+        return self.directory(api, path)
+
+    def directory(self, api: str, path: str) -> Answer:
+        """A listing, as the caller may see it: an admin everything, others in the Workspace no home but their own."""
         if not path.startswith("/"):
             return error_answer(api, 400, "INVALID_PARAMETER_VALUE", f"Path must be absolute: {path}")
-        return self.dbfs(path) if api == "dbfs" else self.workspace_listing(path)
-
-    def dbfs(self, path: str) -> Answer:
-        if self.settings.dbfs_disabled:
+        if api == "dbfs" and self.settings.dbfs_disabled:
             message = f"Public DBFS root is disabled. Access is denied on path: {path}"
-            return error_answer("dbfs", 403, "PERMISSION_DENIED", message)
-        if path == "/Users" and path not in self.workspace.explicit["dbfs"]:
-            return Answer(200, self.workspace.homes_body("dbfs", "files"))
-        entries = self.workspace.listing("dbfs", path)
+            return error_answer(api, 403, "PERMISSION_DENIED", message)
+        if (api, path) in self.world.denied:
+            return error_answer(api, *FAULT_ERRORS["403"])
+        entries = self.world.take(api, path)
+        if api == "workspace" and not self.settings.admin and path.startswith("/Users"):
+            own = f"/Users/{self.caller()}"
+            if path == "/Users":
+                entries = [entry for entry in entries or () if entry["path"] == own]
+            elif not f"{path}/".startswith(f"{own}/"):
+                entries = None
         if entries is None:
-            message = f"No file or directory exists on path {path}."
-            return error_answer("dbfs", 404, "RESOURCE_DOES_NOT_EXIST", message)
-        return Answer(200, encode({"files": entries}) if entries else b"{}")
-
-    def workspace_listing(self, path: str) -> Answer:
-        if path == "/Users" and self.settings.admin and path not in self.workspace.explicit["workspace"]:
-            return Answer(200, self.workspace.homes_body("workspace", "objects"))
-        entries = self.visible_objects(path)
-        if entries is None:
-            return error_answer("workspace", 404, "RESOURCE_DOES_NOT_EXIST", f"Path ({path}) doesn't exist.")
-        return Answer(200, encode({"objects": entries}) if entries else b"{}")
-
-    def visible_objects(self, path: str) -> list[Listed] | None:
-        """What the caller sees at a path: an admin everything, others no home but their own."""
-        if self.settings.admin or not (path == "/Users" or path.startswith("/Users/")):
-            return self.workspace.listing("workspace", path)
-        if path == "/Users":
-            return self.workspace.homes("workspace", only=self.caller())
-        return self.workspace.listing("workspace", path) if path.split("/")[2] == self.caller() else None
+            message = (
+                f"No file or directory exists on path {path}." if api == "dbfs" else f"Path ({path}) doesn't exist."
+            )
+            return error_answer(api, 404, "RESOURCE_DOES_NOT_EXIST", message)
+        return Answer(200, encode({"files" if api == "dbfs" else "objects": entries}) if entries else b"{}")
 
     def caller(self) -> str:
         """The user name of the one whose token it is."""
@@ -435,13 +428,13 @@ class FakeDatabricks:
 
     def scim_page(self, start: int, query: dict[str, str]) -> Answer:
         """A page of users with the attributes asked for; without any users, the key Resources is missing."""
-        users = self.workspace.user_names
+        users = self.user_names
         count = min(int(query.get("count", self.settings.scim_page_cap)), self.settings.scim_page_cap)
         indexes = range(start - 1, min(start - 1 + count, len(users)))
         wanted = {"id", *query["attributes"].split(",")} if "attributes" in query else None
         if not self.settings.admin:
             wanted = {"id", "displayName"}
-        shown = [self.workspace.scim_user(index) for index in indexes]
+        shown = [self.world.scim_user(index) for index in indexes]
         resources = [{key: user[key] for key in user if wanted is None or key in wanted} for user in shown]
         page: dict[str, Any] = {
             "schemas": ["urn:ietf:params:scim:api:messages:2.0:ListResponse"],

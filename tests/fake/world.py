@@ -1,22 +1,49 @@
-"""A workspace with everything in it that is awkward, and what a right inventory of it says, found while it is built."""
+"""What lies in a workspace: its users, whose homes there are, and the truth about them, found without HTTP."""
 
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from random import Random
-from typing import Any, NamedTuple
+from typing import Any
+from zlib import crc32
 
-from tests.fake.faults import FORMS, Fault, Key
-from tests.fake.server import FakeDatabricks
-from tests.fake.trees import AWKWARD_NAMES, Listed, dbfs_directory, dbfs_file, type_of, workspace_object
-from tests.fake.workspace import ESTIMATED_OBJECT_SIZE
+from tests.fake.trees import Listed, RegularTree, dbfs_directory, dbfs_file, workspace_object
 
+FILE_SYSTEMS = ("dbfs", "workspace")
+ESTIMATED_OBJECT_SIZE = 10_000  # what the inventory assumes for a Workspace object without a size
 REFUSED = "403 PERMISSION_DENIED: The caller may not list this path."
+FIRST_NAMES = ("anna", "ben", "chloe", "david", "emma", "felix", "grace", "hugo", "ines", "jan",
+               "karin", "liam", "mia", "noah", "olga", "paul", "rosa", "sam", "tara", "uwe")  # fmt: skip
+LAST_NAMES = ("berg", "costa", "dubois", "evans", "fischer", "garcia", "huber", "ito", "jensen", "kowalski",
+              "lopez", "meyer", "novak", "olsen", "petrov", "quinn", "rossi", "smith", "tanaka", "urban",
+              "vogel", "weber", "xu", "young", "zimmer")  # fmt: skip
+ODD_DISPLAY_NAMES = {3: "=SUM(1+1)", 7: "+49 Anna", 11: 'Berg, Anna "Ann"', 14: "Zo\u00eb \u0141uk\u00e1\u0161",
+                     16: "-Ben"}  # fmt: skip
+SHAPES = ("mixed", "small", "dbfs", "workspace", "bench", "empty", "none", "giant", "deep")
+
+
+def make_user_name(index: int) -> str:
+    """A user name, the same for an index every time; some of them are awkward."""
+    first = FIRST_NAMES[index % len(FIRST_NAMES)]
+    last = LAST_NAMES[index // len(FIRST_NAMES) % len(LAST_NAMES)]
+    last += str(index // (len(FIRST_NAMES) * len(LAST_NAMES)) or "")
+    return {
+        5: f"{first}.{last}+lab@example.com",
+        8: f"{first}.o'{last}@example.com",
+        12: f"{first.title()}.{last.title()}@Example.com",
+        19: f"{first}.{last}\u00e9@example.com",
+    }.get(index % 23, f"{first}.{last}@example.com")
+
+
+def mixed_shape(index: int) -> str:
+    """The shape of a user in a mixed workspace; there is one giant and one deep tree, however many users there are."""
+    shape = {4: "dbfs", 6: "workspace", 8: "empty", 9: "none"}.get(index % 10, "small")
+    return {17: "giant", 23: "deep"}.get(index, shape)
 
 
 @dataclass
 class Folder:
-    """A directory: names to folders and files, which are sizes in DBFS, object_types in the Workspace.
+    """A directory to be made: names to folders and files, which are sizes in DBFS, object_types in the Workspace.
 
     There an object_type may be None: such an entry has to be listed to be known for what it is.
 
@@ -30,206 +57,282 @@ class Folder:
     deleted: bool = False
 
 
-class File(NamedTuple):
-    """One that an inventory has to find; size in bytes (None in the Workspace), modified in ms since 1970 or None."""
+def listed(file_system: str, path: str, value: Any) -> Listed:
+    """A file or Folder as the listing of its parent shows it."""
+    if file_system == "dbfs":
+        return dbfs_directory(path) if isinstance(value, Folder) else dbfs_file(path, value, 1_600_000_000_000 + value)
+    git = {"directory_info": {"is_git_folder": True}} if isinstance(value, Folder) and value.git else {}
+    return workspace_object(path, value.object_type if isinstance(value, Folder) else value, **git)
+
+
+@dataclass
+class Found:
+    """What a complete scan finds of one user in one file system."""
+
+    files: int = 0
+    bytes: int = 0
+    directories: int = 0
+    types: Counter[str] = field(default_factory=Counter)
+    failures: list[dict[str, str]] = field(default_factory=list)
+
+
+@dataclass
+class Truth:
+    """What a complete and correct scan of one user finds."""
 
     username: str
-    file_system: str
-    path: str
-    object_type: str
-    language: str
-    object_id: int | None
-    size: int | None
-    modified: int | None
+    dbfs: Found
+    workspace: Found
 
+    @property
+    def file_count(self) -> int:
+        return self.dbfs.files + self.workspace.files
 
-class Deletion(Fault):
-    """Never fails: it takes a folder out of its parent's listing when the folder is asked for."""
+    @property
+    def total_size(self) -> int:
+        return self.dbfs.bytes + self.workspace.bytes
 
-    def __init__(self, listings: dict[str, list[Listed]], file_system: str, path: str):
-        super().__init__("404", api=file_system, path=path)
-        self.listings = listings
-
-    def applies(self, api: str, path: Key, _: Random) -> bool:
-        if (api, path) == (self.api, self.path):
-            parent = str(path).rpartition("/")[0]
-            self.listings[parent][:] = [entry for entry in self.listings[parent] if entry["path"] != path]
-        return False
-
-
-class World:
-    """Homes, and of each user the files, directories, types and failures that are to be found, by file system.
-
-    `deletions` has users and file systems that have a deleted folder: nobody can say whether it is in the types.
-    """
-
-    def __init__(self) -> None:
-        self.usernames: list[str] = []
-        self.files: list[File] = []
-        self.faults: list[Fault] = []
-        self.listings: dict[str, dict[str, list[Listed]]] = {"dbfs": {}, "workspace": {}}
-        self.directories: Counter[tuple[str, str]] = Counter()
-        self.types: dict[tuple[str, str], Counter[str]] = {}
-        self.failures: dict[tuple[str, str], list[dict[str, str]]] = {}
-        self.deletions: set[tuple[str, str]] = set()
-
-    def add_user(
-        self, username: str, dbfs: Folder | None = None, workspace: Folder | None = None, home: str | None = None
-    ) -> None:
-        """A user with a home for each tree that is given, under another name if `home` is."""
-        self.usernames.append(username)
-        for file_system, folder in (("dbfs", dbfs), ("workspace", workspace)):
-            self.types[username, file_system], self.failures[username, file_system] = Counter(), []
-            if folder:
-                self.add_folder(username, file_system, f"/Users/{home or username}", folder)
-
-    def add_folder(self, username: str, file_system: str, path: str, folder: Folder, found: bool = True) -> None:
-        """Below a denied folder nothing is to be `found`."""
-        if folder.deleted:
-            self.faults.append(Deletion(self.listings[file_system], file_system, path))
-            self.deletions.add((username, file_system))
-            return
-        if folder.denied:
-            self.faults.append(Fault("403", api=file_system, path=path))
-            self.failures[username, file_system].append({"path": path, "error": REFUSED})
-            found = False
-        self.directories[username, file_system] += found
-        entries: list[Listed] = []
-        self.listings[file_system][path] = entries
-        for name, value in folder.entries.items():
-            below = f"{path}/{name}"
-            entries.append(self.entry(file_system, below, value))
-            if isinstance(value, Folder):
-                self.add_folder(username, file_system, below, value, found)
-                if value.object_type:
-                    self.types[username, file_system][value.object_type] += found and not value.deleted
-            elif found:
-                self.files.append(self.file(username, file_system, entries[-1]))
-                self.types[username, file_system][type_of(entries[-1]) if file_system == "workspace" else "FILE"] += 1
-
-    def entry(self, file_system: str, path: str, value: Any) -> Listed:
-        """A file or folder as the listing of its parent shows it."""
-        if file_system == "workspace":
-            git = {"directory_info": {"is_git_folder": True}} if isinstance(value, Folder) and value.git else {}
-            return workspace_object(path, value.object_type if isinstance(value, Folder) else value, **git)
-        return dbfs_directory(path) if isinstance(value, Folder) else dbfs_file(path, value, 1_600_000_000_000 + value)
-
-    def file(self, username: str, file_system: str, entry: Listed) -> File:
-        path = entry["path"]
-        if file_system == "dbfs":
-            return File(username, file_system, path, "FILE", "", None, entry["file_size"], entry["modification_time"])
-        object_type = entry.get("object_type", "UNKNOWN")
-        more = entry.get("language", ""), entry["object_id"], None, entry.get("modified_at")
-        return File(username, file_system, path, object_type, *more)
-
-    def server(self, *faults: Fault, **settings: Any) -> FakeDatabricks:
-        """The workspace; `faults` beside those of denied and deleted folders."""
-        server = FakeDatabricks(users=self.usernames, shape="none", forms=FORMS, **settings)
-        for file_system, listings in self.listings.items():
-            server.workspace.explicit[file_system] = listings  # which deletions change
-            server.workspace.explicit_homes[file_system] = {path.split("/")[2] for path in listings}
-        server.change(faults=[*self.faults, *faults])
-        return server
-
-    def details(self, username: str) -> dict[str, dict[str, Any]]:
-        """By file system: what --details has to say of a user."""
-        result = {}
-        for file_system in ("dbfs", "workspace"):
-            key = username, file_system
-            files = [file for file in self.files if (file.username, file.file_system) == key]
-            result[file_system] = {
-                "files": len(files),
-                "bytes": sum(ESTIMATED_OBJECT_SIZE if file.size is None else file.size for file in files),
-                "directories": self.directories[key],
-                "types": dict(+self.types[key]),
-                "failures": self.failures[key],
-            }
-        return result
-
-    def file_rows(self) -> list[tuple[str, ...]]:
-        """What --files has to say, as text, sorted; half of a surrogate pair is shown as what it is."""
-        rows = []
-        for file in self.files:
-            numbers = ["" if number is None else str(number) for number in (file.object_id, file.size)]
-            modified = ""
-            if file.modified:
-                modified = f"{datetime.fromtimestamp(file.modified // 1000, timezone.utc):%Y-%m-%dT%H:%M:%SZ}"
-            path = file.path.encode("utf-8", "backslashreplace").decode()
-            rows.append((file.username, file.file_system, path, file.object_type, file.language, *numbers, modified))
-        return sorted(rows)
-
-    def row(self, username: str) -> dict[str, str]:
+    @property
+    def row(self) -> dict[str, str]:
         """The user's row of the CSV, as text."""
-        details = self.details(username)
-        files = sum(found["files"] for found in details.values())
-        size = sum(found["bytes"] for found in details.values())
-        sources = [name for name, found in details.items() if found["files"]]
-        failures = [f"{name}:{at['path']}: {at['error']}" for name in details for at in details[name]["failures"]]
-        status = "success" if files else "empty"
+        found = {name: getattr(self, name) for name in FILE_SYSTEMS}
+        sources = [name for name in FILE_SYSTEMS if found[name].files]
+        failures = [f"{name}:{at['path']}: {at['error']}" for name in FILE_SYSTEMS for at in found[name].failures]
+        status = "success" if self.file_count else "empty"
         if failures:
-            status = "partial" if any(found["directories"] for found in details.values()) else "error"
+            status = "partial" if self.dbfs.directories or self.workspace.directories else "error"
         more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
         return {
-            "username": username,
-            "file_count": str(files),
-            "total_size": str(size),
-            "total_size_gb": f"{size / 1024**3:.4f}",
+            "username": self.username,
+            "file_count": str(self.file_count),
+            "total_size": str(self.total_size),
+            "total_size_gb": f"{self.total_size / 1024**3:.4f}",
             "status": status,
             "file_source": "both" if len(sources) == 2 else [*sources, "none"][0],
             "error": f"{failures[0]}{more}" if failures else "",
         }
 
 
-def awkward_folder(file: Any) -> Folder:
-    """Directories whose names need care in a URL, in JSON or on a terminal, each with an awkward file in it."""
-    return Folder({name: Folder({name: file, "within": Folder()}) for name in AWKWARD_NAMES})
+class World:
+    """The users and their trees: everything that can be listed.
+
+    users is a number, or user names and SCIM dictionaries; shapes overrides shape by index. directories,
+    files_per_directory and file_systems are of the shape bench: so many directories per user, shared out.
+    """
+
+    def __init__(
+        self,
+        users: int | Iterable[str | dict[str, Any]] = (),
+        shape: str = "none",
+        shapes: dict[int, str] | None = None,
+        directories: int = 40,
+        files_per_directory: int = 5,
+        file_systems: tuple[str, ...] = FILE_SYSTEMS,
+    ):
+        self.shape, self.shapes = shape, dict(shapes or {})
+        unknown = {shape, *self.shapes.values()} - set(SHAPES)
+        if unknown:
+            raise ValueError(f"unknown shape {sorted(unknown)}; there are {', '.join(SHAPES)}")
+        self.bench = (directories, files_per_directory, file_systems)
+        self.usernames: list[str] = []
+        self.scim_fields: list[dict[str, Any]] = []
+        self.shape_of: dict[str, str] = {}
+        self.home_of: dict[str, str] = {}  # of users whose home has another name than they
+        self.explicit: dict[str, dict[str, list[Listed]]] = {name: {} for name in FILE_SYSTEMS}
+        self.explicit_homes: dict[str, set[str]] = {name: set() for name in FILE_SYSTEMS}
+        self.denied: set[tuple[str, str]] = set()  # file system and path
+        self.deleted: set[tuple[str, str]] = set()
+        for user in map(make_user_name, range(users)) if isinstance(users, int) else users:
+            self.add_user(user)
+
+    def add_user(
+        self,
+        user: str | dict[str, Any],
+        dbfs: Folder | None = None,
+        workspace: Folder | None = None,
+        home: str | None = None,
+        shape: str | None = None,
+        **scim_fields: Any,
+    ) -> None:
+        """A user by name or SCIM dictionary, whose fields replace what would be made up.
+
+        With a home for each tree that is given, under another name if `home` is.
+        """
+        index = len(self.usernames)
+        if isinstance(user, dict):
+            scim_fields = {**user, **scim_fields}
+            user = str(user.get("userName", f"user{index}"))
+        shape = shape or self.shapes.get(index, self.shape)
+        self.shape_of[user] = mixed_shape(index) if shape == "mixed" else shape
+        self.scim_fields.append(scim_fields)
+        self.usernames.append(user)
+        self.home_of[user] = home or user
+        for file_system, folder in (("dbfs", dbfs), ("workspace", workspace)):
+            if folder:
+                self.add_folder(file_system, f"/Users/{home or user}", folder)
+
+    def add_folder(self, file_system: str, path: str, folder: Folder) -> None:
+        for paths, applies in ((self.denied, folder.denied), (self.deleted, folder.deleted)):
+            if applies:
+                paths.add((file_system, path))
+        below = {f"{path}/{name}": value for name, value in folder.entries.items()}
+        self.add_tree(file_system, {path: [listed(file_system, *item) for item in below.items()]})
+        for name, value in below.items():
+            if isinstance(value, Folder):
+                self.add_folder(file_system, name, value)
+
+    def add_tree(self, file_system: str, listings: dict[str, list[Listed]]) -> None:
+        """Listings as given: path -> entries. A home in it replaces the generated one of that file system.
+
+        A directory with a key and no entries is empty; one that is listed but has no key is missing (404).
+        """
+        for path, entries in listings.items():
+            self.explicit[file_system][path] = list(entries)
+            parts = path.split("/", 3)
+            if len(parts) > 2 and parts[1] == "Users" and parts[2]:
+                self.explicit_homes[file_system].add(parts[2])
+
+    # What is asked for
+
+    def scim_user(self, index: int) -> dict[str, Any]:
+        """Some display names would run as a formula in a spreadsheet, or break a careless CSV."""
+        name = self.usernames[index]
+        first, _, last = name.partition("@")[0].partition(".")
+        return {
+            "id": str(4_000_000_000_000_000 + index * 1_009),
+            "userName": name,
+            "displayName": ODD_DISPLAY_NAMES.get(index % 20, f"{first.title()} {last.title()}"),
+            "active": crc32(f"1:{index}".encode()) % 10 != 0,
+            "groups": [{"display": "users", "type": "direct", "value": "100"}],
+            **self.scim_fields[index],
+        }
+
+    def tree(self, file_system: str, home: str) -> RegularTree:
+        """The generated home of that name; without directories where there is none."""
+        number = crc32(f"1:{home}".encode(errors="surrogatepass"))
+        total, (directories, files, file_systems) = 1 + number % 40, self.bench
+        in_dbfs = (number >> 8) % (total + 1)
+        share = directories // len(file_systems)
+        shape = self.shape_of.get(home, "none") if home not in self.explicit_homes[file_system] else "none"
+        counts = {
+            "small": (in_dbfs, total - in_dbfs),
+            "dbfs": (total, 0),
+            "workspace": (0, total),
+            "bench": [(file_systems[0] == name) * (directories - share * len(file_systems))
+                      + (name in file_systems) * share for name in FILE_SYSTEMS],
+            "empty": (1, 1),
+            "giant": (1_200, 1_800),
+            "deep": (100, 500),
+        }.get(shape, (0, 0))  # fmt: skip
+        each = {"bench": files, "empty": 0}.get(shape)
+        count = counts[FILE_SYSTEMS.index(file_system)]
+        return RegularTree(file_system, count, each, number, 1 if shape == "deep" else 10)
+
+    def homes(self, file_system: str) -> list[Listed]:
+        """The listing of /Users."""
+        explicit = {home for home in self.explicit_homes[file_system] if f"/Users/{home}" in self.explicit[file_system]}
+        names = [name for name in self.shape_of if name in explicit or self.tree(file_system, name).directories]
+        return [listed(file_system, f"/Users/{name}", Folder()) for name in [*names, *sorted(explicit - set(names))]]
+
+    def listing(self, file_system: str, path: str) -> list[Listed] | None:
+        """A directory's entries, a file as its own only entry, or None where there is neither."""
+        explicit = self.explicit[file_system]
+        if path in explicit:
+            return explicit[path]
+        if path == "/":
+            return [listed(file_system, "/Users", Folder())]
+        if path == "/Users":
+            return self.homes(file_system)
+        parent = path.rpartition("/")[0]
+        if not path.startswith("/Users/") or parent == "/Users" and not self.shape_of.get(path[7:]):
+            siblings = explicit.get(parent, [])
+        else:
+            home, slash, below = path[7:].partition("/")
+            entries = self.tree(file_system, home).listing(path, slash + below)
+            if entries is not None or not slash:
+                return entries
+            siblings = self.listing(file_system, parent) or []
+        alone = [entry for entry in siblings if entry.get("path") == path and not self.is_folder(file_system, entry)]
+        return alone[:1] or None
+
+    def take(self, file_system: str, path: str) -> list[Listed] | None:
+        """A listing that is asked for: a deleted folder is gone then, also from its parent's listing."""
+        if (file_system, path) in self.deleted:
+            siblings = self.explicit[file_system][path.rpartition("/")[0]]
+            siblings[:] = [entry for entry in siblings if entry["path"] != path]
+            return None
+        return self.listing(file_system, path)
+
+    def is_folder(self, file_system: str, entry: Listed) -> bool:
+        """One without a type is a folder if it has a listing."""
+        if file_system == "dbfs":
+            return bool(entry.get("is_dir"))
+        return entry.get("object_type", "DIRECTORY" if entry.get("path") in self.explicit[file_system] else "") in (
+            "DIRECTORY", "REPO")  # fmt: skip
+
+    # The truth
+
+    def walk(self, file_system: str, home: str) -> Iterator[tuple[str, list[Listed] | None]]:
+        """Each directory from a home on that is there, and its entries, None for one that may not be listed."""
+        waiting = [f"/Users/{home}"]
+        while waiting:
+            path = waiting.pop()
+            entries = self.listing(file_system, path)
+            if entries is None or (file_system, path) in self.deleted:
+                continue
+            if (file_system, path) in self.denied:
+                yield path, None
+                continue
+            yield path, entries
+            waiting += [entry["path"] for entry in entries if self.is_folder(file_system, entry)]
+
+    def found(self, file_system: str, home: str) -> Found:
+        found = Found()
+        for path, entries in self.walk(file_system, home):
+            if entries is None:
+                found.failures.append({"path": path, "error": REFUSED})
+                continue
+            found.directories += 1
+            for entry in entries:
+                folder = self.is_folder(file_system, entry)
+                if file_system == "dbfs" or not folder or entry.get("object_type"):
+                    found.types[type_of(entry)] += 1
+                if not folder:
+                    size = entry.get("file_size", entry.get("size"))
+                    found.files += 1
+                    found.bytes += ESTIMATED_OBJECT_SIZE if size is None else size
+        return found
+
+    def truth(self, username: str, home: str | None = None) -> Truth:
+        """What a complete scan of the user finds; home is for a tree that was added under another name."""
+        home = home or self.home_of.get(username, username)
+        return Truth(username, *(self.found(file_system, home) for file_system in FILE_SYSTEMS))
+
+    def file_rows(self) -> list[tuple[str, ...]]:
+        """What --files has to say, as text, sorted; half of a surrogate pair is shown as what it is."""
+        return sorted(
+            (name, file_system, *file_cells(entry))
+            for name in self.usernames
+            for file_system in FILE_SYSTEMS
+            for _, entries in self.walk(file_system, self.home_of[name])
+            for entry in entries or ()
+            if not self.is_folder(file_system, entry)
+        )
 
 
-def deep_folder(file: Any, depth: int) -> Folder:
-    """Directories in directories, a file in each."""
-    folder = Folder({"file": file})
-    for _ in range(depth):
-        folder = Folder({"file": file, "deeper": folder})
-    return folder
+def type_of(entry: Listed) -> str:
+    """What an entry counts as: its type, and a notebook's language."""
+    if "is_dir" in entry:
+        return "DIRECTORY" if entry["is_dir"] else "FILE"
+    return f"{entry.get('object_type', 'UNKNOWN')} {entry.get('language', '')}".rstrip()
 
 
-def make_world(bulk: int = 4, directories: int = 10) -> World:
-    """Users with one oddity each, and `bulk` users with so many directories in each file system."""
-    world = World()
-    types = ("FILE", "LIBRARY", "DASHBOARD", "SOMETHING_NEW", None)
-    objects = Folder({f"a {object_type}": object_type for object_type in types})
-    world.add_user("plain@example.com", Folder({"a": Folder({"one": 2**40, "two": 1}), "top": 5, "none": Folder()}),
-                   Folder({"n": "NOTEBOOK", "w": objects, "untyped": Folder({"n": "NOTEBOOK"}, None)}))  # fmt: skip
-    world.add_user("awk ward+o'neil@example.com", awkward_folder(3), awkward_folder("FILE"))
-    world.add_user("git@example.com", None, Folder({
-        "repo": Folder({"src": Folder({"a.py": "FILE", "n": "NOTEBOOK"})}, "REPO"),
-        "folder": Folder({"b.py": "FILE", "src": Folder({"c.py": "FILE"})}, git=True),
-    }))  # fmt: skip
-    world.add_user("denied@example.com", Folder({"open": Folder({"f": 7}), "shut": Folder({"lost": 1}, denied=True)}),
-                   Folder({"n": "NOTEBOOK", "shut": Folder({"lost": "FILE"}, denied=True)}))  # fmt: skip
-    world.add_user("denied.home@example.com", None, Folder({"lost": "FILE"}, denied=True))
-    world.add_user("deleted@example.com", Folder({"f": 9, "gone": Folder(deleted=True)}),
-                   Folder({"n": "NOTEBOOK", "gone": Folder(deleted=True)}))  # fmt: skip
-    world.add_user("other.case@example.com", Folder({"f": 11}), Folder({"n": "NOTEBOOK"}), "Other.Case@Example.com")
-    world.add_user("deep@example.com", deep_folder(1, 30), deep_folder("FILE", 30))
-    world.add_user("dbfs@example.com", Folder({"f": 0}))
-    world.add_user("empty@example.com", Folder(), Folder({"w": Folder()}))
-    world.add_user("none@example.com")
-    for number in range(bulk):
-        folders = range(directories)
-        world.add_user(f"bulk{number}@example.com", Folder({f"d{at}": Folder({f"f{at}": at}) for at in folders}),
-                       Folder({f"d{at}": Folder({"n": "NOTEBOOK", "f": "FILE"}) for at in folders}))  # fmt: skip
-    return world
-
-
-def passing_faults() -> list[Fault]:
-    """Of all kinds, with and without Retry-After: after one or two of them each of these folders can be listed."""
-    return [
-        Fault("500", api="dbfs", path="/Users/plain@example.com/a", times=2),
-        Fault("503", api="workspace", path="/Users/plain@example.com", times=1),
-        Fault("503", api="dbfs", path="/Users/bulk0@example.com", times=1, headers={"Retry-After": "1"}),
-        Fault("429", api="dbfs", path="/Users/bulk1@example.com/d1", times=1),
-        Fault("429", api="workspace", path="/Users/bulk2@example.com", times=1, headers={"Retry-After": "1"}),
-        Fault("reset", api="dbfs", path="/Users/bulk2@example.com/d3", times=1),
-        Fault("truncated", api="workspace", path="/Users/bulk3@example.com/d2", times=1),
-    ]
+def file_cells(entry: Listed) -> tuple[str, ...]:
+    """Path, type, language, id, size and time of a file."""
+    path = entry["path"].encode("utf-8", "backslashreplace").decode()
+    kind, _, language = type_of(entry).partition(" ")
+    size = entry.get("file_size", entry.get("size", ""))
+    modified = entry.get("modification_time", entry.get("modified_at"))
+    moment = datetime.fromtimestamp(modified // 1000, timezone.utc) if modified else None
+    time = f"{moment:%Y-%m-%dT%H:%M:%SZ}" if moment else ""
+    return path, kind, language, str(entry.get("object_id", "")), str(size), time
