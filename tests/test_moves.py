@@ -1,4 +1,4 @@
-"""What is renamed, committed, moved or deleted while it is scanned (SPEC section 4)."""
+"""What is renamed, committed, moved or deleted while it is scanned."""
 
 import pytest
 
@@ -50,7 +50,7 @@ class Moves(Fault):
 
 def grow(server, home, tree):
     """The home is that tree and nothing else."""
-    explicit = server.workspace.explicit["dbfs"]
+    explicit = server.world.explicit["dbfs"]
     for path in [path for path in explicit if f"{path}/".startswith(f"{home}/")]:
         del explicit[path]
     if tree is not None:
