@@ -138,8 +138,7 @@ PROBE_SECONDS = 2.0
 MOST_SLOTS = 1000  # rows of the probe's table, which has a partition for each slot
 CANCEL_SECONDS, CLOSE_SECONDS = 1.0, 0.3  # for ending what is under way, of the 2 s in which an interrupted run ends
 SPARK_START_SECONDS = 180.0  # for the session, and for the first Python workers
-CLUSTER_START_SECONDS = 600.0
-CLUSTER_POLL_SECONDS = 10.0
+SPARK_RETRIES = 5  # 17 s in all, by pyspark's own waits
 PROGRESS_SECONDS, BAR_SECONDS = 30.0, 1.0  # between two lines on progress, and two changes of the bar's text
 BIGGEST_USERS = 10  # in the closing summary
 LARGEST = 20  # rows of a group that are known by name
@@ -1429,7 +1428,7 @@ class Cluster:
 
     def start(self, crawler: Crawler) -> int:
         """Connects and probes; returns the number of task slots."""
-        in_thread(self.open_session, CLUSTER_START_SECONDS + SPARK_START_SECONDS)
+        in_thread(self.open_session, SPARK_START_SECONDS)
         return self.probe(crawler)
 
     def open_session(self) -> None:
@@ -1437,11 +1436,12 @@ class Cluster:
         if self.build_channel:
             session = import_module("pyspark.sql.connect.session").SparkSession
             self.spark = session(connection=self.build_channel())
+            shorten_retries(self.spark.client)
         if self.ending:
             self.close()
 
     def probe(self, crawler: Crawler) -> int:
-        """The number of task slots whose worker reaches the workspace's API. Raises SparkUnavailable if none does."""
+        """The number of task slots whose worker reaches the workspace's API. Raises InventoryError if none does."""
         name = next(iter(crawler.tally.users[0][1]))  # a file system of this run
         work = self.closure(crawler.client, [(0.0, FILE_SYSTEMS[name].list_path, "/")], 1, PROBE_SECONDS)
         for attempt in range(PROBES):
@@ -1454,9 +1454,9 @@ class Cluster:
                 return slots
             logger.debug("probe %d of the workers failed: %s", attempt + 1, refusals)
         status, text = next(filter(None, refusals), (0, "no answer"))
-        raise SparkUnavailable(
-            f"Parallel processing not available: workers cannot reach {crawler.client.config.host} "
-            f"({status or one_line(text, 200)}). Let them through its network and proxy."
+        raise InventoryError(
+            f"workers cannot reach {crawler.client.config.host} ({status or one_line(text, 60)}): "
+            "let them through its network and proxy"
         )
 
     def use_slots(self, crawler: Crawler, slots: int | Exception) -> None:
@@ -1636,16 +1636,21 @@ class Cluster:
             self.go_on_alone(f"The cluster is left alone, {LOST_BATCHES} batches in a row failed: {reason}.")
 
 
-class SparkUnavailable(Exception):
-    """There are no workers to be had: what to tell people, as a sentence."""
-
-
 def call_with_tag(spark: Any, method: str, before: str, tag: str) -> None:
     """Marks this thread's queries, or cancels those marked. A classic session before Spark 4.0 has other methods."""
     try:
         getattr(spark, method)(tag)
     except (RuntimeError, AttributeError):
         getattr(spark.sparkContext, before)(tag)
+
+
+def shorten_retries(client: Any) -> None:
+    """Else pyspark tries for ten minutes to reach its server, and nobody learns why it cannot."""
+    if hasattr(client, "get_retry_policies"):
+        for policy in client.get_retry_policies():
+            policy.max_retries = SPARK_RETRIES
+    else:  # pyspark 3.5
+        client._retry_policy["max_retries"] = SPARK_RETRIES
 
 
 def without_secrets(text: str) -> str:
@@ -1655,18 +1660,20 @@ def without_secrets(text: str) -> str:
 
 def last_cause(error: Exception) -> str:
     """What Spark says, on a line, without the token that a connection URL may have: its text ends with the cause."""
+    if of_grpc := re.search(r'details = "(.*: UNKNOWN: )?(.+)"', str(error)):
+        return one_line(without_secrets(of_grpc[2]), 120)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     causes = [line for line in lines if re.match(r"(Caused by: )?[\w.]+(Error|Exception|Timeout)\b: ", line)]
     text = causes[-1] if causes else " ".join(lines)
-    return one_line(without_secrets(text or type(error).__name__), 300)
+    return one_line(without_secrets(text or type(error).__name__), 120)
 
 
 def spark_problem(error: Exception) -> str:
     """Why there is no cluster, and what to do, as a sentence."""
-    if isinstance(error, SparkUnavailable):
-        return without_secrets(str(error))
+    if isinstance(error, InventoryError):
+        return f"Parallel processing not available: {error}."
     if isinstance(error, ImportError):
-        return f"Parallel processing not available: {error}; pip install 'pyspark[connect]' 'pandas<3'."
+        return f'Parallel processing not available: {error}; pip install "pyspark[connect]" "pandas<3".'
     # Spark 4 writes "different version: 3.12 than that in driver: 3.11", 3.5 "different version (3, 12) than ..."
     if versions := re.search(r"different version:? (.+?) than that in driver:? (\d+\.\d+)", str(error)):
         cluster = ".".join(re.findall(r"\d+", versions[1])[:2])
@@ -1696,29 +1703,16 @@ def build_cluster_channel(config: DatabricksConfig, cluster_id: str) -> Any:
 
 
 def connect_cluster(config: DatabricksConfig, cluster_id: str) -> Any:
-    """The channel builder, when the cluster runs."""
-    builder = build_cluster_channel(config, cluster_id)  # without pyspark nobody waits
-    wait_for_cluster(DatabricksClient(config), cluster_id)
+    """The channel builder. Raises InventoryError for a cluster that does not run."""
+    builder = build_cluster_channel(config, cluster_id)
+    try:
+        cluster = DatabricksClient(config).get("/api/2.1/clusters/get", {"cluster_id": cluster_id}, parse_record)
+    except DatabricksError as error:
+        raise InventoryError(f"cluster {cluster_id}: {error}") from error
+    state, message = (one_line(without_secrets(str(cluster.get(key) or "")), 60) for key in ("state", "state_message"))
+    if state not in ("RUNNING", "RESIZING"):
+        raise InventoryError(f"cluster {cluster_id} is {state} {message}; start it, and run this again when it runs")
     return builder
-
-
-def wait_for_cluster(client: DatabricksClient, cluster_id: str) -> None:
-    """Until the cluster runs. Raises SparkUnavailable for one that does not and will not."""
-    until = client.clock() + CLUSTER_START_SECONDS
-    while True:
-        try:
-            cluster = client.get("/api/2.1/clusters/get", {"cluster_id": cluster_id}, parse_record)
-        except DatabricksError as error:
-            raise SparkUnavailable(f"Parallel processing not available: cluster {cluster_id}: {error}.") from error
-        state, message = (one_line(client.mask(str(cluster.get(key) or "")), 200) for key in ("state", "state_message"))
-        if state in ("RUNNING", "RESIZING"):
-            return
-        if state not in ("PENDING", "RESTARTING") or client.clock() >= until:
-            raise SparkUnavailable(
-                f"Parallel processing not available: cluster {cluster_id} is {state} {message}. Start it and run again."
-            )
-        logger.info("cluster %s is %s %s", cluster_id, state, message)
-        client.sleep(CLUSTER_POLL_SECONDS)
 
 
 # --- Checkpoint -----------------------------------------------------------------------------------------------------

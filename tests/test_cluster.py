@@ -197,6 +197,7 @@ NOT_AVAILABLE = "Parallel processing not available: "
     (NO_REQUESTS, NOT_AVAILABLE + "ModuleNotFoundError: No module named 'requests'"),
     ("x.SparkException: first\nCaused by: java.net.UnknownHostException: spark", NOT_AVAILABLE + "Caused by: java.net"),
     ("bad url sc://h/;token=dapi123456789", NOT_AVAILABLE + "bad url sc://h/;token=***"),
+    ('<...\n details = "failed: last error: UNKNOWN: refused"\n debug = "x"', NOT_AVAILABLE + "refused"),
     (MISMATCH.format(": 3.9", ":"), "Python version mismatch: client 3.12, cluster 3.9. "),
     (MISMATCH.format(" (3, 11)", ""), "Python version mismatch: client 3.12, cluster 3.11. "),  # pyspark 3.5
 ])  # fmt: skip
@@ -204,31 +205,6 @@ def test_what_spark_says_is_told_as_a_sentence(text, told):
     sentence = scanner.spark_problem(RuntimeError(text))
     assert sentence.startswith(told)
     assert "dapi" not in sentence
-
-
-STATES = {  # what clusters/get shows in turn, seconds waited, what is raised
-    "resizing": (["RESIZING"], 0, None),
-    "starts": (["PENDING", "RESTARTING", "RUNNING"], 20, None),
-    "fails": (["PENDING", "TERMINATED"], 10, "c is TERMINATED about TERMINATED. Start it"),
-    "never": (["PENDING"], 600, "PENDING"),
-    "unknown state": (["UNKNOWN"], 0, "UNKNOWN"),
-    "unknown": ([], 0, "Cluster c does not exist"),
-}
-
-
-@pytest.mark.parametrize("case", STATES)
-def test_a_cluster_is_waited_for(small, clock, log, case):
-    states, seconds, raised = STATES[case]
-    small.change(clusters={"c": [{"state": state, "state_message": f"about {state}"} for state in states]})
-    client = DatabricksClient(config_of(small), clock=clock, sleep=clock.sleep)
-    problem = None
-    try:
-        scanner.wait_for_cluster(client, "c")
-    except scanner.SparkUnavailable as error:
-        problem = str(error)
-    assert raised in problem if raised else problem is None
-    assert sum(clock.waits) == pytest.approx(seconds, abs=10 if case == "never" else 0)
-    assert log.text.count("about") >= len(states) - 1
 
 
 def gone(tag):
@@ -262,7 +238,7 @@ def silent():
 
 
 def test_a_session_that_comes_when_nobody_waits_any_more_is_closed(many, log, monkeypatch, silent, early):
-    set_constants(monkeypatch, CLUSTER_START_SECONDS=0.0, SPARK_START_SECONDS=0.1)
+    set_constants(monkeypatch, SPARK_START_SECONDS=0.1)
     over, channels = threading.Event(), []
 
     def build_late():
@@ -302,25 +278,38 @@ def run_here(many, log, monkeypatch, capsys):
     return run
 
 
-STOPPED = {"state": "TERMINATED", "state_message": "Inactive for 60 minutes."}
+def cluster(state):
+    return {"c": [{"state": state, "state_message": "Inactive for 60 minutes."}]}
 
 
-@pytest.mark.parametrize(("words", "blocked", "texts"), [
-    (("--cluster-id", "c"), "", ["cluster c is TERMINATED Inactive for 60 minutes.", "Start it"]),
-    (("--cluster-id", "c"), "pyspark.sql.connect.client.core", ["pyspark", "pip install"]),
-    (("--spark-remote", "sc://localhost:1"), "pyspark.sql.connect.client.core", ["pyspark", "pip install"]),
+@pytest.mark.parametrize(("words", "blocked", "clusters", "texts"), [
+    (("--cluster-id", "c"), "", cluster("TERMINATED"), ["c is TERMINATED Inactive for 60 minutes.; start it"]),
+    (("--cluster-id", "c"), "", cluster("PENDING"), ["cluster c is PENDING", "start it"]),
+    (("--cluster-id", "c"), "", {}, ["cluster c: 400 INVALID_PARAMETER_VALUE: Cluster c does not exist"]),
+    (("--spark-remote", "sc://localhost:1"), "", {}, ["Connection refused"]),
+    (("--cluster-id", "c"), "pyspark.sql.connect.client.core", {}, ["pyspark", "pip install"]),
+    (("--spark-remote", "sc://localhost:1"), "pyspark.sql.connect.client.core", {}, ["pyspark", "pip install"]),
 ])  # fmt: skip
 def test_a_command_without_a_cluster_warns_once_and_goes_on(
-    many, run_here, log, monkeypatch, early, words, blocked, texts
+    many, run_here, log, monkeypatch, early, words, blocked, clusters, texts
 ):
-    many.change(clusters={"c": STOPPED})
+    set_constants(monkeypatch, SPARK_RETRIES=1)
+    many.change(clusters=clusters)
     if blocked:
         monkeypatch.setitem(sys.modules, blocked, None)
     err = run_here(lambda: "not available" in log.text, *words)
     [warning] = [line for line in err.splitlines() if line.startswith("warning: ")]
     assert [text for text in [NOT_AVAILABLE, *texts] if text not in warning] == []
+    assert len(warning) <= 200 + len(NOT_AVAILABLE)
     assert "no directory was listed by the cluster: Parallel" in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("state", ["RUNNING", "RESIZING"])
+def test_a_cluster_that_runs_is_connected_to(many, state):
+    pytest.importorskip("pyspark.sql.connect.client.core")
+    many.change(clusters=cluster(state))
+    assert many.url.endswith(scanner.connect_cluster(config_of(many), "c").endpoint)
 
 
 @pytest.mark.parametrize("words", [("--cluster-id", "c"), ("--spark-remote", "sc://localhost:1"), ()], ids=" ".join)
