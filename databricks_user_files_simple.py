@@ -43,7 +43,7 @@ import zlib
 from base64 import b64decode, b64encode
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from functools import partial
@@ -116,9 +116,10 @@ LAST_PROBE = 60.0  # seconds between two of them, to which they double
 LONGEST_WAIT = 0.2  # seconds that the gathering thread waits for an answer: no signal comes through then (Windows)
 DEFAULT_THREADS = 16
 MOST_THREADS = 64
-OPEN_USERS = 500  # scanned at the same time at most: bounds the memory, and what a crash can lose
+OPEN_USERS = 500  # scanned at the same time at most: bounds the memory
 CHECKPOINT_FILE = ".checkpoint_progress.json"
 SYNC_SECONDS = 1.0
+LONGEST_PROGRESS = 7 * 86_400.0  # seconds from a user's first listing, until the whole is too old to go on with
 # Batches for a cluster. A Spark query costs about 0.1 s beyond its requests.
 CLUSTER_DELAY = 2.0  # seconds from the start; most runs on a few users end before, and pyspark takes a second to import
 SMALLEST_BATCH = 8  # directories; narrow trees have no more ready
@@ -256,23 +257,30 @@ class FileSystemTotals:
     last_modified: str = ""
     estimated: int = 0
 
-    def add_listing(self, listing: Listing) -> None:
-        self.files += len(listing.files)
-        self.bytes += listing.bytes
-        self.estimated += listing.estimated
-        self.directories += not listing.is_file
-        for object_type, count in listing.types.items():
-            self.types[object_type] = self.types.get(object_type, 0) + count
+    @classmethod
+    def of(cls, listing: Listing) -> FileSystemTotals:
+        """What one listing adds."""
         newest = max((entry.modified or 0 for entry in listing.files if (entry.modified or 0) < YEAR_3000), default=0)
-        self.last_modified = max(self.last_modified, iso_time(newest))
-        self.failures += [{"path": path, "error": error} for path, error in listing.failures.items()]
+        failures = [{"path": path, "error": error} for path, error in listing.failures.items()]
+        directories = 0 if listing.is_file else 1
+        totals = cls(len(listing.files), listing.bytes, directories, dict(listing.types), failures, iso_time(newest))
+        totals.estimated = listing.estimated
+        return totals
+
+    def merge(self, other: FileSystemTotals) -> None:
+        """All of another one."""
+        self.add(other)
+        self.directories += other.directories
+        self.last_modified = max(self.last_modified, other.last_modified)
+        self.failures += other.failures
 
     def add(self, other: FileSystemTotals) -> None:
         """The counts of another one; not its failures, nor when what was modified."""
         self.files += other.files
         self.bytes += other.bytes
         self.estimated += other.estimated
-        self.types = dict(Counter(self.types) + Counter(other.types))
+        for object_type, count in other.types.items():
+            self.types[object_type] = self.types.get(object_type, 0) + count
 
     @property
     def estimated_bytes(self) -> int:
@@ -304,7 +312,7 @@ class UserResult:
 
     `homes` has the path of the home in each file system that was scanned, None where none was found. `file_count` and
     `total_size` (bytes) are of the directories that could be listed: see `status`. `scan` is an id that no other scan
-    of this or another user has.
+    of this or another user has. `admin` tells whether the login was an admin's; others may not see all.
     """
 
     username: str
@@ -313,6 +321,7 @@ class UserResult:
     workspace: FileSystemTotals | None = None
     homes: dict[str, str | None] = field(default_factory=dict)
     scan: str = ""
+    admin: bool = True
 
     @property
     def scanned(self) -> dict[str, FileSystemTotals]:
@@ -364,7 +373,13 @@ class UserResult:
         }
 
     def as_dict(self) -> dict[str, Any]:
-        head = {"username": self.username, "scanned_at": self.scanned_at, "status": self.status, "scan": self.scan}
+        head: dict[str, Any] = {
+            "username": self.username,
+            "scanned_at": self.scanned_at,
+            "status": self.status,
+            "scan": self.scan,
+        }
+        head |= {} if self.admin else {"admin": False}
         return head | {name: totals.as_dict() for name, totals in self.scanned.items()} | {"homes": self.homes}
 
     @classmethod
@@ -854,7 +869,7 @@ class OpenUser:
     username: str
     homes: dict[str, Home]
     totals: dict[str, FileSystemTotals]
-    scan: str = field(default_factory=lambda: os.urandom(8).hex())
+    scan: str
     pending: int = 0  # directories in the frontier, in flight or in a batch
     failed_once: list[Directory] = field(default_factory=list)
     not_found: dict[Known, list[Directory]] = field(default_factory=dict)  # by parent
@@ -872,10 +887,13 @@ class Tally:
     A parent that answers 404 itself leaves it to its own parent.
     """
 
-    def __init__(self, homes: dict[str, dict[str, Home]], statistics: Counter[str], journal: Journal | None = None):
+    def __init__(
+        self, homes: dict[str, dict[str, Home]], statistics: Counter[str], admin: bool, journal: Journal | None = None
+    ):
         self.users = list(homes.items())
         self.frontier = Frontier()
         self.statistics = statistics
+        self.admin = admin
         self.journal = journal
         self.opened = 0
         self.open: dict[int, OpenUser] = {}
@@ -889,17 +907,20 @@ class Tally:
             return False
         number = self.opened
         username, homes = self.users[number]
-        user = OpenUser(username, dict(homes), {name: FileSystemTotals() for name in homes})
+        begun = self.journal.begin(username, homes, self.admin) if self.journal else Begun.anew(homes)
+        user = OpenUser(username, dict(homes), begun.totals, begun.scan)
         self.opened = number + 1
         self.open[number] = user
         for file_system, home in homes.items():
-            if home.path is not None:
-                user.pending += 1
-                # One that hardly is there is asked for here: a worker's 404 would be asked for here once more.
-                is_likely = home.is_listed or home.not_found == NOT_LISTED
-                self.frontier.push(Directory(number, file_system, home.path, not_for_workers=not is_likely))
-            elif home.problem:
+            if home.problem:
                 self.give_up(Directory(number, file_system, f"{USERS_FOLDER}/{username}"), home.problem)
+            left = begun.left[file_system]
+            user.pending += len(left)
+            # A home that hardly is there is asked for here: a worker's 404 would be asked for here once more.
+            is_likely = home.is_listed or home.not_found == NOT_LISTED
+            for path, parent in left.items():
+                not_for_workers = parent is None and not is_likely
+                self.frontier.push(Directory(number, file_system, path, parent, not_for_workers=not_for_workers))
         if not user.pending:
             self.next_round(number)
         return True
@@ -909,9 +930,10 @@ class Tally:
         if directory.known:
             self.listed_again(directory, directory.known, listing)
         else:
-            user.totals[directory.file_system].add_listing(listing)
-            if self.journal:
-                self.journal.add(user.scan, user.username, directory.file_system, listing.files)
+            found = FileSystemTotals.of(listing)
+            if self.journal:  # first: what is in the totals is in the journal, too
+                self.journal.add(user, directory, found, listing.directories, listing.files)
+            user.totals[directory.file_system].merge(found)
             known = Known(directory.path, directory.parent, len(listing.files), listing.directories)
             self.push_all(directory, known, listing.directories)
         self.settle(directory.user)
@@ -935,15 +957,18 @@ class Tally:
         gone = [path for path in known.directories if path not in there and path not in never_listed]
         before = set(known.directories)
         new = [path for path in listing.directories if path not in before]
-        change = ""
+        change, found = "", FileSystemTotals()
         if len(listing.files) > known.files:
             change = f"has {len(listing.files):,} instead of {counted(known.files, 'file')}"
         elif gone and new:
             names = [one_line(path.rpartition("/")[2], 50) for path in (gone[0], new[0])]
             change = f"{names[0]}, which was counted, is gone, and {names[1]} is new"
         if change:
-            failure = {"path": directory.path, "error": f"changed while it was scanned: {change}"}
-            self.open[directory.user].totals[directory.file_system].failures.append(failure)
+            found.failures.append({"path": directory.path, "error": f"changed while it was scanned: {change}"})
+        user = self.open[directory.user]
+        if self.journal:
+            self.journal.add(user, directory, found, new, files_now=len(listing.files))
+        user.totals[directory.file_system].merge(found)
         known.files, known.directories = len(listing.files), listing.directories
         self.push_all(directory, known, new)
 
@@ -1023,7 +1048,9 @@ class Tally:
         if not again:
             scanned_at = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
             homes = {name: home.path for name, home in user.homes.items()}
-            self.finished.append(UserResult(user.username, scanned_at, **user.totals, homes=homes, scan=user.scan))
+            self.finished.append(
+                UserResult(user.username, scanned_at, **user.totals, homes=homes, scan=user.scan, admin=self.admin)
+            )
             del self.open[number]
 
 
@@ -1728,6 +1755,7 @@ class SavedLine(NamedTuple):
     length: int
     status: str
     date: str
+    scan: str
 
 
 class Checkpoint:
@@ -1744,7 +1772,9 @@ class Checkpoint:
         self.header = header
         self.files = files  # closes what is opened
         self.is_stale = False  # of an earlier run, which this one does not go on with
+        self.is_new = False  # made by this run
         self.journal_path: Path | None = None
+        self.journal: Journal | None = None  # while it is open, and after
         self.lines: dict[str, SavedLine] = {}  # by username
         self.asked: list[str] = []  # the users of this run
         self.end = 0  # of the last result, or of the header
@@ -1764,6 +1794,7 @@ class Checkpoint:
             self.write(start + TAIL)
             self.end = len(start)
             self.begin()
+            self.is_new = True
         except OSError:
             self.file.truncate(0)  # half a header would be refused by the next run
             raise
@@ -1841,7 +1872,7 @@ class Checkpoint:
         write_all(self.file, data)
 
     def note(self, result: UserResult, offset: int, length: int) -> None:
-        self.lines[result.username] = SavedLine(offset, length, result.status, result.scanned_at[:10])
+        self.lines[result.username] = SavedLine(offset, length, result.status, result.scanned_at[:10], result.scan)
         self.end = offset + length
 
     def load(self, username: str) -> UserResult:
@@ -2006,46 +2037,174 @@ def move_aside(file: IO[bytes], path: Path) -> None:
 # --- Journal --------------------------------------------------------------------------------------------------------
 
 
-class Journal:
-    """The rows of --files: a JSON line for each listing, with its rows and the id of that scan of that user.
+@dataclass
+class Begun:
+    """A user who was begun: what was found, and what is left to be listed, by file system and path, with its parent."""
 
-    What kills and second scans leave behind stays in it: only rows of scans that count go into the CSV.
+    scan: str
+    totals: dict[str, FileSystemTotals]
+    left: dict[str, dict[str, Known | None]]
+    homes: dict[str, str | None]
+    admin: bool = True
+    began: float = 0.0  # seconds since 1970
+
+    @classmethod
+    def anew(cls, homes: dict[str, Home]) -> Begun:
+        paths = {name: home.path for name, home in homes.items()}
+        return cls.of_homes(os.urandom(8).hex(), paths)
+
+    @classmethod
+    def of_homes(cls, scan: str, homes: dict[str, str | None], admin: bool = True, began: float = 0.0) -> Begun:
+        left: dict[str, dict[str, Known | None]] = {
+            name: {} if path is None else {path: None} for name, path in homes.items()
+        }
+        return cls(scan, {name: FileSystemTotals() for name in homes}, left, homes, admin, began)
+
+    def take(self, record: dict[str, Any]) -> None:
+        """A listing's line; one of a directory that nobody named (that line was lost) does not count."""
+        file_system, path = record["at"]
+        left = self.left[file_system]
+        found = FileSystemTotals(**record["found"])
+        if "below" in record:  # a second listing; what has no line below the directory leads up to it
+            known = left.get(record["below"])
+            while known and known.path != path:
+                known = known.parent
+            if known is None:
+                return
+            known.files = record["files_now"]
+        elif path in left:
+            known = Known(path, left.pop(path), found.files, [])
+        else:
+            return
+        new = [f"{path}/{name}" for name in record["directories"]]
+        known.directories += new
+        left.update(dict.fromkeys(new, known))
+        self.totals[file_system].merge(found)
+
+
+class Journal:
+    """Users in progress: a JSON line for each that is begun, and for each listing what it adds, before it counts.
+
+    It lies beside the checkpoint, and --resume goes on from it: what was named and has no line is listed. Of --files a
+    line has the rows, too, and only those of scans that count go into the CSV. Each line begins with its CRC-32, so one
+    that is torn or damaged is as if it was not there. The gathering thread alone writes.
     """
 
-    def __init__(self, file: IO[bytes], path: Path | None, csv_path: str):
-        """Raises InventoryError where the working file cannot be written."""
+    def __init__(self, file: IO[bytes], path: Path | None, csv_path: str | None, saved: set[str]):
+        """`saved` has the scans that are in the checkpoint. Raises InventoryError where it cannot be written."""
         self.file = file
         self.path = path
         self.csv_path = csv_path
+        self.in_progress: dict[str, Begun | OpenUser] = {}  # by username
         self.earlier: Counter[str] = Counter()  # rows of each scan of earlier runs
-        for scan, count, _ in self.read():
-            self.earlier[scan] += count
+        self.replay(saved)
         file.seek(0, os.SEEK_END)
-        self.write(b"\n")  # so that a last line that a kill has torn is one of its own, and no JSON
+        self.write(b"\n")  # so that a last line that a kill has torn is one of its own
         self.wanted: dict[str, tuple[str, int]] = {}  # scans for the CSV: the user, and how many files there are
 
-    def add(self, scan: str, username: str, file_system: str, files: list[FileEntry]) -> None:
-        """Raises InventoryError. What was added is there even if this process is killed."""
-        if files:
-            start = f"{csv_cell(username)},{file_system}"
-            rows = "".join([file_row(start, entry) for entry in files])
-            line = json.dumps({"scan": scan, "rows": len(files), "csv": rows})
-            self.write(line.encode() + b"\n")
+    def replay(self, saved: set[str]) -> None:
+        """Takes up the last scan of each user that is not in the checkpoint."""
+        begun: dict[str, Begun] = {}
+        for scan, record in self.read(set() if self.csv_path is not None else saved):
+            self.earlier[scan] += record.get("rows", 0)
+            if "username" in record:
+                before = self.in_progress.pop(record["username"], None)
+                begun.pop(before.scan if before else "", None)
+                if scan not in saved:
+                    begun[scan] = Begun.of_homes(scan, record["homes"], record["admin"], record["began"])
+                    self.in_progress[record["username"]] = begun[scan]
+            elif scan in begun:
+                begun[scan].take(record)
+
+    def keep(self, homes: dict[str, dict[str, Home]], admin: bool) -> None:
+        """Of these users, who are to be scanned, forgets those who have to begin anew, and says why."""
+        reasons: dict[str, list[str]] = {}
+        for name in homes.keys() & self.in_progress.keys():
+            begun = self.in_progress[name]
+            if isinstance(begun, Begun) and (reason := self.why_not(begun, homes[name], admin)):
+                del self.in_progress[name]
+                reasons.setdefault(reason, []).append(name)
+        for reason, names in reasons.items():
+            users = counted(len(names), "user")
+            logger.info("%s in progress from the beginning, %s: the first is %s", users, reason, min(names))
+
+    def why_not(self, begun: Begun, homes: dict[str, Home], admin: bool) -> str:
+        """Why a user cannot go on from where an earlier run was; "" if that is possible."""
+        if begun.homes != {name: home.path for name, home in homes.items()}:
+            return "whose homes are others by now"
+        if begun.admin != admin:
+            return "begun by another kind of login"
+        if time.time() - begun.began > LONGEST_PROGRESS:
+            return "begun more than a week ago"
+        files = sum(totals.files for totals in begun.totals.values())
+        if self.csv_path is not None and self.earlier[begun.scan] != files:
+            return "with no rows for --files from before"
+        return ""
+
+    def begin(self, username: str, homes: dict[str, Home], admin: bool) -> Begun:
+        """What is known of the user; a new one gets its first line."""
+        begun = self.in_progress.get(username)
+        if not isinstance(begun, Begun):
+            begun = Begun.anew(homes)
+            head = {"username": username, "homes": begun.homes, "admin": admin, "began": time.time()}
+            self.write_line({"scan": begun.scan, **head})
+            self.in_progress[username] = begun
+        return begun
+
+    def add(
+        self,
+        user: OpenUser,
+        directory: Directory,
+        found: FileSystemTotals,
+        directories: list[str],
+        files: Iterable[FileEntry] = (),
+        files_now: int = 0,
+    ) -> None:
+        """A listing: what it adds, and the directories that it names. Raises InventoryError."""
+        self.in_progress[user.username] = user
+        cut = len(directory.path) + 1
+        at = directory.file_system, directory.path
+        names = [path[cut:] for path in directories]
+        record: dict[str, Any] = {"scan": user.scan, "at": at, "found": vars(found), "directories": names}
+        if directory.known:
+            lowest = directory
+            while lowest.missing:
+                lowest = lowest.missing[0]
+            record |= {"files_now": files_now, "below": lowest.path}
+        if self.csv_path is not None and files:
+            start = f"{csv_cell(user.username)},{directory.file_system}"
+            record |= {"rows": found.files, "csv": "".join([file_row(start, entry) for entry in files])}
+        self.write_line(record)
+
+    def write_line(self, record: dict[str, Any]) -> None:
+        text = json.dumps(record).encode()
+        self.write(b"%08x %b\n" % (zlib.crc32(text), text))
 
     def write(self, data: bytes) -> None:
         with checkpoint_errors(self.path):
             write_all(self.file, data)
 
-    def read(self) -> Iterator[tuple[str, int, str]]:
-        """Scan, number of rows, and rows of every line; one that is torn or damaged is left out."""
+    def read(self, unwanted: set[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Scan and record of each line of other scans than these."""
         with checkpoint_errors(self.path), lines_of(self.file) as lines:
             for line in lines:
-                try:
-                    record = json.loads(line)
-                    found = record["scan"], record["rows"], record["csv"]
-                except (ValueError, KeyError, TypeError):
-                    continue
-                yield found
+                scan, text = line[19:35].decode("ascii", "replace"), line[9:].rstrip(b"\n")
+                if scan not in unwanted and line[:8] == b"%08x" % zlib.crc32(text):
+                    yield scan, json.loads(text)
+
+    def progress(self, names: Iterable[str] | None = None) -> str:
+        """How many of these users (None: of all) are in progress, with how many directories; "" where none are."""
+        users = self.in_progress.keys() if names is None else self.in_progress.keys() & set(names)
+        counts = [sum(totals.directories for totals in self.in_progress[name].totals.values()) for name in users]
+        counts = [count for count in counts if count]
+        if not counts:
+            return ""
+        listed = "directory" if sum(counts) == 1 else "directories"
+        return f"{counted(len(counts), 'user')} in progress, {sum(counts):,} {listed} listed"
+
+    def done(self, result: UserResult) -> None:
+        """It is saved, or taken by whoever called."""
+        self.in_progress.pop(result.username, None)
 
     def want(self, result: UserResult) -> None:
         """The CSV is to have the files of this result."""
@@ -2055,13 +2214,13 @@ class Journal:
         """Writes the CSV. Raises RuntimeError where rows are missing or too many."""
         rows: Counter[str] = Counter()
         file.write(csv_row(FILE_COLUMNS))
-        for scan, count, text in self.read():
-            if scan in self.wanted:
-                file.write(text)
-                rows[scan] += count
+        for scan, record in self.read(set()):
+            if scan in self.wanted and "rows" in record:
+                file.write(record["csv"])
+                rows[scan] += record["rows"]
         for scan, (username, count) in self.wanted.items():
             if rows[scan] != count:
-                raise RuntimeError(f"{username} has {counted(count, 'file')}, the working file {rows[scan]:,}")
+                raise RuntimeError(f"{username} has {counted(count, 'file')}, the journal {rows[scan]:,}")
 
 
 def file_row(start: str, entry: FileEntry) -> str:
@@ -2071,12 +2230,15 @@ def file_row(start: str, entry: FileEntry) -> str:
 
 
 @contextmanager
-def open_journal(path: Path | None, csv_path: str) -> Iterator[Journal]:
-    """The working file of that path, made if there is none; without a path a temporary file. Raises InventoryError."""
+def open_journal(path: Path | None, csv_path: str | None, saved: set[str]) -> Iterator[Journal | None]:
+    """That of that path, made if there is none; else a temporary one for --files, or none. Raises InventoryError."""
+    if path is None and csv_path is None:
+        yield None
+        return
     with ExitStack() as files:
         with checkpoint_errors(path):
             file = open_locked(path, files) if path else files.enter_context(tempfile.TemporaryFile(buffering=0))
-        yield Journal(file, path, csv_path)
+        yield Journal(file, path, csv_path, saved)
 
 
 # --- From Python ----------------------------------------------------------------------------------------------------
@@ -2108,28 +2270,32 @@ def scan_users(
         check_output(str(files))
     client = client or DatabricksClient(config, threads)
     homes: dict[str, dict[str, Home]] = {}
+    admin = False
     if names:
-        homes, _ = assign_homes([*names, *everyone], *look_around(client, file_systems))
+        folders, admin = look_around(client, file_systems)
+        homes, _ = assign_homes([*names, *everyone], folders, admin)
     left = {name: homes[name] for name in names}
-    with open_journal(None, str(files)) if files is not None else nullcontext() as journal:
-        for result in crawl(left, client, threads, lambda _: on_tick(), cluster, journal):
+    with open_journal(None, None if files is None else str(files), set()) as journal:
+        for result in crawl(left, client, threads, admin, lambda _: on_tick(), cluster, journal):
             if journal:
                 journal.want(result)
+                journal.done(result)
             yield result
         if journal:
-            write_output(journal.csv_path, journal.publish)
+            write_output(str(files), journal.publish)
 
 
 def crawl(
     homes: dict[str, dict[str, Home]],
     client: DatabricksClient,
     threads: int,
+    admin: bool,
     on_tick: Callable[[Tally], None],
     cluster: Cluster | None = None,
     journal: Journal | None = None,
 ) -> Generator[UserResult, None, None]:
-    """scan_users() where everybody's homes are known; the journal gets every file."""
-    tally = Tally(homes, client.statistics, journal)
+    """scan_users() where everybody's homes are known; the journal gets every listing."""
+    tally = Tally(homes, client.statistics, admin, journal)
     yield from Crawler(client, tally, threads, cluster).run(on_tick)
     if tally.open or tally.opened < len(homes):
         raise RuntimeError("the scan ended before its last user")
@@ -2313,8 +2479,8 @@ def write_results(
     outputs: list[tuple[str, Callable[[TextIO], object]]] = []
     if args.details is not None:
         outputs.append((args.details, lambda file: write_details(file, results())))
-    if journal:
-        outputs.append((journal.csv_path, journal.publish))
+    if journal and args.files is not None:
+        outputs.append((args.files, journal.publish))
     outputs.append((args.output, lambda file: file.write("".join(lines))))  # last, when all is known to be right
     failures = []
     for path, write in outputs:
@@ -2597,13 +2763,15 @@ def last_line(checkpoint: Checkpoint, args: argparse.Namespace) -> Iterator[None
     try:
         yield
     except BaseException:
-        if not checkpoint.lines and not checkpoint.is_stale:
+        has_progress = checkpoint.journal is not None and checkpoint.journal.progress() != ""
+        if checkpoint.is_new and not checkpoint.lines and not has_progress:
             checkpoint.remove()
-        elif checkpoint.path and checkpoint.lines:
+        elif checkpoint.path and not checkpoint.is_stale:
             saved = sum(name in checkpoint.lines for name in checkpoint.asked)
+            progress = checkpoint.journal.progress(checkpoint.asked) if checkpoint.journal else ""
             args.saved = (
-                f"{saved:,} of {len(checkpoint.asked):,} users saved in {checkpoint.path}; "
-                "the same command with --resume goes on"
+                f"{saved:,} of {len(checkpoint.asked):,} users saved in {checkpoint.path}"
+                f"{progress and ', '}{progress}; the same command with --resume goes on"
             )
         raise
 
@@ -2618,14 +2786,16 @@ def scan_into(checkpoint: Checkpoint, names: list[str], client: DatabricksClient
         homes |= nobodys_homes(folders, nobodys)
         nobodys = {}
     checkpoint.asked = list(homes)
-    with open_journal(checkpoint.journal_path, args.files) if args.files else nullcontext() as journal:
-        cluster = scan_left(checkpoint, journal, homes, client, args)
+    scans = {line.scan for line in checkpoint.lines.values()}
+    with open_journal(checkpoint.journal_path, args.files, scans) as journal:
+        checkpoint.journal = journal
+        cluster = scan_left(checkpoint, homes, admin, client, args)
         client.adapter.close()  # what idle connections hold, the outputs may need
         saved = checkpoint.path is not None
         summary = Summary()
         failures = write_results(lambda: map(checkpoint.load, homes), summary, args, journal, saved)
     tell(*summary.lines(client.statistics, time.monotonic() - started, nobodys))
-    if journal and not failures:
+    if journal and args.files is not None and not failures:
         files = sum(count for _, count in journal.wanted.values())
         tell(f"{counted(files, 'row')} in {'stdout' if args.files == '-' else args.files}, one for each file")
     if cluster:
@@ -2640,42 +2810,55 @@ def scan_into(checkpoint: Checkpoint, names: list[str], client: DatabricksClient
 
 def scan_left(
     checkpoint: Checkpoint,
-    journal: Journal | None,
     homes: dict[str, dict[str, Home]],
+    admin: bool,
     client: DatabricksClient,
     args: argparse.Namespace,
 ) -> Cluster | None:
     """Scans and saves the users that the checkpoint does not have; returns the cluster that may have helped."""
-    left = {name: homes[name] for name in homes if not is_kept(checkpoint, journal, name, homes[name])}
+    journal = checkpoint.journal
+    left = {name: homes[name] for name in homes if not is_kept(checkpoint, name, homes[name], admin)}
+    if journal:
+        journal.keep(left, admin)
     tell_kept(checkpoint, [name for name in homes if name not in left], list(left))
     tell_homes(left)
     cluster = choose_cluster(args, client.config)
     progress = Progress(len(homes), len(homes) - len(left), client.statistics, args.quiet)
-    results = crawl(left, client, args.threads, progress.tick, cluster, journal)
+    results = crawl(left, client, args.threads, admin, progress.tick, cluster, journal)
     with closing(progress), closing(results):  # an interrupt ends the cluster before it is told
         for result in results:
             checkpoint.save(result)
+            if journal:
+                journal.done(result)
             progress.user_done()
     return cluster
 
 
-def is_kept(checkpoint: Checkpoint, journal: Journal | None, name: str, homes: dict[str, Home]) -> bool:
-    """Whether the user is complete in the checkpoint, with the same homes as now, and with the rows of its files."""
+def is_kept(checkpoint: Checkpoint, name: str, homes: dict[str, Home], admin: bool) -> bool:
+    """Whether the user is complete in the checkpoint, with the homes of now, for this login, with the rows of files."""
     if not checkpoint.done(name):
         return False
     result = checkpoint.load(name)
-    return has_homes(result.homes, homes) and (journal is None or journal.earlier[result.scan] == result.file_count)
+    journal = checkpoint.journal
+    has_rows = journal is None or journal.csv_path is None or journal.earlier[result.scan] == result.file_count
+    return has_homes(result.homes, homes) and (result.admin or not admin) and has_rows
 
 
 def tell_kept(checkpoint: Checkpoint, kept: list[str], left: list[str]) -> None:
-    """Says of which dates the rows are that are not scanned again, and why other complete users are."""
-    if kept:
+    """Says of which dates the rows are that are not scanned again, what is in progress, and who is scanned again."""
+    progress = checkpoint.journal.progress(left) if checkpoint.journal else ""
+    if kept or progress:
         dates = Counter(checkpoint.lines[name].date for name in kept)
-        rows = ", ".join(f"{counted(count, 'row')} of {date}" for date, count in sorted(dates.items()))
-        logger.info("kept from the checkpoint: %s; to scan: %s", rows, counted(len(left), "user"))
+        rows = [f"{counted(count, 'row')} of {date}" for date, count in sorted(dates.items())]
+        logger.info(
+            "kept from the checkpoint: %s; to scan: %s",
+            ", ".join([*rows, progress] if progress else rows),
+            counted(len(left), "user"),
+        )
     if again := sum(map(checkpoint.done, left)):
         logger.info(
-            "%s to scan again: other homes, or no rows for --files from before", counted(again, "complete user")
+            "%s to scan again: other homes, no admin's login before, or no rows for --files",
+            counted(again, "complete user"),
         )
 
 
@@ -2694,7 +2877,8 @@ def finish(checkpoint: Checkpoint, all_homes: bool) -> int:
     With `all_homes` a user that was not asked for is one whose home is gone.
     """
     left = sum(not checkpoint.done(name) for name in checkpoint.asked)
-    others = 0 if all_homes else len(checkpoint.lines.keys() - set(checkpoint.asked))
+    in_progress = checkpoint.journal.in_progress.keys() if checkpoint.journal else set()
+    others = 0 if all_homes else len((checkpoint.lines.keys() | in_progress) - set(checkpoint.asked))
     if not left and not others:
         checkpoint.remove()
     elif checkpoint.path:

@@ -201,7 +201,7 @@ def test_interrupted_while_the_disk_is_waited_for_the_first_user_is_saved(scan, 
     monkeypatch.setattr(os, "fsync", interrupted)
     done = scan(server, *WORDS)
     assert done.code == 130, done
-    assert f"1 of {len(server.user_names)} users saved in {NAME}; " in done.err
+    assert f"1 of {len(server.user_names)} users saved in {NAME}" in done.err
     assert len(saved_users()) == 1
 
 
@@ -222,8 +222,11 @@ def test_interrupted_it_ends_at_once_and_says_how_to_go_on(server, scan, login, 
     assert process.returncode == 130, err
     assert "Traceback" not in err
     saved = saved_users()
-    last_line = f"{len(saved)} of {len(names)} users saved in {NAME}; the same command with --resume goes on"
-    assert err.splitlines()[-2:] == ["error: interrupted", last_line]
+    error, last_line = err.splitlines()[-2:]
+    assert error == "error: interrupted"
+    assert re.fullmatch(
+        rf"{len(saved)} of {len(names)} users saved in {re.escape(NAME)}(, \d+ users? in progress, \d+ director(y|ies) "
+        "listed)?; the same command with --resume goes on", last_line)  # fmt: skip
     assert not Path("out.csv").exists()
     assert len(json.loads(Path(NAME).read_bytes())["results"]) == len(saved) >= 2
     server.change(faults=[])
@@ -424,7 +427,7 @@ def test_of_two_runs_at_once_the_second_is_refused_also_through_a_link(server, s
             assert (second.code, server.total_requests) == (2, 0), second
             assert f"another run is using {words[-1]}" in second.err
         assert Path("kept/c.json").read_bytes() == data
-        assert [path.name for path in Path("kept").iterdir()] == ["c.json"]
+        assert [path.name for path in Path("kept").glob("*c*")] == ["c.json"]
         process.kill()
         process.wait()
     server.change(faults=[Fault("403", api="dbfs", path=f"/Users/{server.user_names[-1]}")])
@@ -432,7 +435,7 @@ def test_of_two_runs_at_once_the_second_is_refused_also_through_a_link(server, s
     assert scan(server, *WORDS, "--resume").code == 1
     assert [asked_for(server, name) for name in saved] == [0] * len(saved)
     assert scan(server, *WORDS).code == 1  # a new one: the old one is moved aside where it is
-    assert len(list(Path("kept").iterdir())) == 2
+    assert len(list(Path("kept").glob("*.json"))) == 2
     server.change(faults=[])
     assert scan(server, *WORDS, "--resume").code == 0  # which removes the checkpoint, and not the link
     assert not Path("kept/c.json").exists()
