@@ -108,6 +108,12 @@ ME_PATH = "/api/2.0/preview/scim/v2/Me"
 MOST_WAITING = 1_000_000  # directories to be listed, of one file system: about 300 MB
 FIRST_RATE = 20.0  # requests/s after the first 429 (50 ms apart), unless more was just being achieved
 LOWEST_RATE = 1.0  # requests/s
+GROWTH = 0.0005  # of the rate, with each success: of about 50 answers one is a 429 then, whatever the limit
+QUIET_GROWTH = 0.15  # requests/s, where there was no 429 for QUIET_SECONDS and for as long as QUIET_REQUESTS take
+QUIET_SECONDS, QUIET_REQUESTS = 3.0, 50
+RECENT_SECONDS = 3.0
+LATE_SECONDS = 0.05  # by which a thread may wake up late, and make up for it
+FIRST_REST, LONGEST_REST = 0.1, 3.0  # seconds, after the second 429 in a row; doubled with each
 UNPACED_RATE = 1000.0  # requests/s, from which on there is no delay
 OUTAGE_FAILURES = 10  # in a row, of one API
 LONGEST_OUTAGE = 15 * 60.0  # seconds
@@ -688,18 +694,22 @@ def has_home(kept: str | None, home: Home) -> bool:
 # --- Pace -----------------------------------------------------------------------------------------------------------
 
 
-def next_rate(rate: float, limited: bool, achieved: float, quiet: float) -> float:
-    """The pacer's rule, in requests/s (inf: no delay): 15% less after a 429, a little more after a success.
+def next_rate(rate: float, limited: bool, achieved: float, row: int, quiet: float) -> float:
+    """The pacer's rule, in requests/s (inf: no delay); `row` successes and `quiet` seconds since the last 429.
 
-    The more so the longer it is `quiet`, the seconds since the last 429: the limit is far away then, or gone. It grows
-    only while it is what limits: beyond twice of what is achieved it would run away.
+    A 429 after so many successes says that about one request in so many was too much: the rate falls by that share, by
+    a tenth at most, so hardly for a single one. Each success raises it a little, and more where there was no 429 for
+    long: the limit is far away then, or gone. It grows only while it is what limits: beyond twice of what is achieved
+    it would run away.
     """
+    reached = max(achieved, FIRST_RATE)
     if limited and rate == math.inf:
-        return max(FIRST_RATE, achieved)
+        return reached
     if limited:
-        return max(LOWEST_RATE, rate * 0.85)
-    if rate < 2 * max(achieved, FIRST_RATE):
-        rate += 0.05 + 0.2 * min(max(quiet - 5, 0), 10)
+        return max(rate * (1 - 1 / (row + 10)), LOWEST_RATE)
+    if rate < 2 * reached:
+        is_quiet = quiet > QUIET_SECONDS + QUIET_REQUESTS / rate
+        rate += max(GROWTH * rate, QUIET_GROWTH if is_quiet else 0.0)
     return rate if rate < UNPACED_RATE else math.inf
 
 
@@ -718,7 +728,9 @@ class Pacer:
         self.next_at = 0.0
         self.changed_at = -math.inf
         self.succeeded_at = -math.inf
-        self.recent: deque[float] = deque()  # successes of the last three seconds
+        self.recent: deque[float] = deque()  # successes of the last RECENT_SECONDS
+        self.row = 0  # successes since the last 429 that counted
+        self.rest = 0.0  # seconds, longer with each 429 in a row: a window of time may be used up
         self.failures = 0  # in a row
         self.failing_since = 0.0
         self.probe_wait = 0.0
@@ -726,29 +738,37 @@ class Pacer:
 
     def sent(self, now: float) -> None:
         rate = max(self.rate - self.lent, LOWEST_RATE)
-        self.next_at = max(self.next_at, now - 0.05) + 1 / rate  # makes up for a wake-up 50 ms late at most
+        self.next_at = max(self.next_at, now - LATE_SECONDS) + 1 / rate
 
     def succeeded(self, sent_at: float, now: float) -> None:
         self.succeeded_at = now
+        self.rest = 0.0
         self.recent.append(now)
-        while self.recent[0] < now - 3:
+        while self.recent[0] < now - RECENT_SECONDS:
             self.recent.popleft()
         if sent_at > self.changed_at:  # else it says nothing about the rate of now
-            self.rate = next_rate(self.rate, False, len(self.recent) / 3, now - self.changed_at)
+            self.row += 1
+            achieved = len(self.recent) / RECENT_SECONDS
+            self.rate = next_rate(self.rate, False, achieved, self.row, now - self.changed_at)
 
     def limited(self, sent_at: float, now: float) -> bool:
         """Less, after a 429. Returns whether it counts: the last change was for all that had left by then."""
         if self.away or sent_at <= self.changed_at:
             return False
-        self.rate = next_rate(self.rate, True, self.achieved(), 0.0)
+        self.rate = next_rate(self.rate, True, self.achieved(), self.row, 0.0)
+        self.row = 0
         self.changed_at = now
-        self.next_at = now + 1 / self.rate
+        self.next_at = now + max(1 / self.rate, self.rest)
+        self.rest = min(max(2 * self.rest, FIRST_REST), LONGEST_REST)
         return True
 
     def achieved(self) -> float:
         """Successes/s of late; of two measures the larger, since a pace that starts too low takes long to find."""
-        last_second = sum(at > self.recent[-1] - 1 for at in self.recent)
-        return max(len(self.recent) / 3, last_second)
+        if not self.recent:
+            return 0.0
+        seconds = min(max(self.recent[-1] - self.recent[0], 0.5), 1.0)  # the last second, or what there is of it
+        lately = sum(at > self.recent[-1] - seconds for at in self.recent)
+        return max(len(self.recent) / RECENT_SECONDS, lately / seconds)
 
     def answered(self, now: float) -> None:
         """Any answer of the API itself, be it a refusal: it is not away."""
