@@ -42,7 +42,7 @@ def usernames():
 def add_three_users(server):
     """a: files of known sizes in both file systems; b: partly unreadable; c: not readable; d: nothing."""
     for name in ("a", "b", "c", "d"):
-        server.add_user(name, "none")
+        server.add_user(name, shape="none")
     server.add_tree("dbfs", {
         "/Users/a": [dbfs_file("/Users/a/f1", 3 * 1024**3), dbfs_directory("/Users/a/deep")],
         "/Users/a/deep": [dbfs_file("/Users/a/deep/f2", 123_456_789)],
@@ -379,7 +379,7 @@ def test_the_summary_counts_retries_and_429s(scan, monkeypatch):
 
 def test_the_summary_of_one_user_is_its_breakdown_with_five_of_the_directories_that_could_not_be_listed(scan, three):
     paths = [f"/Users/e/{number}" for number in range(8)]
-    three.add_user("e", "none")
+    three.add_user("e", shape="none")
     three.add_tree("dbfs", {"/Users/e": [*map(dbfs_directory, paths)]})
     three.change(faults=[Fault("403", path=path) for path in paths])
     text = scan(three, "a", "-o", "out.csv").err

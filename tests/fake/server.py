@@ -17,8 +17,8 @@ from zlib import crc32
 
 from tests.fake.faults import FAULT_ERRORS, Answer, Fault, Headers, Key, error_answer, fault_answer, in_form
 from tests.fake.http import Connection, Request
-from tests.fake.trees import Listed, encode
-from tests.fake.world import Truth, World
+from tests.fake.trees import encode
+from tests.fake.world import World
 
 FAMILIES = ("dbfs", "workspace", "scim")
 DEFAULT_TOKEN = "dapi-fake-token"
@@ -209,25 +209,11 @@ class FakeDatabricks:
     def user_names(self) -> list[str]:
         return self.world.usernames
 
-    @property
-    def requests(self) -> Counter[tuple[str, Key]]:
-        return self.counts.requests
-
-    @property
-    def statuses(self) -> Counter[int | str]:
-        return self.counts.statuses
-
-    @property
-    def workers(self) -> Counter[str]:
-        return self.counts.workers
-
-    @property
-    def total_requests(self) -> int:
-        return self.counts.total_requests
-
-    @property
-    def max_in_flight(self) -> int:
-        return self.counts.max_in_flight
+    def __getattr__(self, name: str) -> Any:
+        """What is counted, and what the world can: requests, statuses, ..., add_tree, add_user, truth."""
+        if name in ("counts", "world"):
+            raise AttributeError(name)
+        return getattr(self.counts if hasattr(self.counts, name) else self.world, name)
 
     def counts_reset(self) -> None:
         self.counts = Counts()
@@ -245,19 +231,9 @@ class FakeDatabricks:
         for name, value in values.items():
             setattr(self.settings, name, value)
 
-    def add_tree(self, file_system: str, listings: dict[str, list[Listed]]) -> None:
-        """Listings: path -> entries from dbfs_file, dbfs_directory, workspace_object. See World.add_tree."""
-        self.world.add_tree(file_system, listings)
-
-    def add_user(self, user: str | dict[str, Any], shape: str | None = None, **scim_fields: Any) -> None:
-        self.world.add_user(user, shape=shape, **scim_fields)
-
     def revoke(self) -> None:
         """Refuses all OAuth tokens that were issued until now."""
         self.issued = dict.fromkeys(self.issued, -math.inf)
-
-    def truth(self, username: str, home: str | None = None) -> Truth:
-        return self.world.truth(username, home)
 
     # A request's way through
 
