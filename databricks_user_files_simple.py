@@ -19,6 +19,7 @@ process_user_batch_parallel(spark, ...) does the same with the workers of a Spar
   Journal             users in progress, and the rows of --files
   From Python         scan_users(), process_user_batch_parallel() and those for one user
   Results             the CSV, --details, summary and progress
+  Report              the page of --report
   Command             user_files()
 """
 
@@ -42,15 +43,18 @@ import warnings
 import zlib
 from base64 import b64decode, b64encode
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Container, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from functools import partial
+from html import escape
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import zip_longest
 from pathlib import Path
 from random import random as random_fraction
+from string import Template
 from typing import IO, Any, Literal, NamedTuple, TextIO
 from urllib.parse import urlsplit
 
@@ -150,6 +154,8 @@ PROGRESS_SECONDS, BAR_SECONDS = 30.0, 1.0  # between two lines on progress, and 
 BIGGEST_USERS = 10  # in the closing summary
 LARGEST = 20  # rows of a group that are known by name
 EVERYBODY = "The largest"
+DEACTIVATED = "Deactivated users"
+UNTOUCHED = "Homes in DBFS without a file younger than a year"
 SHOWN_FAILURES = 5  # in the closing summary
 STATUSES = ("success", "empty", "partial", "error")
 USERS_FOLDER = "/Users"  # of both file systems, with everybody's home
@@ -2358,7 +2364,9 @@ def check_places(outputs: list[str], users_file: str | None, checkpoint: Path | 
         others.append(users_path)
     places = [place_of(path) for path in outputs + others]
     if len(set(places)) < len(places):
-        raise InventoryError("--output, --details, --files, --users-file and --checkpoint must be different files")
+        raise InventoryError(
+            "--output, --details, --files, --report, --users-file and --checkpoint must be different files"
+        )
     for path in outputs:
         check_output(path)
 
@@ -2371,10 +2379,16 @@ def human_size(size: float) -> str:
     return f"{size:,.0f} B" if units[0] == "B" else f"{size:,.1f} {units[0]}"
 
 
+def figures(totals: FileSystemTotals) -> tuple[str, str, str]:
+    """Files, size, and how much of it is estimated."""
+    estimated = human_size(totals.estimated_bytes) if totals.estimated else "-"
+    return f"{totals.files:,}", human_size(totals.bytes), estimated
+
+
 def size_line(totals: FileSystemTotals, label: str) -> str:
     """A line of the summary's table; names come last, whose width on a terminal is hard to tell."""
-    estimated = human_size(totals.estimated_bytes) if totals.estimated else "-"
-    return f"{totals.files:>14,}{human_size(totals.bytes):>12}{estimated:>12}  {label}"
+    files, size, estimated = figures(totals)
+    return f"{files:>14}{size:>12}{estimated:>12}  {label}"
 
 
 @dataclass
@@ -2393,14 +2407,20 @@ class Group:
         self.totals.add(one)
         self.largest = heapq.nlargest(LARGEST, [*self.largest, (username, one)], key=lambda user: user[1].bytes)
 
+    def __str__(self) -> str:
+        return f"{counted(self.rows, 'row')}, {counted(self.totals.files, 'file')}, {human_size(self.totals.bytes)}"
+
 
 class Summary:
-    """The sums over all rows."""
+    """The sums over all rows; `deactivated` has the names of users who cannot log in any more."""
 
-    def __init__(self) -> None:
+    def __init__(self, workspace: str, deactivated: Container[str]) -> None:
+        self.workspace = workspace
+        self.deactivated = deactivated
         self.statuses: Counter[str] = Counter()
         self.totals: dict[str, FileSystemTotals] = {}
-        self.groups = {EVERYBODY: Group()}
+        self.groups = {title: Group() for title in (EVERYBODY, DEACTIVATED, UNTOUCHED)}
+        self.dates: list[str] = []  # of the first and the last scan
         self.incomplete: list[UserResult] = []  # the first of them
         self.homes: Counter[str] = Counter()  # users that have one, by file system
         self.homeless: list[str] = []  # users without a home anywhere
@@ -2408,6 +2428,8 @@ class Summary:
 
     def add(self, result: UserResult) -> None:
         self.last = result
+        days = [*self.dates, result.scanned_at[:10]]
+        self.dates = [min(days), max(days)]
         self.statuses[result.status] += 1
         for name, totals in result.scanned.items():
             self.totals.setdefault(name, FileSystemTotals()).add(totals)
@@ -2418,12 +2440,32 @@ class Summary:
         if result.error and len(self.incomplete) < LARGEST:
             self.incomplete.append(result)
         self.groups[EVERYBODY].add(result.username, *result.scanned.values())
+        if result.username in self.deactivated:
+            self.groups[DEACTIVATED].add(result.username, *result.scanned.values())
+        year_before = f"{int(result.scanned_at[:4]) - 1}{result.scanned_at[4:]}"
+        if result.dbfs and not result.dbfs.failures and "" < result.dbfs.last_modified < year_before:
+            self.groups[UNTOUCHED].add(result.username, result.dbfs)
+
+    @property
+    def failed(self) -> int:
+        return self.statuses["partial"] + self.statuses["error"]
+
+    @property
+    def status_counts(self) -> str:
+        return ", ".join(f"{self.statuses[status]:,} {status}" for status in STATUSES if self.statuses[status])
+
+    def notebooks(self) -> Counter[str]:
+        """How many there are by language."""
+        types = Counter[str]()
+        for totals in self.totals.values():
+            types.update(totals.types)
+        names = [name for name in types if name.partition(" ")[0] == "NOTEBOOK"]
+        return Counter({name.partition(" ")[2] or "not told": types[name] for name in names})
 
     def lines(self, statistics: Counter[str], seconds: float, nobodys: dict[str, set[str]]) -> list[str]:
-        statuses = ", ".join(f"{self.statuses[status]:,} {status}" for status in STATUSES if self.statuses[status])
         count = self.statuses.total()
-        failed = self.statuses["partial"] + self.statuses["error"]
-        lines = [f"{counted(count, 'user')}: {statuses}", f"{'files':>14}{'size':>12}{'estimated':>12}"]
+        failed = self.failed
+        lines = [f"{counted(count, 'user')}: {self.status_counts}", f"{'files':>14}{'size':>12}{'estimated':>12}"]
         for name, totals in self.totals.items():
             each = f", {WORKSPACE_OBJECT_SIZE:,} bytes an object" if totals.estimated else ""
             lines.append(size_line(totals, FILE_SYSTEMS[name].label + each))
@@ -2501,6 +2543,9 @@ def write_results(
         outputs.append((args.details, lambda file: write_details(file, results())))
     if journal and args.files is not None:
         outputs.append((args.files, journal.publish))
+    if args.report is not None:
+        now = datetime.now(timezone.utc)
+        outputs.append((args.report, lambda file: file.write(report_page(summary, now))))
     outputs.append((args.output, lambda file: file.write("".join(lines))))  # last, when all is known to be right
     failures = []
     for path, write in outputs:
@@ -2592,27 +2637,136 @@ class Progress:
                 self.bar.close()
 
 
+# --- Report ---------------------------------------------------------------------------------------------------------
+
+# A name is text and nothing else: it is escaped, and the page may load and run nothing.
+PAGE = Template("""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="robots" content="noindex">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<title>$title</title>
+<style>
+:root { color-scheme: light dark; font: 1rem/1.5 system-ui, sans-serif }
+body { max-width: 90ch; margin: 2rem auto; padding: 0 1rem; overflow-wrap: anywhere }
+h1, h2 { line-height: 1.25; margin: 2.5rem 0 .5rem }
+table { border-collapse: collapse; width: 100% }
+caption { text-align: left }
+tr { border-bottom: 1px solid GrayText }
+th, td { padding: .25rem .5rem; text-align: left; vertical-align: top }
+tbody th { font-weight: normal; width: 50% }
+.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
+.bar { display: flex; height: .5rem; print-color-adjust: exact; -webkit-print-color-adjust: exact }
+.bar i { background: #4d82c4 }
+.bar .estimated { background: repeating-linear-gradient(45deg, #4d82c4 0 2px, transparent 2px 5px) }
+@media (max-width: 40rem) {
+tr { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)) }
+th:first-child, .text { grid-column: 1 / -1; width: auto }
+}
+@media print { body { max-width: none; margin: 0 } tr { break-inside: avoid } h2, caption { break-after: avoid } }
+</style>
+</head>
+<body>
+<h1>$title</h1>
+$body
+</body>
+</html>
+""")
+
+
+def report_page(summary: Summary, now: datetime) -> str:
+    """The page of --report; `now` is UTC. What is missing stands above the first sum."""
+    count = counted(summary.statuses.total(), "row")
+    scanned = " to ".join(dict.fromkeys(summary.dates)) or "never"
+    left_out = "".join(
+        f" {kind.label} was left out." for name, kind in FILE_SYSTEMS.items() if name not in summary.totals
+    )
+    parts = [paragraph(f"Made {now:%Y-%m-%d %H:%M} UTC by version {VERSION}, of homes listed {scanned}.{left_out}")]
+    if summary.incomplete:
+        parts.append(heading(f"Missing: {summary.failed:,} of {count} could not be listed completely"))
+        parts.append(paragraph("The numbers below are of what could be listed; --details names every directory."))
+        rows = [(user.username, f"{user.status}: {one_line(user.error, 300)}") for user in summary.incomplete]
+        parts.append(table(f"The first {len(rows)}", ("", "status and first failure"), rows, "text"))
+    else:
+        parts.append(paragraph(f"All of {count} could be listed completely."))
+    parts += [heading("Sums"), paragraph(f"{summary.groups[EVERYBODY]}: {summary.status_counts}")]
+    estimate = f"Estimated: {WORKSPACE_OBJECT_SIZE:,} bytes for each object whose size the API does not tell"
+    parts.append(ranking(estimate, [(FILE_SYSTEMS[name].label, totals) for name, totals in summary.totals.items()]))
+    for title, group in summary.groups.items():
+        if group.rows:
+            largest = [(name, totals) for name, totals in group.largest if totals.files or totals.bytes]
+            parts += [heading(title), ranking(f"{group}; the largest {len(largest)}:", largest)]
+    notebooks = summary.notebooks()
+    if notebooks:
+        counts = [(language, f"{number:,}") for language, number in notebooks.most_common()]
+        parts += [heading("Notebooks"), table("By language", ("language", "notebooks"), counts)]
+    return PAGE.substitute(title=escape(f"Who stores what in {summary.workspace}"), body="\n".join(parts))
+
+
+def ranking(caption: str, shares: list[tuple[str, FileSystemTotals]]) -> str:
+    """A table with a bar as long as each size, hatched as far as that is estimated."""
+    longest = max([1, *(totals.bytes for _, totals in shares)])
+    bars = []
+    for _, totals in shares:
+        exact, estimated = (totals.bytes - totals.estimated_bytes) / longest, totals.estimated_bytes / longest
+        parts = f'<i style="width:{exact:.2%}"></i><i class="estimated" style="width:{estimated:.2%}"></i>'
+        bars.append(f'<div class="bar">{parts}</div>')
+    rows = [(name, *figures(totals)) for name, totals in shares]
+    return table(caption, ("", "files", "size", "estimated"), rows, bars=bars)
+
+
+def table(
+    caption: str, head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "number", bars: Iterable[str] = ()
+) -> str:
+    """Cells are texts, those behind the first one of that kind; bars are HTML below the first cell's text."""
+    titles = f'<th scope="col">{escape(head[0])}</th>'
+    titles += "".join(f'<th scope="col" class="{kind}">{escape(title)}</th>' for title in head[1:])
+    lines = [f"<table>\n<caption>{escape(caption)}</caption>\n<thead><tr>{titles}</tr></thead>\n<tbody>"]
+    for row, bar in zip_longest(rows, bars, fillvalue=""):
+        cells = "".join(f'<td class="{kind}"><bdi>{escape(cell)}</bdi></td>' for cell in row[1:])
+        lines.append(f'<tr><th scope="row"><bdi>{escape(row[0])}</bdi>{bar}</th>{cells}</tr>')
+    return "\n".join([*lines, "</tbody>\n</table>"])
+
+
+def heading(text: str) -> str:
+    return f"<h2>{escape(text)}</h2>"
+
+
+def paragraph(text: str) -> str:
+    return f"<p>{escape(text)}</p>"
+
+
 # --- Command --------------------------------------------------------------------------------------------------------
 
 
-def read_usernames(named: list[str], users_file: str | None) -> list[str]:
-    """The names given and those in the file, each once. Raises InventoryError for one that is no user's."""
-    users = [("command line", name) for name in named]
+def read_usernames(named: list[str], users_file: str | None) -> dict[str, bool]:
+    """The names given and those in the file, each once, and whether it says that they are deactivated.
+
+    Raises InventoryError for one that is no user's.
+    """
+    users = [("command line", name, False) for name in named]
     if users_file is not None:
         users_of_file = read_users_file(users_file)
         if not users_of_file:
             raise InventoryError(f"{users_file} has no user names")
         users += users_of_file
-    for place, name in users:
+    names: dict[str, bool] = {}
+    for place, name, deactivated in users:
         try:
             check_username(name)
         except ValueError as error:
             raise InventoryError(f"{place}: {error}") from None
-    return list(dict.fromkeys(name for _, name in users))
+        names[name] = names.get(name, False) or deactivated
+    return names
 
 
-def read_users_file(path: str) -> list[tuple[str, str]]:
-    """Place and name of each user in a CSV with one of USER_COLUMNS, or in a text with one name a line."""
+def read_users_file(path: str) -> list[tuple[str, str, bool]]:
+    """Place and name of each user in a CSV with one of USER_COLUMNS, or in a text with one name a line.
+
+    The third is whether a column `active` says false.
+    """
     rows = read_rows(path)
     if not rows:
         return []
@@ -2624,11 +2778,13 @@ def read_users_file(path: str) -> list[tuple[str, str]]:
         column = 0
     else:
         raise InventoryError(f"{path}: several columns, and none is called {', '.join(USER_COLUMNS)}")
+    active = [number for number, title in enumerate(header) if title.lower() == "active"]
     users = []
     for place, cells in rows:
         if any(cells[len(header) :]):  # of a name, maybe, that has the delimiter in it
             raise InventoryError(f"{place}: more columns than in the first line")
-        users.append((place, cells[column] if column < len(cells) else ""))
+        deactivated = any(cells[number : number + 1] and cells[number].lower() == "false" for number in active)
+        users.append((place, cells[column] if column < len(cells) else "", deactivated))
     return users
 
 
@@ -2711,6 +2867,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="one CSV row per file: its user, file system, path, type, size, time; gzipped if the name ends in .gz",
     )
     parser.add_argument(
+        "--report",
+        metavar="FILE",
+        help="one HTML page: what is missing, the sums, the largest, deactivated users, what is old",
+    )
+    parser.add_argument(
         "--threads",
         metavar="N",
         type=partial(whole_number, most=MOST_THREADS),
@@ -2754,7 +2915,7 @@ def run(args: argparse.Namespace) -> int:
     names = read_usernames(args.users, args.users_file)
     if not names and not args.all_homes:
         raise InventoryError("name users, or give --users-file; or --all-homes, for all homes there are")
-    outputs = [name for name in (args.output, args.details, args.files) if name is not None]
+    outputs = [name for name in (args.output, args.details, args.files, args.report) if name is not None]
     check_places(outputs, args.users_file, path)
     header = {"workspace_url": config.workspace, "options": {"file_systems": list(args.file_systems)}}
     with open_checkpoint(path, header, args.resume) as checkpoint, last_line(checkpoint, args):
@@ -2796,7 +2957,9 @@ def last_line(checkpoint: Checkpoint, args: argparse.Namespace) -> Iterator[None
         raise
 
 
-def scan_into(checkpoint: Checkpoint, names: list[str], client: DatabricksClient, args: argparse.Namespace) -> None:
+def scan_into(
+    checkpoint: Checkpoint, names: dict[str, bool], client: DatabricksClient, args: argparse.Namespace
+) -> None:
     """Scans the users that the checkpoint does not have, and writes the outputs for all. Raises InventoryError."""
     started = time.monotonic()
     folders, admin = look_around(client, args.file_systems)
@@ -2812,7 +2975,7 @@ def scan_into(checkpoint: Checkpoint, names: list[str], client: DatabricksClient
         cluster = scan_left(checkpoint, homes, admin, client, args)
         client.adapter.close()  # what idle connections hold, the outputs may need
         saved = checkpoint.path is not None
-        summary = Summary()
+        summary = Summary(client.config.workspace, {name for name, deactivated in names.items() if deactivated})
         failures = write_results(lambda: map(checkpoint.load, homes), summary, args, journal, saved)
     tell(*summary.lines(client.statistics, time.monotonic() - started, nobodys))
     if journal and args.files is not None and not failures:

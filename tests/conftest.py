@@ -29,6 +29,7 @@ FIXTURES_OF = {  # marker -> the fixtures of which a test with this marker uses 
     "spark": {"connect_server", "connect_servers"},
     "kernel": {"new_kernel"},
     "process": {"command", "login", "shell", "processes"},
+    "browser": {"browse"},
 }
 
 

@@ -220,7 +220,7 @@ def test_any_bytes_as_users_file(tmp_path, data):
     path = tmp_path / "users"
     path.write_bytes(data)
     try:
-        names = scanner.read_usernames([], str(path))
+        names = list(scanner.read_usernames([], str(path)))
     except databricks_user_list.InventoryError as error:
         assert str(path) in str(error)
     else:
@@ -236,7 +236,7 @@ def test_the_users_file_of_one_command_is_read_by_the_other(tmp_path, names):
     columns = databricks_user_list.USER_LIST_COLUMNS
     rows = [dict.fromkeys(columns, "=1") | {"username": name} for name in names]
     databricks_user_list.write_users(rows, str(tmp_path / "users"))
-    assert scanner.read_usernames([], str(tmp_path / "users")) == names
+    assert list(scanner.read_usernames([], str(tmp_path / "users"))) == names
 
 
 @needs_posix

@@ -1,15 +1,20 @@
 """What is said while it runs, the page of --report, and --compare: each number against what the CSV says."""
 
+import json
 import os
 import re
+import shutil
 import struct
 import subprocess
 import sys
+from collections import Counter
+from html import escape, unescape
+from pathlib import Path
 
 import pytest
 
-from tests.fake import FakeDatabricks
-from tests.helpers import ROOT, SCANNER, needs_posix, set_constants
+from tests.fake import FakeDatabricks, Fault, dbfs_file, workspace_object
+from tests.helpers import ROOT, SCANNER, needs_posix, rows_of, set_constants
 
 # Progress
 
@@ -112,3 +117,162 @@ def test_a_bar_that_does_not_work_changes_nothing_but_itself(login, tmp_path, ki
     said = ("Workspace http", "warning: this login is not", "4 users: 4 empty", " requests, ")
     assert [text.count(piece) for piece in said] == [1] * len(said), text
     assert not re.search("Traceback|Exception", text), text
+
+
+# The page
+
+
+ODD_NAMES = ["o'brien&amp@x", "=1+1@x", "long" * 75, "דוד@x", "😀@x"]
+NAMES = [*(f"user{number}@example.com" for number in range(22)), *ODD_NAMES]
+NOBODYS = ["<script>alert(1)<b>", "3f2b8c1e-0000-4000-8000-123456789abc"]
+OLD, YOUNG = 1_600_000_000_000, 32_000_000_000_000
+REFUSED = "/Users/user3@example.com"
+
+
+@pytest.fixture
+def people():
+    """Users of all kinds, every fifth of them deactivated, and two homes of nobody; no two have the same size."""
+    with FakeDatabricks(users=NAMES, shape="none", faults=[Fault("403", path=REFUSED, api="workspace")]) as server:
+        for number, name in enumerate([*NAMES, *NOBODYS]):
+            home = f"/Users/{name}"
+            if number % 6:
+                times = [OLD, OLD if number % 4 else YOUNG]
+                files = [
+                    dbfs_file(f"{home}/{time}-{size}", 100 * (number + 1) ** 5 + size, time)
+                    for size, time in enumerate(times)
+                ]
+                server.add_tree("dbfs", {home: files})
+            languages = ["PYTHON", "SQL", "SCALA"][: number % 5]
+            objects = [workspace_object(f"{home}/{language}", language=language) for language in languages]
+            sized = workspace_object(f"{home}/sized", "FILE", size=number)
+            server.add_tree("workspace", {home: [*objects, sized, workspace_object(f"{home}/odd", "DASHBOARD")]})
+        rows = "".join(f"{name},{number % 5 != 1}\n" for number, name in enumerate(NAMES))
+        Path("users.csv").write_text("username,active\n" + rows, encoding="utf-8")
+        yield server
+
+
+def read_page(path="page.html"):
+    """Heading -> the cells of each row of the table below it, without its titles; and the whole text."""
+    text = Path(path).read_text(encoding="utf-8")
+    assert not re.search(r"<(script|img|link|iframe|object)|\b(src|href|id|on\w+)=|url\(|@import", text)
+    sections = {}
+    for title, section in re.findall("<h2>(.*?)</h2>(.*?)(?=<h2>|</body>)", text, re.S):
+        rows = re.findall("<tr>(.*?)</tr>", section)
+        cells = [re.findall("<t[dh].*?>(.*?)</t[dh]>", row) for row in rows[1:]]
+        sections[unescape(title)] = [tuple(unescape(re.sub("<.*?>", "", cell)) for cell in row) for row in cells]
+    return sections, unescape(text)
+
+
+def human(size):
+    for unit, below in (("B", 1024), ("KiB", 1024**2), ("MiB", 1024**3), ("GiB", 1024**4), ("TiB", 1024**5)):
+        if size < below:
+            return f"{size:,} B" if unit == "B" else f"{size / below * 1024:,.1f} {unit}"
+    return f"{size / 1024**5:,.1f} PiB"
+
+
+def shares(files, key):
+    """What --files says, added up by that key and sorted by size: key, files, size, what of it is estimated."""
+    sums = {}
+    for row in files:
+        count, size, estimated = sums.get(key(row), (0, 0, 0))
+        sums[key(row)] = (count + 1, size + int(row["size"] or 10_000), estimated + (0 if row["size"] else 10_000))
+    rows = [(name, f"{count:,}", size, estimated) for name, (count, size, estimated) in sums.items()]
+    rows.sort(key=lambda row: -row[2])
+    return [(name, count, human(size), human(estimated) if estimated else "-") for name, count, size, estimated in rows]
+
+
+def username(row):
+    return row["username"]
+
+
+@pytest.mark.parametrize("words", [(), ("--resume",), ("--all-homes",), ("--dbfs-only",), ("--workspace-only",)])
+def test_every_number_of_the_page_is_that_of_the_rows(scan, people, words):
+    words = ("--users-file", "users.csv", "-o", "out.csv", "--files", "files.csv", "--report", "page.html", *words)
+    if "--resume" in words:
+        people.change(faults=[Fault("403", path="/Users/user7@example.com"), *people.settings.faults])
+        assert scan(people, *words[:-1]).code == 1
+        people.change(faults=people.settings.faults[1:])
+    failed = "--dbfs-only" not in words
+    assert scan(people, *words).code == failed
+    rows, files = rows_of("out.csv"), rows_of("files.csv")
+    sections, text = read_page()
+    assert len(rows) == len({*map(username, rows)}) == (29 if "--all-homes" in words else 27)
+    if failed:
+        status = "error" if "--workspace-only" in words else "partial"
+        error = f"{status}: workspace:{REFUSED}: 403 PERMISSION_DENIED: The caller may not list this path."
+        title = f"Missing: 1 of {len(rows)} rows could not be listed completely"
+        assert sections.pop(title) == [(REFUSED[7:], error)]
+    total = human(sum(int(row["total_size"]) for row in rows))
+    assert f"<p>{len(rows):,} rows, {len(files):,} files, {total}: " in text
+    labels = {"dbfs": "DBFS", "workspace": "Workspace"}
+    gone = {name for number, name in enumerate(NAMES) if number % 5 == 1}
+    young = {row["username"] for row in files if row["modified"] > "2025"}
+    old = [row for row in files if row["file_system"] == "dbfs" and row["username"] not in young]
+    languages = Counter(row["language"] for row in files if row["object_type"] == "NOTEBOOK")
+    expected = {
+        "Sums": shares(files, lambda row: labels[row["file_system"]]),
+        "The largest": shares(files, username)[:20],
+        "Deactivated users": shares([row for row in files if row["username"] in gone], username),
+        "Homes in DBFS without a file younger than a year": shares(old, username)[:20],
+        "Notebooks": [(name, f"{count:,}") for name, count in languages.most_common()],
+    }
+    assert sections == {title: table for title, table in expected.items() if table}
+
+
+def test_a_page_of_one_user_and_of_none(scan, people):
+    assert scan(people, "user5@example.com", "--report", "page.html").code == 0
+    assert "<p>All of 1 row could be listed completely.</p>" in read_page()[1]
+    with FakeDatabricks(users=[], shape="none") as nobody:
+        assert scan(nobody, "--all-homes", "--workspace-only", "--report", "page.html").code == 0
+    assert read_page()[0] == {"Sums": []}
+
+
+WRAPPER = """<!doctype html><body>{frames}<pre></pre><script>
+onload = () => {{
+  const pages = [...document.querySelectorAll("iframe")].map(frame => frame.contentDocument);
+  const width = element => element.getBoundingClientRect().width;
+  document.querySelector("pre").textContent = JSON.stringify(pages.map(page => ({{
+    room: page.documentElement.clientWidth, taken: page.documentElement.scrollWidth,
+    color: page.defaultView.getComputedStyle(page.body).color,
+    fetched: page.defaultView.performance.getEntriesByType("resource").length,
+    bars: [...page.querySelectorAll(".bar")].map(bar => [width(bar), ...[...bar.children].map(width)])}})));
+}}</script>"""
+CHROMIUM = (
+    "chromium --headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --user-data-dir=chromium --dump-dom"
+)
+
+
+@pytest.fixture
+def browse():
+    """browse(dark): what is drawn of page.html in frames of 400 and of 1600 pixels, each by the measures of WRAPPER."""
+    if not shutil.which("chromium"):
+        pytest.skip("chromium is not installed")
+
+    def look(dark):
+        page = escape(Path("page.html").read_text(encoding="utf-8"))
+        frames = "".join(f'<iframe srcdoc="{page}" style="width: {width}px"></iframe>' for width in (400, 1600))
+        Path("wrapper.html").write_text(WRAPPER.format(frames=frames), encoding="utf-8")
+        words = [*CHROMIUM.split(), f"--blink-settings=preferredColorScheme={0 if dark else 1}", "wrapper.html"]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
+        return json.loads(re.search("<pre>(.*)</pre>", done.stdout)[1])
+
+    return look
+
+
+def test_in_a_browser_the_page_fits_and_its_bars_are_in_proportion(scan, people, browse):
+    words = ("--users-file", "users.csv", "--all-homes", "-o", "out.csv", "--files", "files.csv")
+    assert scan(people, *words, "--report", "page.html").code == 1
+    sums = Counter()
+    for row in rows_of("files.csv"):
+        sums[row["username"], row["size"] == ""] += int(row["size"] or 10_000)
+    largest = sorted(rows_of("out.csv"), key=lambda row: -int(row["total_size"]))[:20]
+    for dark in (False, True):
+        for page in browse(dark):
+            assert page["taken"] <= page["room"]
+            assert page["fetched"] == 0
+            assert page["color"] == ("rgb(255, 255, 255)" if dark else "rgb(0, 0, 0)")
+            for row, (room, exact, estimated) in zip(largest, page["bars"][2:22], strict=True):
+                for drawn, is_estimated in ((exact, False), (estimated, True)):
+                    share = sums[row["username"], is_estimated] / int(largest[0]["total_size"])
+                    assert drawn == pytest.approx(share * room, abs=1)

@@ -230,7 +230,7 @@ def test_a_name_that_the_scanner_would_refuse_is_left_out_with_a_warning(run, na
         code, found, text = run(server)
     assert (code, found) == (1, ["before", "after"])
     assert f"warning: left out, because the scanner would refuse it: {name!r}" in text
-    assert read_usernames([], "users.csv") == found
+    assert list(read_usernames([], "users.csv")) == found
 
 
 def test_a_single_user_without_a_name_is_left_out_with_a_warning(run, serve):
@@ -269,7 +269,7 @@ def test_the_scanner_reads_the_list_and_every_name_as_it_is(run):
     odd = ["=u", "\u00e9@x.com", "e\u0301", "\U0001f600", "a b", "o'neil", "#a", "corp\\anna"]
     with FakeDatabricks(users=odd) as server:
         assert run(server)[:2] == (0, odd)
-        assert read_usernames([], "users.csv") == odd
+        assert list(read_usernames([], "users.csv")) == odd
 
 
 @pytest.mark.parametrize("words", [(), ("--output", "-")])
