@@ -148,7 +148,7 @@ PROBES = 3
 PROBE_SECONDS = 2.0
 MOST_SLOTS = 1000  # rows of the probe's table, which has a partition for each slot
 CANCEL_SECONDS, CLOSE_SECONDS = 1.0, 0.3  # for ending what is under way, of the 2 s in which an interrupted run ends
-SPARK_START_SECONDS = 180.0  # for the session, and for the first Python workers
+SPARK_START_SECONDS = 300.0  # for the session, and for the first Python workers
 SPARK_RETRIES = 5  # 17 s in all, by pyspark's own waits
 PROGRESS_SECONDS, BAR_SECONDS = 30.0, 1.0  # between two lines on progress, and two changes of the bar's text
 BIGGEST_USERS = 10  # in the closing summary
@@ -1427,17 +1427,18 @@ class Cluster:
         """With the caller's session, or with one of its own that goes through such a channel and ends with the run."""
         self.spark = spark
         self.build_channel = build_channel
-        self.start_at = 0.0  # when to connect, if anything is left by then; 0 until the run has begun
-        self.ending = False
+        self.state: Literal["not needed yet", "starting", "ready", "left alone"] = "not needed yet"
+        self.began: float | None = None  # of the run, and then of the start
         self.slots = 0
-        self.threads = 0
-        self.allowed = 1  # batches at the same time: doubled with each that comes back, so that a pace is found gently
-        self.failures = 0  # in a row
+        self.threads = 1  # of each worker
+        self.most_out = 1  # batches: doubled with each that comes back, so that a pace is found gently
         self.out: list[Batch] = []
-        self.reading = threading.Lock()  # one report at a time
-        self.tag = f"inventory-{os.urandom(8).hex()}"
+        self.failures = 0  # batches in a row
         self.listed = 0  # directories
         self.idle_because = "the run ended before it was needed"
+        self.tag = f"inventory-{os.urandom(8).hex()}"
+        self.reading = threading.Lock()  # one report at a time
+        self.ending = False
 
     def busy(self) -> bool:
         return bool(self.out)
@@ -1448,16 +1449,21 @@ class Cluster:
             return f"{self.listed:,} directories were listed by the cluster, on {counted(self.slots, 'task slot')}"
         return f"no directory was listed by the cluster: {self.idle_because}"
 
-    # --- Start and end
+    # --- Gathering thread: what is sent, and what becomes of it
 
     def offer(self, crawler: Crawler, now: float) -> None:
-        """Starts the session when the run lasts, gives up late batches, sends what own threads have no hands for."""
-        self.start_at = self.start_at or now + CLUSTER_DELAY
-        if now >= self.start_at and crawler.anything_left():
-            self.start_at = math.inf
+        """Starts the session when the run lasts, gives up what is late, sends what own threads have no hands for."""
+        self.began = now if self.began is None else self.began
+        if self.state == "not needed yet" and now >= self.began + CLUSTER_DELAY and crawler.anything_left():
+            self.state = "starting"
+            self.began = now
             self.idle_because = "the run ended before it was ready"
             self.beside(crawler, partial(self.start, crawler), partial(self.use_slots, crawler))
-        self.fail_overdue(crawler, now)
+        if self.state == "starting" and now > self.began + SPARK_START_SECONDS:
+            self.use_slots(crawler, TimeoutError(f"no answer within {SPARK_START_SECONDS:.0f} s"))
+        for batch in list(self.out):
+            if now > batch.sent_at + batch.seconds + OVERDUE_SECONDS:
+                self.fail(crawler, batch, "no report came in time")
         self.lend_pace(crawler, now)
         while crawler.in_flight >= crawler.threads and self.send_batch(crawler, now):
             self.lend_pace(crawler, now)
@@ -1465,7 +1471,7 @@ class Cluster:
     def beside(
         self, crawler: Crawler, work: Callable[[], Returned], take: Callable[[Returned | Exception], None]
     ) -> None:
-        """Does the work in a thread of its own; the gathering thread takes what it returns or raises."""
+        """Does the work in a side thread; the gathering thread takes what it returns or raises."""
 
         def work_beside() -> None:
             try:
@@ -1479,81 +1485,23 @@ class Cluster:
         except RuntimeError as error:  # a limit of this machine
             take(error)
 
-    def start(self, crawler: Crawler) -> int:
-        """Connects and probes; returns the number of task slots."""
-        in_thread(self.open_session, SPARK_START_SECONDS)
-        return self.probe(crawler)
-
-    def open_session(self) -> None:
-        """One of our own is nobody's default or active session, as those of pyspark's builder are."""
-        if self.build_channel:
-            session = import_module("pyspark.sql.connect.session").SparkSession
-            self.spark = session(connection=self.build_channel())
-            shorten_retries(self.spark.client)
-        if self.ending:
-            self.close()
-
-    def probe(self, crawler: Crawler) -> int:
-        """The number of task slots whose worker reaches the workspace's API. Raises InventoryError if none does."""
-        name = next(iter(crawler.tally.users[0][1]))  # a file system of this run
-        work = self.closure(crawler.client, [(0.0, FILE_SYSTEMS[name].list_path, "/")], 1, PROBE_SECONDS)
-        for attempt in range(PROBES):
-            packed = in_thread(partial(self.query, work, MOST_SLOTS, None), SPARK_START_SECONDS)
-            reports = [read_report(report, 1) for report in packed if report is not None]
-            refusals = [answer for _, [answer] in reports if not answer or answer[0] not in (200, 404, 429)]
-            slots = len(reports) - len(refusals)
-            if slots:
-                logger.info("parallel: %s, the first on %s", counted(slots, "task slot"), reports[0][0])
-                return slots
-            logger.debug("probe %d of the workers failed: %s", attempt + 1, refusals)
-        status, text = next(filter(None, refusals), (0, "no answer"))
-        raise InventoryError(
-            f"workers cannot reach {crawler.client.config.host} ({status or one_line(text, 60)}): "
-            "let them through its network and proxy"
-        )
-
     def use_slots(self, crawler: Crawler, slots: int | Exception) -> None:
+        if self.state != "starting":  # nobody waits for them any more
+            return
         if isinstance(slots, Exception):
-            self.go_on_alone(spark_problem(slots))
+            self.leave_alone(spark_problem(slots))
             return
         own = crawler.threads
+        self.state = "ready"
         self.slots = min(slots, MOST_IN_FLIGHT - own)
         self.threads = min(own, (MOST_IN_FLIGHT - own) // self.slots)
         self.idle_because = "this machine alone reaches what the service allows, or has no more to ask than it can"
 
-    def go_on_alone(self, reason: str) -> None:
-        """No further batches: this process goes on alone."""
-        self.allowed = 0
+    def leave_alone(self, reason: str) -> None:
+        """No further batches; those that are out may still come."""
+        self.state = "left alone"
         self.idle_because = reason
-        if not self.ending:
-            logger.warning("%s This run goes on from this machine alone", reason)
-
-    def stop(self) -> None:
-        """Cancels what is on the cluster, and ends a session of our own, within CANCEL_SECONDS and CLOSE_SECONDS."""
-        self.ending = True
-        for end, seconds in ((self.cancel, CANCEL_SECONDS), (self.close, CLOSE_SECONDS)):
-            with suppress(TimeoutError, RuntimeError):
-                in_thread(end, seconds)
-
-    def cancel(self) -> None:
-        for _ in range(2 if self.out else 0):  # the second for a query that was on its way to the server
-            with suppress(Exception):
-                call_with_tag(self.spark, "interruptTag", "cancelJobsWithTag", self.tag)
-            time.sleep(0.1)
-        if self.build_channel:
-            with suppress(Exception):  # there is no session yet, or pyspark 3.5 has no such call
-                self.spark.client.release_session()
-
-    def close(self) -> None:
-        """Ends the connection of our own session, and so each thread that waits for its server.
-
-        The session's stop() would end the caller's local server as well.
-        """
-        if self.build_channel:
-            with suppress(Exception):
-                self.spark.client.close()
-
-    # --- Batches
+        logger.warning("%s; this machine goes on alone", reason)
 
     def lend_pace(self, crawler: Crawler, now: float) -> None:
         """Tells the pacers what the batches under way use. Those that are only on their way home use nothing."""
@@ -1563,80 +1511,30 @@ class Cluster:
 
     def send_batch(self, crawler: Crawler, now: float) -> bool:
         """Sends one, if there are a free slot, enough to do, and pace to share."""
-        idle = min(self.slots, self.allowed) - len(self.out)
-        if idle < 1:
+        idle = min(self.slots, self.most_out) - len(self.out)
+        if idle < 1 or self.state != "ready":
             return False
         frontier = crawler.frontier
         while sum(map(len, frontier.ready.values())) < (idle + 1) * LARGEST_BATCH and crawler.tally.open_user():
             pass  # until there is enough for all
-        shares = {
+        rates = {
             name: share_of_pace(pacer.rate, pacer.lent, idle)
             for name, pacer in crawler.pacers.items()
             if not pacer.away and frontier.ready[name]
         }
-        lengths = {name: len(frontier.ready[name]) for name, share in shares.items() if share}
+        lengths = {name: len(frontier.ready[name]) for name, rate in rates.items() if rate}
         size = size_of_batch(sum(lengths.values()), crawler.threads, idle)
         if not size:
             return False
-        seconds = BATCH_SECONDS if self.allowed >= self.slots else FIRST_BATCH_SECONDS
+        seconds = BATCH_SECONDS if self.most_out >= self.slots else FIRST_BATCH_SECONDS
         directories = []
         for name, length in lengths.items():
-            most = min(size * length / sum(lengths.values()), shares[name] * seconds)  # what it may ask for in its time
+            most = min(size * length / sum(lengths.values()), rates[name] * seconds)  # what it may ask for in its time
             directories += frontier.pop_for_workers(name, math.ceil(most))
-        rates = {name: shares[name] for name in lengths}
         batch = Batch(schedule(directories, rates, random_fraction()), rates, seconds, now)
         self.out.append(batch)
         self.beside(crawler, partial(self.bring, crawler.client, batch), partial(self.take_report, crawler, batch))
         return True
-
-    def bring(self, client: DatabricksClient, batch: Batch) -> tuple[str, list[Outcome]]:
-        """The worker, and what came of each directory of the batch."""
-        places = [(at, FILE_SYSTEMS[one.file_system].list_path, one.path) for at, one in batch.timed]
-        work = self.closure(client, places, self.threads, batch.seconds)
-        packed = self.query(work, rows=1, partitions=1)[0]
-        with self.reading:
-            worker, answers = read_report(packed, len(places))
-            outcomes = [outcome_of(one, answer) for (_, one), answer in zip(batch.timed, answers, strict=True)]
-        # Nothing but failures: this worker reaches nothing. A refusal, or time that was up, is no fault of its own.
-        failed = [one for one in outcomes if isinstance(one, tuple) and one[0] not in (403, 404, 429)]
-        if len(failed) == len(outcomes):
-            status, text = failed[0]
-            raise RuntimeError(f"nothing was listed: {status or one_line(text, 200)}")
-        return worker, outcomes
-
-    def closure(
-        self, client: DatabricksClient, places: list[tuple[float, str, str]], threads: int, seconds: float
-    ) -> Callable[[], bytes]:
-        """What travels to a worker: plain values, with the token of this moment."""
-        headers = client.headers | {"Authorization": f"Bearer {client.config.current_token()}"}
-        limits = {
-            "seconds": seconds,
-            "grace": GRACE_SECONDS,
-            "connect": CONNECT_SECONDS,
-            "read": seconds + GRACE_SECONDS,
-            "bytes": LARGEST_BODIES,
-            "failures": WORKER_FAILURES,
-        }
-        return partial(fetch, client.config.host, headers, places, threads, limits)
-
-    def query(self, work: Callable[[], bytes], rows: int, partitions: int | None) -> list[bytes | None]:
-        """What `work` returns in each partition (None: as many as there are slots); None for its further rows."""
-        if __name__ != "__main__":  # functions of __main__ go by value anyway; the workers do not have this file
-            import_module("pyspark.cloudpickle").register_pickle_by_value(sys.modules[__name__])
-        call_with_tag(self.spark, "addTag", "addJobTag", self.tag)
-        done: list[int] = []
-
-        def once(row: int) -> bytes | None:  # is called for each row; each partition unpickles a `done` of its own
-            if done:
-                return None
-            done.append(row)
-            return work()
-
-        # A type by name, or Arrow left open, would be looked up in whatever session is active.
-        binary = import_module("pyspark.sql.types").BinaryType()
-        of_connect = ".connect" if ".connect." in type(self.spark).__module__ else ""
-        column = import_module(f"pyspark.sql{of_connect}.functions").udf(once, binary, useArrow=False)
-        return [row[0] for row in self.spark.range(0, rows, 1, partitions).select(column("id")).collect()]
 
     def take_report(self, crawler: Crawler, batch: Batch, report: tuple[str, list[Outcome]] | Exception) -> None:
         """What a batch brought goes to the crawler, what it did not bring back into the frontier."""
@@ -1647,7 +1545,7 @@ class Cluster:
             return
         self.out.remove(batch)
         self.failures = 0
-        self.allowed = min(self.allowed * 2, self.slots)
+        self.most_out = min(self.most_out * 2, self.slots)
         now = crawler.client.clock()
         worker, outcomes = report
         for (_, directory), outcome in zip(batch.timed, outcomes, strict=True):
@@ -1669,13 +1567,7 @@ class Cluster:
         crawler.client.statistics["rate_limited"] += 1
         is_first = pacer.rate == math.inf
         if pacer.limited(sent_at, now) and is_first:
-            self.allowed = min(self.allowed, 1)
-
-    def fail_overdue(self, crawler: Crawler, now: float) -> None:
-        """What late batches have is listed here; a report that comes later still counts for nothing."""
-        for batch in list(self.out):
-            if now > batch.sent_at + batch.seconds + OVERDUE_SECONDS:
-                self.fail(crawler, batch, "no report came in time")
+            self.most_out = 1
 
     def fail(self, crawler: Crawler, batch: Batch, reason: str) -> None:
         """All of the batch is listed here; three that fail in a row mean that the session is lost."""
@@ -1685,8 +1577,109 @@ class Cluster:
         for _, directory in batch.timed:
             directory.not_for_workers = True
             crawler.frontier.push(directory)
-        if self.failures >= LOST_BATCHES and self.allowed:
-            self.go_on_alone(f"The cluster is left alone, {LOST_BATCHES} batches in a row failed: {reason}.")
+        if self.failures >= LOST_BATCHES and self.state == "ready":
+            self.leave_alone(f"The cluster is left alone, {self.failures} batches in a row failed: {reason}")
+
+    def stop(self) -> None:
+        """Cancels what is on the cluster, and ends a session of our own, within CANCEL_SECONDS and CLOSE_SECONDS."""
+        self.ending = True
+        for end, seconds in ((self.cancel, CANCEL_SECONDS), (self.close, CLOSE_SECONDS)):
+            with suppress(TimeoutError, RuntimeError):
+                in_thread(end, seconds)
+
+    # --- Side threads: whatever may wait for Spark
+
+    def start(self, crawler: Crawler) -> int:
+        """Connects and probes; returns the number of task slots."""
+        if self.build_channel:  # a session that is nobody's default or active one, as those of pyspark's builder are
+            session = import_module("pyspark.sql.connect.session").SparkSession
+            self.spark = session(connection=self.build_channel())
+            shorten_retries(self.spark.client)
+        if self.ending:
+            self.close()
+        return self.probe(crawler)
+
+    def probe(self, crawler: Crawler) -> int:
+        """The number of task slots whose worker reaches the workspace's API. Raises InventoryError if none does."""
+        name = next(iter(crawler.tally.users[0][1]))  # a file system of this run
+        places = [(0.0, FILE_SYSTEMS[name].list_path, "/")]
+        for attempt in range(PROBES):
+            packed = self.query(crawler.client, places, PROBE_SECONDS, rows=MOST_SLOTS, partitions=None)
+            reports = [read_report(report, 1) for report in packed if report is not None]
+            refusals = [answer for _, [answer] in reports if not answer or answer[0] not in (200, 404, 429)]
+            slots = len(reports) - len(refusals)
+            if slots:
+                logger.info("parallel: %s, the first on %s", counted(slots, "task slot"), reports[0][0])
+                return slots
+            logger.debug("probe %d of the workers failed: %s", attempt + 1, refusals)
+        status, text = next(filter(None, refusals), (0, "no answer"))
+        raise InventoryError(
+            f"workers cannot reach {crawler.client.config.host} ({status or one_line(text, 40)}): "
+            "let them through its network and proxy"
+        )
+
+    def bring(self, client: DatabricksClient, batch: Batch) -> tuple[str, list[Outcome]]:
+        """The worker, and what came of each directory of the batch."""
+        places = [(at, FILE_SYSTEMS[one.file_system].list_path, one.path) for at, one in batch.timed]
+        packed = self.query(client, places, batch.seconds, rows=1, partitions=1)[0]
+        with self.reading:
+            worker, answers = read_report(packed, len(places))
+            outcomes = [outcome_of(one, answer) for (_, one), answer in zip(batch.timed, answers, strict=True)]
+        # Nothing but failures: this worker reaches nothing. A refusal, or time that was up, is no fault of its own.
+        failed = [one for one in outcomes if isinstance(one, tuple) and one[0] not in (403, 404, 429)]
+        if len(failed) == len(outcomes):
+            status, text = failed[0]
+            raise RuntimeError(f"nothing was listed: {status or one_line(text, 100)}")
+        return worker, outcomes
+
+    def query(
+        self, client: DatabricksClient, places: list[tuple[float, str, str]], seconds: float, rows: int,
+        partitions: int | None,
+    ) -> list[bytes | None]:  # fmt: skip
+        """What fetch() returns in each partition (None: as many as there are slots), and None for its further rows.
+
+        Plain values travel, with the token of this moment.
+        """
+        headers = client.headers | {"Authorization": f"Bearer {client.config.current_token()}"}
+        limits = {
+            "seconds": seconds, "grace": GRACE_SECONDS, "connect": CONNECT_SECONDS, "read": seconds + GRACE_SECONDS,
+            "bytes": LARGEST_BODIES, "failures": WORKER_FAILURES,
+        }  # fmt: skip
+        work = partial(fetch, client.config.host, headers, places, self.threads, limits)
+        done: list[int] = []
+
+        def once(row: int) -> bytes | None:  # is called for each row; each partition unpickles a `done` of its own
+            if done:
+                return None
+            done.append(row)
+            return work()
+
+        if __name__ != "__main__":  # functions of __main__ go by value anyway; the workers do not have this file
+            import_module("pyspark.cloudpickle").register_pickle_by_value(sys.modules[__name__])
+        call_with_tag(self.spark, "addTag", "addJobTag", self.tag)
+        # A type by name, or Arrow left open, would be looked up in whatever session is active.
+        binary = import_module("pyspark.sql.types").BinaryType()
+        of_connect = ".connect" if ".connect." in type(self.spark).__module__ else ""
+        column = import_module(f"pyspark.sql{of_connect}.functions").udf(once, binary, useArrow=False)
+        return [row[0] for row in self.spark.range(0, rows, 1, partitions).select(column("id")).collect()]
+
+    def cancel(self) -> None:
+        for _ in range(2 if self.out else 0):  # the second for a query that was on its way to the server
+            with suppress(Exception):
+                call_with_tag(self.spark, "interruptTag", "cancelJobsWithTag", self.tag)
+            time.sleep(0.1)
+        if self.build_channel:
+            with suppress(Exception):  # there is no session yet, or pyspark 3.5 has no such call
+                self.spark.client.release_session()
+
+    def close(self) -> None:
+        """Ends the connection of our own session, and so each thread that waits for its server.
+
+        The session's stop() would end the caller's local server as well.
+        """
+        if self.build_channel:
+            with suppress(Exception):
+                self.spark.client.close()
 
 
 def call_with_tag(spark: Any, method: str, before: str, tag: str) -> None:
@@ -1714,26 +1707,28 @@ def without_secrets(text: str) -> str:
 def last_cause(error: Exception) -> str:
     """What Spark says, on a line, without the token that a connection URL may have: its text ends with the cause."""
     if of_grpc := re.search(r'details = "(.*: UNKNOWN: )?(.+)"', str(error)):
-        return one_line(without_secrets(of_grpc[2]), 120)
+        return one_line(without_secrets(of_grpc[2]), 100)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     causes = [line for line in lines if re.match(r"(Caused by: )?[\w.]+(Error|Exception|Timeout)\b: ", line)]
     text = causes[-1] if causes else " ".join(lines)
-    return one_line(without_secrets(text or type(error).__name__), 120)
+    return one_line(without_secrets(text or type(error).__name__), 100)
 
 
 def spark_problem(error: Exception) -> str:
     """Why there is no cluster, and what to do, as a sentence."""
-    if isinstance(error, InventoryError):
-        return f"Parallel processing not available: {error}."
-    if isinstance(error, ImportError):
-        return f'Parallel processing not available: {error}; pip install "pyspark[connect]" "pandas<3".'
     # Spark 4 writes "different version: 3.12 than that in driver: 3.11", 3.5 "different version (3, 12) than ..."
     if versions := re.search(r"different version:? (.+?) than that in driver:? (\d+\.\d+)", str(error)):
         cluster = ".".join(re.findall(r"\d+", versions[1])[:2])
         mismatch = f"Python version mismatch: client {versions[2]}, cluster {cluster}."
-        return f"{mismatch} Run this with the cluster's Python version."
-    client = getattr(sys.modules.get("pyspark"), "__version__", "unknown")
-    return f"Parallel processing not available: {last_cause(error)} (Spark client {client})."
+        return f"{mismatch} Run this with the cluster's Python version"
+    if isinstance(error, InventoryError):
+        reason = one_line(str(error), 130)
+    elif isinstance(error, ImportError):
+        reason = f'{one_line(str(error), 70)}; pip install "pyspark[connect]" "pandas<3"'
+    else:
+        client = getattr(sys.modules.get("pyspark"), "__version__", "unknown")
+        reason = f"{last_cause(error)} (Spark client {client})"
+    return f"Parallel processing not available: {reason}"
 
 
 def build_channel(url: str) -> Any:
@@ -1762,9 +1757,9 @@ def connect_cluster(config: DatabricksConfig, cluster_id: str) -> Any:
         cluster = DatabricksClient(config).get("/api/2.1/clusters/get", {"cluster_id": cluster_id}, parse_record)
     except DatabricksError as error:
         raise InventoryError(f"cluster {cluster_id}: {error}") from error
-    state, message = (one_line(without_secrets(str(cluster.get(key) or "")), 60) for key in ("state", "state_message"))
+    state, message = (one_line(without_secrets(str(cluster.get(key) or "")), 40) for key in ("state", "state_message"))
     if state not in ("RUNNING", "RESIZING"):
-        raise InventoryError(f"cluster {cluster_id} is {state} {message}; start it, and run this again when it runs")
+        raise InventoryError(f"cluster {cluster_id} is {state} {message}; start it and run this again")
     return builder
 
 
