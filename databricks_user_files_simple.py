@@ -27,8 +27,10 @@ from __future__ import annotations
 
 import argparse
 import csv
+import difflib
 import heapq
 import io
+import itertools
 import json
 import math
 import os
@@ -85,6 +87,7 @@ if "DatabricksClient" not in globals():  # else step 1 was pasted into the noteb
         csv_row,
         decode_body,
         in_thread,
+        list_users,
         log_in,
         logger,
         one_line,
@@ -156,12 +159,15 @@ LARGEST = 20  # rows of a group that are known by name
 EVERYBODY = "The largest"
 DEACTIVATED = "Deactivated users"
 UNTOUCHED = "Homes in DBFS without a file younger than a year"
+MOST_COMPARED = 20  # names that nobody has, for each of which the most similar home is looked for
+COMPARE_SECONDS = 1.0  # for all of them
 SHOWN_FAILURES = 5  # in the closing summary
 STATUSES = ("success", "empty", "partial", "error")
 USERS_FOLDER = "/Users"  # of both file systems, with everybody's home
 NOT_READABLE = "not found, or not readable with this token"
 NOT_LISTED = "not found in this spelling, and /Users cannot be listed"
 NOT_TOLD = "its name has a / in it: the API cannot be asked for it, or it may lie in another directory"
+NO_USER = "no user of this workspace has this name"
 NOT_CLEAR = "different entries of one listing have this path: which counts is not clear"
 FILE_COLUMNS = ("username", "file_system", "path", "object_type", "language", "object_id", "size", "modified")
 USER_COLUMNS = ("username", "user_name", "userPrincipalName", "email")  # of a users file, in any letter case
@@ -229,6 +235,7 @@ class FileSystem(NamedTuple):
 
     name: str
     label: str
+    in_words: str
     list_path: str
     key: str
     parse_entry: Callable[[Any], FileEntry]
@@ -239,10 +246,10 @@ class FileSystem(NamedTuple):
 FILE_SYSTEMS = {
     record.name: record
     for record in (
-        FileSystem("dbfs", "DBFS", "/api/2.0/dbfs/list", "files", parse_dbfs_entry, True, "--dbfs-only"),
+        FileSystem("dbfs", "DBFS", "DBFS", "/api/2.0/dbfs/list", "files", parse_dbfs_entry, True, "--dbfs-only"),
         FileSystem(
-            "workspace", "Workspace", "/api/2.0/workspace/list", "objects", parse_workspace_entry, False,
-            "--workspace-only",
+            "workspace", "Workspace", "the Workspace", "/api/2.0/workspace/list", "objects", parse_workspace_entry,
+            False, "--workspace-only",
         ),
     )
 }  # fmt: skip
@@ -361,6 +368,11 @@ class UserResult:
         if len(found) == 2:
             return "both"
         return found[0] if found else "none"
+
+    @property
+    def unknown(self) -> bool:
+        """Whether nobody has this name: another scan would not find more."""
+        return any(at["error"].startswith(NO_USER) for totals in self.scanned.values() for at in totals.failures)
 
     @property
     def error(self) -> str:
@@ -683,6 +695,70 @@ def nobodys_homes(folders: dict[str, UsersFolder], nobodys: dict[str, set[str]])
     for name in sorted(set().union(*nobodys.values())):
         rows[name] = {at: Home.listed(name) if name in names else Home.nowhere() for at, names in nobodys.items()}
     return rows
+
+
+def find_unknown(
+    client: DatabricksClient, homes: dict[str, dict[str, Home]], folders: dict[str, UsersFolder]
+) -> dict[str, str]:
+    """The names that neither a user of the workspace nor a home has, and what their rows say if no home is found.
+
+    Where all listings of /Users are whole, nothing is asked for in their `homes` any more. Application ids are names of
+    service principals, which are not among the users.
+    """
+    there = {name.lower(): name for folder in folders.values() for name in folder.names}
+    names = [name for name in homes if name.lower() not in there and not is_application_id(name)]
+    if not names:
+        return {}
+    logger.info("looking among the workspace's users for %s without a home", counted(len(names), "name"))
+    users = known_users(client)
+    unknown = [name for name in names if users is not None and name.lower() not in users]
+    if all(folder.state == "whole" for folder in folders.values()):
+        for name in unknown:
+            homes[name] = dict.fromkeys(folders, Home.nowhere())
+    error = f"{NO_USER}, and no home in {' or '.join(FILE_SYSTEMS[name].in_words for name in folders)}"
+    spoilt = "; did PowerShell's > write the users file? Save it as UTF-8"
+    errors = {name: error + (spoilt if re.search("[?\ufffd\u2500-\u257f]", name) else "") for name in unknown}
+    compared = {home.partition("@")[0]: home for home in there.values()}
+    until = client.clock() + COMPARE_SECONDS
+    for name in unknown[:MOST_COMPARED]:
+        candidates = itertools.takewhile(lambda _: client.clock() < until, compared)
+        for similar in difflib.get_close_matches(name.partition("@")[0], candidates, 1):
+            errors[name] += f"; the most similar one that has a home is {compared[similar]}"
+    return errors
+
+
+def known_users(client: DatabricksClient) -> frozenset[str] | None:
+    """The names of the workspace's users in lower case, asked for once; None, with a warning, where it cannot tell all.
+
+    Raises InventoryError where the login is refused.
+    """
+    if "users" not in client.noted:
+        client.noted["users"] = None
+        try:
+            rows, missing = list_users(client)
+            names = frozenset(row["username"].lower() for row in rows)
+            reason = "some are missing" if missing else "not all are shown" if "" in names or not names else ""
+        except (DatabricksError, InventoryError) as error:
+            if isinstance(error, DatabricksError) and error.kind == "login":
+                raise run_error(error, client.config) from error
+            reason = str(error)
+        if reason:
+            logger.warning("it cannot be told which names are no user's (%s)", reason)
+        else:
+            client.noted["users"] = names
+    users: frozenset[str] | None = client.noted["users"]
+    return users
+
+
+def is_application_id(name: str) -> bool:
+    return re.fullmatch("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", name.lower()) is not None
+
+
+def tell_unknown(result: UserResult, unknown: dict[str, str]) -> None:
+    """Makes the row of a name that nobody has a failure, if no home was found."""
+    if result.username in unknown and result.status == "empty" and not any(result.homes.values()):
+        failure = {"path": f"{USERS_FOLDER}/{result.username}", "error": unknown[result.username]}
+        next(iter(result.scanned.values())).failures.append(failure)
 
 
 def has_homes(kept: dict[str, str | None], homes: dict[str, Home]) -> bool:
@@ -1777,6 +1853,7 @@ class SavedLine(NamedTuple):
     status: str
     date: str
     scan: str
+    unknown: bool
 
 
 class Checkpoint:
@@ -1893,7 +1970,8 @@ class Checkpoint:
         write_all(self.file, data)
 
     def note(self, result: UserResult, offset: int, length: int) -> None:
-        self.lines[result.username] = SavedLine(offset, length, result.status, result.scanned_at[:10], result.scan)
+        at = result.scanned_at[:10]
+        self.lines[result.username] = SavedLine(offset, length, result.status, at, result.scan, result.unknown)
         self.end = offset + length
 
     def load(self, username: str) -> UserResult:
@@ -2296,8 +2374,10 @@ def scan_users(
         folders, admin = look_around(client, file_systems)
         homes, _ = assign_homes([*names, *everyone], folders, admin)
     left = {name: homes[name] for name in names}
+    unknown = find_unknown(client, left, folders) if names else {}
     with open_journal(None, None if files is None else str(files), set()) as journal:
         for result in crawl(left, client, threads, admin, lambda _: on_tick(), cluster, journal):
+            tell_unknown(result, unknown)
             if journal:
                 journal.want(result)
                 journal.done(result)
@@ -2886,7 +2966,7 @@ def build_parser() -> argparse.ArgumentParser:
     only.set_defaults(file_systems=tuple(FILE_SYSTEMS))
     choice = partial(only.add_argument, dest="file_systems", action="store_const")
     for name, record in FILE_SYSTEMS.items():
-        choice(record.only_option, const=(name,), help=f"scan {record.label} alone")
+        choice(record.only_option, const=(name,), help=f"scan {record.in_words} alone")
     parser.add_argument(
         "--resume",
         action="store_true",
@@ -2967,7 +3047,7 @@ def scan_into(
     scans = {line.scan for line in checkpoint.lines.values()}
     with open_journal(checkpoint.journal_path, args.files, scans) as journal:
         checkpoint.journal = journal
-        cluster = scan_left(checkpoint, homes, admin, client, args)
+        cluster = scan_left(checkpoint, homes, folders, admin, client, args)
         client.adapter.close()  # what idle connections hold, the outputs may need
         saved = checkpoint.path is not None
         summary = Summary(client.config.workspace, {name for name, deactivated in names.items() if deactivated})
@@ -2989,6 +3069,7 @@ def scan_into(
 def scan_left(
     checkpoint: Checkpoint,
     homes: dict[str, dict[str, Home]],
+    folders: dict[str, UsersFolder],
     admin: bool,
     client: DatabricksClient,
     args: argparse.Namespace,
@@ -2996,6 +3077,7 @@ def scan_left(
     """Scans and saves the users that the checkpoint does not have; returns the cluster that may have helped."""
     journal = checkpoint.journal
     left = {name: homes[name] for name in homes if not is_kept(checkpoint, name, homes[name], admin)}
+    unknown = find_unknown(client, left, folders)
     if journal:
         journal.keep(left, admin)
     tell_kept(checkpoint, [name for name in homes if name not in left], list(left))
@@ -3005,6 +3087,7 @@ def scan_left(
     results = crawl(left, client, args.threads, admin, progress.tick, cluster, journal)
     with closing(progress), closing(results):  # an interrupt ends the cluster before it is told
         for result in results:
+            tell_unknown(result, unknown)
             checkpoint.save(result)
             if journal:
                 journal.done(result)
@@ -3055,14 +3138,15 @@ def finish(checkpoint: Checkpoint, all_homes: bool) -> int:
     With `all_homes` a user that was not asked for is one whose home is gone.
     """
     left = sum(not checkpoint.done(name) for name in checkpoint.asked)
+    unknown = sum(checkpoint.lines[name].unknown for name in checkpoint.asked)
     in_progress = checkpoint.journal.in_progress.keys() if checkpoint.journal else set()
     others = 0 if all_homes else len((checkpoint.lines.keys() | in_progress) - set(checkpoint.asked))
-    if not left and not others:
+    if left == unknown and not others:
         checkpoint.remove()
     elif checkpoint.path:
-        again = f"--resume scans {counted(left, 'user')} again"
+        again = f"--resume scans {counted(left - unknown, 'user')} again"
         more = f"it has {counted(others, 'user')} that this run was not asked for"
-        tell(f"The checkpoint {checkpoint.path} stays: {again if left else more}")
+        tell(f"The checkpoint {checkpoint.path} stays: {again if left > unknown else more}")
     return 1 if left else 0
 
 

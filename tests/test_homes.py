@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,7 @@ from tests.helpers import (
     FILE_SYSTEMS,
     HOME,
     NAME,
+    FakeClock,
     assert_truth,
     config_of,
     crawl,
@@ -197,6 +199,8 @@ def test_a_dbfs_without_homes_is_no_login_that_is_refused(inventory_of):
 
 def test_names_without_any_home_are_told(inventory_of):
     with typical_server() as server:
+        server.add_user(BEN)
+        server.add_user(CAL)
         _, said = inventory_of(server, USER, BEN, CAL)
         _, warned = inventory_of(server, BEN, CAL)
     assert f"no home anywhere: 2 users, the first is {BEN}" in said
@@ -221,6 +225,7 @@ def test_a_home_may_be_a_file(inventory_of):
 ], ids=["another group", "no groups", "403", "503"])  # fmt: skip
 def test_who_is_not_shown_as_admin_is_warned_once_and_a_home_not_found_is_an_error(clock, caplog, more):
     with small_server([ANN, BEN, CAL], **more) as server:
+        server.add_user(DAN)
         results = crawl(server, clock, [ANN, BEN, DAN])
         assert_truth(results[BEN], server.truth(BEN))
     assert results[DAN].status == "error"
@@ -277,6 +282,95 @@ def test_dbfs_that_is_disabled_for_one_request_is_a_failure(clock, caplog):
         result = crawl(server, clock)[ANN]
     assert (result.status, result.dbfs.files) == ("partial", 2)
     assert "WARNING" not in caplog.text
+
+
+# Names that nobody has
+
+UUID = "1a2b3c4d-0000-1111-2222-333344445555"
+GHOST = "an@example.com"
+NOBODY = f"dbfs:/Users/{GHOST}: no user of this workspace has this name, and no home in DBFS or the Workspace"
+
+
+@pytest.fixture
+def users():
+    """Ann has both homes, Ben none; nobody else is a user."""
+    with small_server([ANN]) as server:
+        server.add_user(BEN)
+        yield server
+
+
+def scim_requests(server):
+    return sum(number for (api, path), number in server.requests.items() if api == "scim" and path != "Me")
+
+
+def test_a_name_that_nobody_has_is_an_error_and_costs_no_request(inventory_of, users):
+    names = [ANN, BEN, BEN.upper(), GHOST, UUID]
+    write_users(names)
+    rows, said = inventory_of(users, *ALL, code=1)
+    assert [rows[name]["status"] for name in names] == ["success", "empty", "empty", "error", "empty"]
+    assert rows[GHOST]["error"] == f"{NOBODY}; the most similar one that has a home is {ANN}"
+    assert not users.requests["workspace", f"/Users/{GHOST}"]
+    assert (scim_requests(users), said.count("among the workspace's users for 3 names")) == (2, 1)  # two pages
+    assert not Path(".checkpoint_progress.json").exists()  # another scan would find no more
+
+
+def test_users_are_listed_only_for_names_without_a_home(inventory_of, users):
+    inventory_of(users, ANN, UUID, ANN.upper())
+    assert scim_requests(users) == 0
+    users.change(faults=[Fault("403", path=HOME)])
+    for expected in (2, 0):  # the first time; then Ben's row is kept
+        inventory_of(users, "--resume", "--checkpoint", "progress", ANN, BEN, code=1)
+        assert scim_requests(users) == expected
+
+
+@pytest.mark.parametrize(("change", "why"), [
+    ({"faults": [Fault("403", api="scim", path=1)]}, "403"),
+    ({"faults": [Fault("500", api="scim", path=1)]}, "500"),
+    ({"total_results_offset": 1}, "some are missing"),
+    ({"faults": [Fault("body", body='{"totalResults": 0}', api="scim", path=1)]}, "not all are shown"),
+    ({"faults": [Fault("body", body='{"Resources": [{"id": "1"}]}', api="scim", path=1),
+                 Fault("body", api="scim", path=2, body='{"totalResults": 1}')]}, "without their names"),
+    ({"faults": [Fault("body", body='{"Resources": [{"id": "8"}]}', api="scim", path=3)]}, "not all are shown"),
+])  # fmt: skip
+def test_where_users_cannot_be_told_a_name_without_a_home_is_empty(users, clock, caplog, change, why):
+    users.change(**change)
+    assert crawl(users, clock, [GHOST, ANN])[GHOST].status == "empty"
+    assert [line for line in caplog.text.splitlines() if "which names are no user's" in line and why in line]
+
+
+@pytest.mark.parametrize(("faults", "there", "error"), [
+    ([Fault("body", body="{}", api="dbfs", path="/Users")], False, NOBODY),
+    ([Fault("body", body="{}", api="dbfs", path="/Users")], True, ""),
+    ([Fault("403", path="/Users")], False, f"dbfs:/Users/{GHOST}: {NOT_LISTED} (and 1 more)"),
+])  # fmt: skip
+def test_where_a_listing_is_not_whole_a_name_that_nobody_has_is_asked_for(users, clock, faults, there, error):
+    users.change(faults=faults)
+    if there:
+        users.add_tree("dbfs", {f"/Users/{GHOST}": [dbfs_file(f"/Users/{GHOST}/f", 1)]})
+    result = crawl(users, clock, [GHOST])[GHOST]
+    assert (result.status, result.error.partition(";")[0]) == ("success" if there else "error", error)
+    assert users.requests["dbfs", f"/Users/{GHOST}"] == users.requests["workspace", f"/Users/{GHOST}"] == 1
+
+
+def test_similar_names_are_told_for_the_first_and_as_long_as_it_takes_a_second(users, clock):
+    names = [f"ann{number}@other.example" for number in range(30)]
+    errors = [result.error for result in crawl(users, clock, names, file_systems=("workspace",)).values()]
+    assert [error.endswith(f"in the Workspace; the most similar one that has a home is {ANN}") for error in errors] == (
+        [True] * 20 + [False] * 10
+    )
+
+    class Ticking(FakeClock):
+        def __call__(self):
+            self.now += 0.1
+            return self.now
+
+    errors = [result.error for result in crawl(users, Ticking(), names).values()]
+    assert 5 < sum("similar" in error for error in errors) < 15
+
+
+@pytest.mark.parametrize("name", ["j?rg@example.com", "j├Ârg@example.com", "j\ufffdrg@example.com"])
+def test_a_name_that_powershell_has_spoilt(users, clock, name):
+    assert "did PowerShell's > write the users file?" in crawl(users, clock, [name])[name].error
 
 
 # --all-homes
@@ -347,6 +441,7 @@ def test_all_homes_needs_listings_that_are_alike(inventory_of, fault):
 def test_a_home_of_nobody_is_one_that_has_to_be_there(inventory_of):
     """One that then answers 404 is an error; a row kept from before it was there is scanned again."""
     with homes_server(faults=[Fault("404", path="/Users/both"), Fault("403", path=HOME)]) as server:
+        server.add_user(BEN)
         words = ["--resume", "--checkpoint", "progress"]
         before, _ = inventory_of(server, *words, ANN, BEN, code=1)
         server.add_tree("dbfs", {f"/Users/{BEN}": [dbfs_file(f"/Users/{BEN}/new", 9)]})
@@ -375,6 +470,8 @@ def test_what_is_saved_is_told_though_the_homes_are_not_known_yet(inventory_of):
 def test_a_kept_row_whose_home_is_another_now_or_cannot_be_told_is_scanned_again(inventory_of):
     titled, refused = "USER00@example.com", "user01@example.com"
     with typical_server(users=2, faults=[Fault("403", path=f"/Users/{refused}")]) as server:
+        server.add_user(ANN)
+        server.add_user(BEN)
         words = ["--resume", "--checkpoint", "progress", titled, refused, ANN, BEN]
         before, _ = inventory_of(server, *words, code=1)
         for name in (titled, ANN.upper(), ANN.title(), BEN):
