@@ -28,6 +28,7 @@ from __future__ import annotations
 import argparse
 import csv
 import difflib
+import gzip
 import heapq
 import io
 import itertools
@@ -70,6 +71,8 @@ if "DatabricksClient" not in globals():  # else step 1 was pasted into the noteb
         raise SystemExit(2)
     from databricks_user_list import (
         CONNECT_SECONDS,
+        FORMULA_STARTS,
+        GZIP_MAGIC,
         ON_WINDOWS,
         VERSION,
         DatabricksClient,
@@ -87,6 +90,7 @@ if "DatabricksClient" not in globals():  # else step 1 was pasted into the noteb
         csv_row,
         decode_body,
         in_thread,
+        lasting,
         list_users,
         log_in,
         logger,
@@ -99,6 +103,7 @@ if "DatabricksClient" not in globals():  # else step 1 was pasted into the noteb
         run_command,
         run_error,
         safe_cell,
+        shown,
         tell,
         whole_number,
         write_all,
@@ -2271,7 +2276,7 @@ class Journal:
                 lowest = lowest.missing[0]
             record |= {"files_now": files_now, "below": lowest.path}
         if self.csv_path is not None and files:
-            start = f"{csv_cell(user.username)},{directory.file_system}"
+            start = f"{csv_cell(safe_cell(user.username))},{directory.file_system}"
             record |= {"rows": found.files, "csv": "".join([file_row(start, entry) for entry in files])}
         self.write_line(record)
 
@@ -2366,7 +2371,7 @@ def scan_users(
     for name in names:
         check_username(name)
     if files is not None:
-        check_output(str(files))
+        check_output(files := lasting(str(files)))
     client = client or DatabricksClient(config, threads)
     homes: dict[str, dict[str, Home]] = {}
     admin = False
@@ -2608,8 +2613,7 @@ def write_results(
     """
     lines = [csv_row(CSV_COLUMNS)]
     for result in results():
-        row = result.row() | {"error": safe_cell(result.error)}  # a text of the service's
-        lines.append(csv_row(map(str, row.values())))
+        lines.append(csv_row(map(str, result.row().values())))
         summary.add(result)
         if journal:
             journal.want(result)
@@ -2849,17 +2853,19 @@ def read_users_file(path: str) -> list[tuple[str, str, bool]]:
     column = find_column(header)
     if column is not None:
         rows = rows[1:]
-    elif len(header) == 1:
+    elif len(header) == 1 and not re.search("[;\t]", header[0]):
         column = 0
     else:
         raise InventoryError(f"{path}: several columns, and none is called {', '.join(USER_COLUMNS)}")
+    mark = re.compile(f"'(?=[{FORMULA_STARTS}])")  # of safe_cell()
     active = [number for number, title in enumerate(header) if title.lower() == "active"]
     users = []
     for place, cells in rows:
         if any(cells[len(header) :]):  # of a name, maybe, that has the delimiter in it
             raise InventoryError(f"{place}: more columns than in the first line")
+        name = cells[column] if column < len(cells) else ""
         deactivated = any(cells[number : number + 1] and cells[number].lower() == "false" for number in active)
-        users.append((place, cells[column] if column < len(cells) else "", deactivated))
+        users.append((place, name[1:] if mark.match(name) else name, deactivated))
     return users
 
 
@@ -2884,6 +2890,7 @@ def read_rows(path: str) -> list[tuple[str, list[str]]]:
     tidied = [around.sub(delimiter, line.strip(f"{blanks}\n")) + "\n" for line in lines]
     reader = csv.reader(tidied, delimiter=delimiter, strict=True)
     rows = []
+    limit = csv.field_size_limit(2**31 - 1)  # of the process
     try:
         for row in reader:
             cells = [cell.strip(" \t") for cell in row]
@@ -2891,11 +2898,13 @@ def read_rows(path: str) -> list[tuple[str, list[str]]]:
                 rows.append((f"{path}, line {reader.line_num}", cells))
     except csv.Error as error:
         raise InventoryError(f"{path}, line {reader.line_num}: not a row of a CSV ({error})") from error
+    finally:
+        csv.field_size_limit(limit)
     return rows
 
 
 def read_lines(path: str) -> list[str]:
-    """Of a text in UTF-8, or in UTF-16 with BOM; - is stdin."""
+    """Of a text in UTF-8, or in UTF-16 with BOM, gzipped or not; - is stdin."""
     try:
         if path != "-":
             data = Path(path).read_bytes()
@@ -2903,10 +2912,18 @@ def read_lines(path: str) -> list[str]:
             data = sys.stdin.buffer.read()
         else:
             raise InventoryError("--users-file -: stdin is closed; name a file")
+        if data.startswith(GZIP_MAGIC):
+            data = gzip.decompress(data)
+        if data.startswith(b"PK\3\4"):
+            raise InventoryError(f"{path} is a workbook, or another kind of zip file: save it as CSV")
         encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
         return list(io.StringIO(data.decode(encoding), newline=None))
-    except OSError as error:
-        raise InventoryError(f"--users-file {path} cannot be read: {error.strerror}") from error
+    except (OSError, EOFError, zlib.error) as error:
+        hint = (
+            f'; to make it: python databricks_user_list.py -o "{path}"' if isinstance(error, FileNotFoundError) else ""
+        )
+        reason = getattr(error, "strerror", None) or error
+        raise InventoryError(f"--users-file {path} cannot be read: {reason}{hint}") from error
     except UnicodeError as error:
         raise InventoryError(f"{path} is neither UTF-8 nor UTF-16 with BOM: save it as UTF-8") from error
 
@@ -2986,6 +3003,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     path = choose_checkpoint(args)
+    for option in ("output", "details", "files"):
+        setattr(args, option, lasting(getattr(args, option)))
     config = log_in(args)
     names = read_usernames(args.users, args.users_file)
     if not names and not args.all_homes:
@@ -3055,7 +3074,7 @@ def scan_into(
     tell(*summary.lines(client.statistics, time.monotonic() - started, nobodys))
     if journal and args.files is not None and not failures:
         files = sum(count for _, count in journal.wanted.values())
-        tell(f"{counted(files, 'row')} in {'stdout' if args.files == '-' else args.files}, one for each file")
+        tell(f"{counted(files, 'row')} in {shown(args.files)}, one for each file")
     if cluster:
         tell(cluster.summary())
     if len(summary.homeless) == len(homes):

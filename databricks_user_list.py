@@ -42,7 +42,7 @@ from concurrent import futures
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from dataclasses import replace as changed_copy
-from functools import partial
+from functools import lru_cache, partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -930,13 +930,13 @@ def write_output(path: str, write: Callable[[TextIO], object], saved: bool = Fal
         raise InventoryError(f"{why_not(path, error)}; {where}") from error
     except KeyboardInterrupt:
         if whole:
-            logger.warning("%s is not whole; the whole text is in %s", path, whole)
+            logger.warning("%s is not whole; the whole text is in %s", shown(path), whole)
         raise
 
 
 def why_not(path: str, error: OSError) -> str:
     hint = " (is it open in another program?)" if ON_WINDOWS and isinstance(error, PermissionError) else ""
-    return f"{'stdout' if path == '-' else path} cannot be written: {error.strerror or error}{hint}"
+    return f"{shown(path)} cannot be written: {error.strerror or error}{hint}"
 
 
 def create_draft(target: str) -> IO[bytes]:
@@ -1083,6 +1083,20 @@ def place_of(path: str) -> object:
     return unicodedata.normalize("NFC", path).casefold()  # as most file systems of Windows and macOS compare
 
 
+def lasting(path: str) -> str:
+    """The name of what the path means now, whatever becomes of the current folder."""
+    with suppress(OSError):  # it has gone
+        return os.path.join(os.getcwd(), path) if path and path != "-" else path
+    return path
+
+
+def shown(path: str) -> str:
+    """As people call it: as it is from the current folder, where that is shorter."""
+    with suppress(OSError, ValueError):  # another drive
+        return "stdout" if path == "-" else min(path, os.path.relpath(path), key=len)
+    return path
+
+
 def check_output(path: str) -> None:
     """Raises InventoryError where it can be known that write_output() would."""
     try:
@@ -1108,7 +1122,7 @@ def check_output(path: str) -> None:
 
 
 def csv_row(cells: Iterable[str]) -> str:
-    return ",".join(map(csv_cell, cells)) + "\n"
+    return ",".join(csv_cell(safe_cell(cell)) for cell in cells) + "\n"
 
 
 def csv_cell(text: str) -> str:
@@ -1118,6 +1132,7 @@ def csv_cell(text: str) -> str:
     return text
 
 
+@lru_cache(1000)
 def safe_cell(text: str) -> str:
     """A cell that no spreadsheet runs as a formula (OWASP, "CSV Injection")."""
     text = f"'{text}" if text.startswith((*FORMULA_STARTS, "\t", "\r", "\n")) else text
@@ -1396,7 +1411,7 @@ def user_row(user: dict[str, Any]) -> dict[str, str]:
     """The CSV's row of a SCIM user; a name that it has not is ""."""
     return {
         "username": user.get("userName", ""),
-        "display_name": safe_cell(user.get("displayName", "")),
+        "display_name": user.get("displayName", ""),
         "active": str(user.get("active", "")).lower(),
         "user_id": str(user.get("id", "")),
     }
@@ -1440,8 +1455,9 @@ def write_users(rows: Iterable[dict[str, str]], output: str) -> None:
 
 def run_user_list(args: argparse.Namespace) -> int:
     """The exit code: 0, or 1 where users are missing or left out. Raises InventoryError."""
+    output = lasting(args.output)
     config = log_in(args)
-    check_output(args.output)
+    check_output(output)
     client = DatabricksClient(config)
     try:
         rows, missing = list_users(client, args.max_users, args.active_only)
@@ -1452,7 +1468,7 @@ def run_user_list(args: argparse.Namespace) -> int:
         raise InventoryError(f"nothing was written, the users of {place} could not be listed: {error}") from error
     taken = leave_out_odd(rows)
     client.adapter.close()  # what idle connections hold, the output may need
-    write_users(taken, args.output)
+    write_users(taken, output)
     logger.info("%s", counted(len(taken), "user"))
     return 1 if missing or len(taken) < len(rows) else 0
 

@@ -1,5 +1,7 @@
 """What the two commands take, say and return (SPEC section 5)."""
 
+import csv
+import gzip
 import json
 import os
 import re
@@ -75,7 +77,10 @@ BAD = {  # words of the scanner, and what the error says; where the words are in
     "output is a folder": (["-o", "folder"], "folder cannot be written: it is a folder"),
     "unknown option": (["--nope"], "--nope"),
     "abbreviated option": (["--prof", "x"], "--prof"),
-    "users file missing": (("--users-file", "missing.csv"), "missing.csv"),
+    "users file missing": (
+        ("--users-file", "no.csv"),
+        "No such file or directory; to make it: python databricks_user_list.py -o",
+    ),
     "users file without a name": (("--users-file", ""), "--users-file  cannot be read"),
     "users file empty": (("--users-file", "empty"), "empty"),
     "users file binary": (("--users-file", "binary"), "binary"),
@@ -119,7 +124,8 @@ def test_without_users_the_error_names_the_options(scan, nobody):
 
 # Users
 
-NAMES = ("a@x.com", "=1+1", "-a", "@b", "+1", "o'neil", "a b", "a\u00a0b", "corp\\anna", "mailto:a", "#a",
+FORMULAS = ("=1+1", "-a", "@b", "+1", "\uff1d1")
+NAMES = (*FORMULAS, "a@x.com", "o'neil", "a b", "a\u00a0b", "corp\\anna", "mailto:a", "#a",
          "\u00e9", "e\u0301", "\U0001f600", "...", "..a", "a%2F..", "%2e%2e", "..\\..", "a?path=%2FShared",
          "a&path=%2FShared", "a\u2215b", "a%00b", "username")  # fmt: skip
 NO_NAMES = ("", ".", "..", "a/b", "../ann", "/", "a\"b", "Anna <a@x.com>", "a,b", "a;b", "a\nb", "a\tb", "a\0b",
@@ -129,13 +135,15 @@ NO_NAMES = ("", ".", "..", "a/b", "../ann", "/", "a\"b", "Anna <a@x.com>", "a,b"
 
 
 def test_names_are_verbatim_and_do_not_leave_users(scan, nobody):
+    cells = [f"'{name}" if name in FORMULAS else name for name in NAMES]  # which no spreadsheet runs
     assert scan(nobody, "-o", "out.csv", "--", *NAMES).code == 0
-    assert usernames() == list(NAMES)
+    assert usernames() == cells
     assert {path for api, path in nobody.requests if api == "workspace"} == {
         "/Users", *(f"/Users/{name}" for name in NAMES)}  # fmt: skip
     Path("users").write_text("username\n" + "\n".join(NAMES), encoding="utf-8")
-    assert scan(nobody, "-o", "out.csv", "--users-file", "users").code == 0
-    assert usernames() == list(NAMES)
+    for path, other in (("users", "out.csv"), ("out.csv", "out2.csv")):  # a CSV of ours is a users file, too
+        assert scan(nobody, "-o", other, "--users-file", path).code == 0
+        assert [row["username"] for row in rows_of(other)] == cells
 
 
 @pytest.mark.parametrize("name", NO_NAMES, ids=ascii)
@@ -177,17 +185,25 @@ def test_what_is_no_name_is_refused_by_place_and_before_any_request(scan, nobody
     (b'x\t"username" \n\t "a" \n1 \tb\n', "a b"),
     (b'username,display_name\na,"Berg, ""A"""\nb,"two\nlines"\nc,\n', "a b c"),
     (b"username,active\n\na,true,\n\n,\nb\n", "a b"),
+    (b"username,note\na," + 200_000 * b"x", "a"),  # more than Python's csv takes
+    (gzip.compress("\ufeffusername\na\n".encode("utf-16-le")), "a"),
 ])  # fmt: skip
 def test_users_files(scan, nobody, data, names):
     Path("users").write_bytes(data)
+    limit = csv.field_size_limit()
     assert scan(nobody, "-o", "out.csv", "--users-file", "users").code == 0
     assert usernames() == names.split()
+    assert csv.field_size_limit() == limit
 
 
 @pytest.mark.parametrize(("data", "says"), [
     (b"id,name\n1,a\n", "users: several columns"),
-    (b"id\tname\n1\ta\n", "users, line 1"),
-    (b"a;b\n", "users, line 1"),
+    (b"id\tname\n1\ta\n", "users: several columns, and none is called username, user_name"),
+    (b"Mail;Name\na@x.com;A\n", "users: several columns"),
+    (b"username\n''=1\n", "users, line 2"),  # only the mark before a formula goes
+    (b"username\n'a\n", "users, line 2"),
+    (b"PK\x03\x04\x14\x00\x06\x00", "users is a workbook, or another kind of zip file: save it as CSV"),
+    (gzip.compress(b"a\n")[:-9], "--users-file users cannot be read: "),
     (b"username,active\na,true\n,true\n", "users, line 3"),
     (b"id,username\n1,a\n2\n", "users, line 3"),
     (b"display_name,username\nA,a\nBerg, Anna,b\n", "users, line 3: more columns"),
@@ -261,7 +277,7 @@ def test_named_users_and_those_of_the_file_are_each_scanned_once(scan, nobody):
 @pytest.mark.parametrize("names", [["-a", "b", "c"], ["a", "b", "-c"], ["--debug", "b"]])
 def test_no_name_after_two_dashes_is_lost(scan, nobody, names):
     assert scan(nobody, "-o", "out.csv", "--", *names).code == 0
-    assert usernames() == names
+    assert [name.lstrip("'") for name in usernames()] == names
 
 
 def test_users_come_from_stdin_and_the_csv_goes_to_stdout(command, login, nobody):
@@ -416,15 +432,14 @@ def test_debug_names_each_directory_and_not_the_token(scan):
     assert SECRET not in done.err + done.out
 
 
-@pytest.mark.parametrize("form", [("--token", SECRET), (f"--token={SECRET}",)])
-def test_the_token_option_is_shown_and_saved_nowhere(command, tmp_path, form):
+def test_the_token_option_is_shown_and_saved_nowhere(command, tmp_path):
     with FakeDatabricks(users=8, shape="small", token=SECRET, expire_after_requests=40) as server:
         (tmp_path / "users").write_text("".join(f"{name}\n" for name in server.user_names))
         words = ("--workspace-url", server.url, "--threads", "1", "-o", "out.csv", "--users-file", "users")
-        result = command(SCANNER, *words, *form)
+        result = command(SCANNER, *words, f"--token={SECRET}")
     assert result.code == 2, result
     saved = len(json.loads((tmp_path / NAME).read_bytes())["results"])
-    assert result.err.endswith(f"{saved} of 8 users saved in {NAME}; the same command with --resume goes on\n")
+    assert re.search(f"\n{saved} of 8 users saved in {NAME}.*; the same command with --resume goes on\n$", result.err)
     assert saved > 0
     assert SECRET not in result.err + result.out
     for path in tmp_path.iterdir():

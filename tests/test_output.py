@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import gzip
 import io
 import os
 import re
@@ -80,6 +81,33 @@ def test_the_outputs_are_replaced_only_when_complete(scan):
         assert scan(server, *server.user_names, *words).code == 0
     assert [len(Path(name).read_text().splitlines()) for name in ("out.csv", "details.json")] == [9, 8]
     assert files_here() == {"out.csv", "details.json"}
+
+
+def test_names_of_files_mean_what_they_meant_at_the_start(scan):
+    """A program that this one is a guest of may go to another folder in mid-run."""
+    words = ("-o", "out.csv", "--details", "details.json", "--files", "files.csv", "--checkpoint", "saved")
+    for folder in ("here", "there"):
+        Path(folder).mkdir()
+        for name in words[1::2]:
+            Path(folder, name).write_text("other\n" if folder == "there" else "")
+    moved = Fault("429", path="/Users/a", when=lambda: os.chdir("../there"))
+    with FakeDatabricks(users=["a"], shape="small", faults=[moved]) as server:
+        os.chdir("here")
+        assert scan(server, "a", *words).code == 0
+    assert Path.cwd().name == "there"
+    assert {name: Path(name).read_text() for name in words[1::2]} == dict.fromkeys(words[1::2], "other\n")
+    assert all(Path("../here", name).stat().st_size for name in words[1:6:2])
+    assert sorted(os.listdir("../here")) == sorted(words[1:6:2])
+
+
+def test_every_output_whose_name_ends_in_gz_is_gzipped(scan, list_users, small):
+    assert list_users(small, "-o", "users.CSV.gz").code == 0
+    for ending in ("", ".GZ"):
+        words = [word + ending * (word[0] != "-") for word in ("-o", "out", "--details", "details", "--files", "files")]
+        assert scan(small, "--users-file", "users.CSV.gz", *words).code == 0
+    for name in ("out", "details", "files"):
+        with gzip.open(f"{name}.GZ") as file:
+            assert len(file.read().splitlines()) == len(Path(name).read_bytes().splitlines()) >= 12
 
 
 # What was there
@@ -467,7 +495,7 @@ def test_on_windows_a_new_file_that_is_held_gets_its_name_a_moment_later(scan, n
 
 def test_on_windows_a_file_that_is_open_elsewhere_is_found_out_before_the_scan(scan, nobody, monkeypatch):
     def refuse(path, flags, *more, **others):
-        if path == "out.csv":
+        if str(path).endswith("/out.csv"):
             raise PermissionError(13, "Permission denied")
         return os_open(path, flags, *more, **others)
 
