@@ -2364,12 +2364,15 @@ def scan_users(
     `on_tick` is called at least once a second. `everyone` names further users of the same inventory, whose homes are
     not anybody else's in other letter case. `files` names a CSV (.gz: gzipped) that gets a row for each file of these
     users, FILE_COLUMNS; it is written when the last result has been taken. Directories that could not be listed are in
-    the results. Raises ValueError for a name that is none, InventoryError if the login is refused, the workspace stays
-    away, or the CSV cannot be written.
+    the results. Raises TypeError for one text or a DataFrame, ValueError for a name that is none, InventoryError if the
+    login is refused, the workspace stays away, or the CSV cannot be written.
     """
-    names = list(dict.fromkeys(usernames))
+    if isinstance(usernames, (str, bytes)) or hasattr(usernames, "columns"):
+        raise TypeError("usernames is to be a list of names: [name] for one user; one column as a list for a DataFrame")
+    names = list(usernames)
     for name in names:
         check_username(name)
+    names = list(dict.fromkeys(names))
     if files is not None:
         check_output(files := lasting(str(files)))
     client = client or DatabricksClient(config, threads)

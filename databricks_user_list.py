@@ -1337,6 +1337,8 @@ def check_username(username: str) -> None:
 
     Whoever is nobody would have no home, and so an inventory of nothing that looks right.
     """
+    if not isinstance(username, str):  # from Python: NaN of a table, None, bytes
+        raise ValueError(f"{one_line(repr(username), 200)} is not a user name: it is no text")
     hidden = [sign for sign in username if unicodedata.category(sign) in ("Cc", "Cf", "Cs")]
     reason = ""
     if username in ("", ".", ".."):

@@ -3,8 +3,10 @@
 import csv
 import io
 import json
+import math
 from pathlib import Path
 
+import pandas
 import pytest
 
 from databricks_user_files_simple import Home, UsersFolder, assign_homes, scan_dbfs, scan_users
@@ -282,6 +284,24 @@ def test_dbfs_that_is_disabled_for_one_request_is_a_failure(clock, caplog):
         result = crawl(server, clock)[ANN]
     assert (result.status, result.dbfs.files) == ("partial", 2)
     assert "WARNING" not in caplog.text
+
+
+# From Python
+
+
+@pytest.mark.parametrize(("usernames", "error"), [
+    (ANN, TypeError), (ANN.encode(), TypeError), (pandas.DataFrame({"username": [ANN]}), TypeError),
+    *(([ANN, cell], ValueError) for cell in (math.nan, None, ANN.encode(), 7, [ANN])),
+])  # fmt: skip
+def test_what_is_no_list_of_names_is_refused(users, usernames, error):
+    with pytest.raises(error, match=r"list of names|is not a user name: it is no text"):
+        next(scan_users(usernames, config_of(users)))
+    assert users.total_requests == 0
+
+
+def test_names_may_come_from_anywhere(users):
+    for usernames in (pandas.Series([ANN, ANN]), {ANN: 1}, iter([ANN])):
+        assert [result.status for result in scan_users(usernames, config_of(users))] == ["success"]
 
 
 # Names that nobody has
