@@ -594,7 +594,10 @@ def look_around(client: DatabricksClient, file_systems: tuple[str, ...]) -> tupl
     groups = me.get("groups") if isinstance(me, dict) else None  # SCIM leaves out empty lists
     admin = isinstance(groups, list) and any(isinstance(at, dict) and at.get("display") == "admins" for at in groups)
     if not admin:
-        logger.warning("this login is not in the group admins: the inventory may miss other users' homes")
+        warning = "this login is not in the group admins"
+        if isinstance(me, DatabricksError):
+            warning = f"whether this login is in the group admins could not be found out ({one_line(str(me), 70)})"
+        logger.warning("%s: the inventory may miss other users' homes", warning)
     return {name: read_users_folder(name, pair) for name, pair in answers.items()}, admin
 
 
