@@ -2953,20 +2953,18 @@ def build_parser() -> argparse.ArgumentParser:
         "without any users, all homes",
     )
     add_login_options(parser)
-    parser.add_argument("-o", "--output", metavar="FILE", default="-", help="the CSV (default: stdout)")
-    parser.add_argument(
+    output = partial(parser.add_argument, metavar="FILE", type=lasting)
+    output("-o", "--output", default="-", help="the CSV (default: stdout)")
+    output(
         "--details",
-        metavar="FILE",
         help="one JSON object per user: by file system and object type, all that could not be listed",
     )
-    parser.add_argument(
+    output(
         "--files",
-        metavar="FILE",
         help="one CSV row per file: its user, file system, path, type, size, time; gzipped if the name ends in .gz",
     )
-    parser.add_argument(
+    output(
         "--report",
-        metavar="FILE",
         help="one HTML page: what is missing, the sums, the largest, deactivated users, what is old",
     )
     parser.add_argument(
@@ -3009,8 +3007,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     path = choose_checkpoint(args)
-    for option in ("output", "details", "files"):
-        setattr(args, option, lasting(getattr(args, option)))
     config = log_in(args)
     names = read_usernames(args.users, args.users_file)
     if not names and not args.all_homes:

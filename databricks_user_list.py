@@ -1457,9 +1457,8 @@ def write_users(rows: Iterable[dict[str, str]], output: str) -> None:
 
 def run_user_list(args: argparse.Namespace) -> int:
     """The exit code: 0, or 1 where users are missing or left out. Raises InventoryError."""
-    output = lasting(args.output)
     config = log_in(args)
-    check_output(output)
+    check_output(args.output)
     client = DatabricksClient(config)
     try:
         rows, missing = list_users(client, args.max_users, args.active_only)
@@ -1470,7 +1469,7 @@ def run_user_list(args: argparse.Namespace) -> int:
         raise InventoryError(f"nothing was written, the users of {place} could not be listed: {error}") from error
     taken = leave_out_odd(rows)
     client.adapter.close()  # what idle connections hold, the output may need
-    write_users(taken, output)
+    write_users(taken, args.output)
     logger.info("%s", counted(len(taken), "user"))
     return 1 if missing or len(taken) < len(rows) else 0
 
@@ -1483,7 +1482,7 @@ def user_list(argv: list[str] | None = None) -> int:
         description="Lists the users of a Databricks workspace into a CSV.",
     )
     add_login_options(parser)
-    parser.add_argument("-o", "--output", metavar="FILE", default="-", help="the CSV (default: stdout)")
+    parser.add_argument("-o", "--output", metavar="FILE", type=lasting, default="-", help="the CSV (default: stdout)")
     parser.add_argument(
         "--max-users", type=partial(whole_number, most=10**9 - 1), metavar="N", help="no more than the first N"
     )
