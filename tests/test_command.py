@@ -77,6 +77,7 @@ BAD = {  # words of the scanner, and what the error says; where the words are in
     "output is a folder": (["-o", "folder"], "folder cannot be written: it is a folder"),
     "unknown option": (["--nope"], "--nope"),
     "abbreviated option": (["--prof", "x"], "--prof"),
+    "users file without its option": (("users.txt",), "was --users-file meant?"),
     "users file missing": (
         ("--users-file", "no.csv"),
         "No such file or directory; to make it: python databricks_user_list.py -o",
