@@ -166,6 +166,7 @@ DEACTIVATED = "Deactivated users"
 UNTOUCHED = "Homes in DBFS without a file younger than a year"
 MOST_COMPARED = 20  # names that nobody has, for each of which the most similar home is looked for
 COMPARE_SECONDS = 1.0  # for all of them
+SIGNS = {"Grew": "+", "Shrank": "-", "Came": "+", "Went": "-"}
 SHOWN_FAILURES = 5  # in the closing summary
 STATUSES = ("success", "empty", "partial", "error")
 USERS_FOLDER = "/Users"  # of both file systems, with everybody's home
@@ -2497,11 +2498,62 @@ class Group:
         return f"{counted(self.rows, 'row')}, {counted(self.totals.files, 'file')}, {human_size(self.totals.bytes)}"
 
 
+@dataclass
+class Comparison:
+    """How the rows differ from those of an inventory of before; its names are as in a cell."""
+
+    path: str
+    before: dict[str, tuple[int, bool]]  # bytes, and whether all was listed
+    sources: set[str]  # those of its rows
+    sources_now: set[str] = field(default_factory=set)
+    groups: dict[str, Group] = field(default_factory=lambda: {title: Group() for title in SIGNS})
+    not_compared: int = 0
+
+    def add(self, result: UserResult) -> None:
+        self.sources_now.add(result.file_source)
+        size, was_complete = self.before.pop(safe_cell(result.username), (None, True))
+        if not was_complete or result.error:
+            self.not_compared += 1
+        elif size is None:
+            self.groups["Came"].add(result.username, FileSystemTotals(bytes=result.total_size))
+        elif size != result.total_size:
+            title = "Grew" if size < result.total_size else "Shrank"
+            self.groups[title].add(result.username, FileSystemTotals(bytes=abs(result.total_size - size)))
+
+    def end(self) -> None:
+        """Whoever is left in the inventory of before is in this one no more."""
+        for cell, (size, was_complete) in self.before.items():
+            if was_complete:
+                self.groups["Went"].add(cell, FileSystemTotals(bytes=size))
+            else:
+                self.not_compared += 1
+        self.before = {}
+
+    def __str__(self) -> str:
+        change = sum(int(sign + "1") * self.groups[title].totals.bytes for title, sign in SIGNS.items())
+        text = f"Compared with {self.path}: {'-' if change < 0 else '+'}{human_size(abs(change))}"
+        if self.not_compared:
+            text += f"; not compared, since not complete in both: {self.not_compared:,}"
+        for name, record in FILE_SYSTEMS.items():
+            if self.sources_now & {name, "both"} and not self.sources & {name, "both"}:
+                text += f"; it has nothing of {record.label}: was that left out then?"
+        return text
+
+    def tables(self) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+        """Of each kind of change a title, and the largest: names and by how much."""
+        for title, sign in SIGNS.items():
+            group = self.groups[title]
+            if group.rows:
+                rows = [(name, sign + human_size(totals.bytes)) for name, totals in group.largest[:BIGGEST_USERS]]
+                yield f"{title}: {counted(group.rows, 'row')}, {sign}{human_size(group.totals.bytes)}", rows
+
+
 class Summary:
     """The sums over all rows; `deactivated` has the names of users who cannot log in any more."""
 
-    def __init__(self, workspace: str, deactivated: Container[str]) -> None:
+    def __init__(self, workspace: str, deactivated: Container[str], comparison: Comparison | None) -> None:
         self.workspace = workspace
+        self.comparison = comparison
         self.deactivated = deactivated
         self.statuses: Counter[str] = Counter()
         self.totals: dict[str, FileSystemTotals] = {}
@@ -2525,6 +2577,8 @@ class Summary:
             self.homeless.append(result.username)
         if result.error and len(self.incomplete) < LARGEST:
             self.incomplete.append(result)
+        if self.comparison:
+            self.comparison.add(result)
         self.groups[EVERYBODY].add(result.username, *result.scanned.values())
         if result.username in self.deactivated:
             self.groups[DEACTIVATED].add(result.username, *result.scanned.values())
@@ -2562,6 +2616,10 @@ class Summary:
             largest = self.groups[EVERYBODY].largest[:BIGGEST_USERS]
             lines += [size_line(totals, username) for username, totals in largest if totals.files]
         lines += self.home_lines(nobodys)
+        if self.comparison:
+            lines.append(str(self.comparison))
+            for title, rows in self.comparison.tables():
+                lines += [title, *(f"{change:>14}  {name}" for name, change in rows)]
         lines.append(
             f"{counted(statistics['requests'], 'request')}, {statistics['retries']:,} of them repeats, "
             f"{statistics['rate_limited']:,} answered 429, in {timedelta(seconds=round(seconds))}"
@@ -2623,6 +2681,8 @@ def write_results(
         summary.add(result)
         if journal:
             journal.want(result)
+    if summary.comparison:
+        summary.comparison.end()
     outputs: list[tuple[str, Callable[[TextIO], object]]] = []
     if args.details is not None:
         outputs.append((args.details, lambda file: write_details(file, results())))
@@ -2783,6 +2843,9 @@ def report_page(summary: Summary, now: datetime) -> str:
         if group.rows:
             largest = [(name, totals) for name, totals in group.largest if totals.files or totals.bytes]
             parts += [heading(title), ranking(f"{group}; the largest {len(largest)}:", largest)]
+    if summary.comparison:
+        parts += [heading("What has changed"), paragraph(str(summary.comparison))]
+        parts += [table(title, ("", "change"), rows) for title, rows in summary.comparison.tables()]
     notebooks = summary.notebooks()
     if notebooks:
         counts = [(language, f"{number:,}") for language, number in notebooks.most_common()]
@@ -2911,7 +2974,7 @@ def read_rows(path: str) -> list[tuple[str, list[str]]]:
     return rows
 
 
-def read_lines(path: str) -> list[str]:
+def read_lines(path: str, option: str = "--users-file") -> list[str]:
     """Of a text in UTF-8, or in UTF-16 with BOM, gzipped or not; - is stdin."""
     try:
         if path != "-":
@@ -2919,7 +2982,7 @@ def read_lines(path: str) -> list[str]:
         elif hasattr(sys.stdin, "buffer"):
             data = sys.stdin.buffer.read()
         else:
-            raise InventoryError("--users-file -: stdin is closed; name a file")
+            raise InventoryError(f"{option} -: stdin is closed; name a file")
         if data.startswith(GZIP_MAGIC):
             data = gzip.decompress(data)
         if data.startswith(b"PK\3\4"):
@@ -2927,13 +2990,41 @@ def read_lines(path: str) -> list[str]:
         encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
         return list(io.StringIO(data.decode(encoding), newline=None))
     except (OSError, EOFError, zlib.error) as error:
-        hint = (
-            f'; to make it: python databricks_user_list.py -o "{path}"' if isinstance(error, FileNotFoundError) else ""
-        )
+        is_missing = isinstance(error, FileNotFoundError) and option == "--users-file"
+        hint = f'; to make it: python databricks_user_list.py -o "{path}"' if is_missing else ""
         reason = getattr(error, "strerror", None) or error
-        raise InventoryError(f"--users-file {path} cannot be read: {reason}{hint}") from error
+        raise InventoryError(f"{option} {path} cannot be read: {reason}{hint}") from error
     except UnicodeError as error:
         raise InventoryError(f"{path} is neither UTF-8 nor UTF-16 with BOM: save it as UTF-8") from error
+
+
+def read_comparison(args: argparse.Namespace) -> Comparison | None:
+    """The inventory of --compare, where there is one. Raises InventoryError if it is none, or not to be compared."""
+    path = args.compare
+    if path is None:
+        return None
+    if not os.path.exists(path) and place_of(path) == place_of(args.output):
+        logger.info("there is no %s yet to compare with", path)
+        return None
+    lines = read_lines(path, "--compare")
+    reader = csv.DictReader(lines, delimiter=find_delimiter(lines[0] if lines else ""), strict=True)
+    before: dict[str, tuple[int, bool]] = {}
+    sources = set()
+    try:
+        for row in reader:
+            cell = safe_cell(row["username"])
+            if cell in before or row["status"] not in STATUSES:
+                raise ValueError("twice the same, or no status")
+            before[cell] = int(row["total_size"]), row["status"] in ("success", "empty")
+            sources.add(row["file_source"])
+        if not {*CSV_COLUMNS} <= {*(reader.fieldnames or ())}:
+            raise ValueError("other columns")
+    except (csv.Error, KeyError, TypeError, ValueError) as error:
+        raise InventoryError(f"--compare {path}, line {reader.line_num}: not an inventory of this program") from error
+    for name, record in FILE_SYSTEMS.items():
+        if name not in args.file_systems and sources & {name, "both"}:
+            raise InventoryError(f"--compare {path} has files of {record.label}, which this run leaves out")
+    return Comparison(path, before, sources)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -2968,6 +3059,9 @@ def build_parser() -> argparse.ArgumentParser:
     output(
         "--report",
         help="one HTML page: what is missing, the sums, the largest, deactivated users, what is old",
+    )
+    parser.add_argument(
+        "--compare", metavar="CSV", help="an inventory of before: who grew, shrank, came and went since"
     )
     parser.add_argument(
         "--threads",
@@ -3015,6 +3109,7 @@ def run(args: argparse.Namespace) -> int:
         raise InventoryError("name users, or give --users-file; or --all-homes, for all homes there are")
     outputs = [name for name in (args.output, args.details, args.files, args.report) if name is not None]
     check_places(outputs, args.users_file, path)
+    args.comparison = read_comparison(args)
     header = {"workspace_url": config.workspace, "options": {"file_systems": list(args.file_systems)}}
     with open_checkpoint(path, header, args.resume) as checkpoint, last_line(checkpoint, args):
         expected = checkpoint.lines if args.all_homes else {}  # until the homes are known
@@ -3073,7 +3168,8 @@ def scan_into(
         cluster = scan_left(checkpoint, homes, folders, admin, client, args)
         client.adapter.close()  # what idle connections hold, the outputs may need
         saved = checkpoint.path is not None
-        summary = Summary(client.config.workspace, {name for name, deactivated in names.items() if deactivated})
+        gone = {name for name, deactivated in names.items() if deactivated}
+        summary = Summary(client.config.workspace, gone, args.comparison)
         failures = write_results(lambda: map(checkpoint.load, homes), summary, args, journal, saved)
     tell(*summary.lines(client.statistics, time.monotonic() - started, nobodys))
     if journal and args.files is not None and not failures:
@@ -3104,7 +3200,8 @@ def scan_left(
     if journal:
         journal.keep(left, admin)
     tell_kept(checkpoint, [name for name in homes if name not in left], list(left))
-    tell_homes(left)
+    begun = journal.in_progress if journal else {}
+    tell_homes({name: left[name] for name in left if name not in begun})
     cluster = choose_cluster(args, client.config)
     progress = Progress(len(homes), len(homes) - len(left), client.statistics, args.quiet)
     results = crawl(left, client, args.threads, admin, progress.tick, cluster, journal)

@@ -182,7 +182,8 @@ def shares(files, key):
 
 
 def username(row):
-    return row["username"]
+    """The name itself, without what keeps a spreadsheet from running it."""
+    return row["username"].removeprefix("'")
 
 
 @pytest.mark.parametrize("words", [(), ("--resume",), ("--all-homes",), ("--dbfs-only",), ("--workspace-only",)])
@@ -206,13 +207,13 @@ def test_every_number_of_the_page_is_that_of_the_rows(scan, people, words):
     assert f"<p>{len(rows):,} rows, {len(files):,} files, {total}: " in text
     labels = {"dbfs": "DBFS", "workspace": "Workspace"}
     gone = {name for number, name in enumerate(NAMES) if number % 5 == 1}
-    young = {row["username"] for row in files if row["modified"] > "2025"}
-    old = [row for row in files if row["file_system"] == "dbfs" and row["username"] not in young]
+    young = {username(row) for row in files if row["modified"] > "2025"}
+    old = [row for row in files if row["file_system"] == "dbfs" and username(row) not in young]
     languages = Counter(row["language"] for row in files if row["object_type"] == "NOTEBOOK")
     expected = {
         "Sums": shares(files, lambda row: labels[row["file_system"]]),
         "The largest": shares(files, username)[:20],
-        "Deactivated users": shares([row for row in files if row["username"] in gone], username),
+        "Deactivated users": shares([row for row in files if username(row) in gone], username),
         "Homes in DBFS without a file younger than a year": shares(old, username)[:20],
         "Notebooks": [(name, f"{count:,}") for name, count in languages.most_common()],
     }
@@ -265,7 +266,7 @@ def test_in_a_browser_the_page_fits_and_its_bars_are_in_proportion(scan, people,
     assert scan(people, *words, "--report", "page.html").code == 1
     sums = Counter()
     for row in rows_of("files.csv"):
-        sums[row["username"], row["size"] == ""] += int(row["size"] or 10_000)
+        sums[username(row), row["size"] == ""] += int(row["size"] or 10_000)
     largest = sorted(rows_of("out.csv"), key=lambda row: -int(row["total_size"]))[:20]
     for dark in (False, True):
         for page in browse(dark):
@@ -274,5 +275,74 @@ def test_in_a_browser_the_page_fits_and_its_bars_are_in_proportion(scan, people,
             assert page["color"] == ("rgb(255, 255, 255)" if dark else "rgb(0, 0, 0)")
             for row, (room, exact, estimated) in zip(largest, page["bars"][2:22], strict=True):
                 for drawn, is_estimated in ((exact, False), (estimated, True)):
-                    share = sums[row["username"], is_estimated] / int(largest[0]["total_size"])
+                    share = sums[username(row), is_estimated] / int(largest[0]["total_size"])
                     assert drawn == pytest.approx(share * room, abs=1)
+
+
+# Compared with before
+
+
+def test_every_change_is_that_between_the_two_inventories(scan, people):
+    words = ("--users-file", "users.csv", "--compare", "out.csv", "-o", "out.csv", "--report", "page.html")
+    first = scan(people, *words)
+    assert "there is no out.csv yet to compare with" in first.err
+    assert "Compared" not in first.err + read_page()[1]
+    before = {username(row): row for row in rows_of("out.csv")}
+    for name in NAMES[5:9]:
+        people.add_tree("dbfs", {f"/Users/{name}": [dbfs_file(f"/Users/{name}/new", 4_000_000)]})
+    Path("users.csv").write_text("\n".join([*NAMES[1:], *NOBODYS[1:]]), encoding="utf-8")
+    said = scan(people, *words).err
+    after = {username(row): row for row in rows_of("out.csv")}
+    changes = {"Grew": {}, "Shrank": {}, "Came": {}, "Went": {}}
+    for name in {*before, *after} - {REFUSED[7:]}:
+        sizes = [int(rows[name]["total_size"]) if name in rows else None for rows in (before, after)]
+        if None in sizes:
+            changes["Came" if sizes[0] is None else "Went"][name] = max(size or 0 for size in sizes)
+        elif sizes[0] != sizes[1]:
+            changes["Grew" if sizes[0] < sizes[1] else "Shrank"][name] = abs(sizes[0] - sizes[1])
+    assert all(changes.values())
+    sections, text = read_page()
+    total = 0
+    for title, sign in {"Grew": "+", "Shrank": "-", "Came": "+", "Went": "-"}.items():
+        sizes = sorted(changes[title].values(), reverse=True)
+        total += sum(sizes) if sign == "+" else -sum(sizes)
+        heading = f"{title}: {len(sizes)} row{'s' * (len(sizes) > 1)}, {sign}{human(sum(sizes))}"
+        assert f"<caption>{heading}</caption>" in text
+        assert f"\n{heading}\n" in said
+        for name, size in changes[title].items():
+            assert f"{sign + human(size):>14}  {name}\n" in said
+            assert (name, sign + human(size)) in sections["What has changed"]
+    change = f"{'-' if total < 0 else '+'}{human(abs(total))}"
+    line = f"Compared with out.csv: {change}; not compared, since not complete in both: 1"
+    assert (f"\n{line}\n" in said, f"<p>{line}</p>" in text) == (True, True)
+
+
+HEADER = "username,file_count,total_size,total_size_gb,status,file_source,error\n"
+NO_INVENTORY = [  # a file to compare with, the options, and what is said of it
+    (None, (), "--compare old.csv cannot be read: No such file or directory\n"),
+    ("", (), "line 0: not an inventory"),
+    ("a\nb\n", (), "line 2: not an inventory"),
+    (HEADER + "a,1,1.2E+11,0.0,success,dbfs,\n", (), "line 2: not an inventory"),
+    (HEADER + "a,1,1,0.0,success,dbfs,\n" * 2, (), "line 3: not an inventory"),
+    (HEADER + "a,1,1,0.0,done,dbfs,\n", (), "line 2: not an inventory"),
+    (
+        HEADER + "a,1,1,0.0,success,both,\n",
+        ("--dbfs-only",),
+        "old.csv has files of Workspace, which this run leaves out",
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "words", "says"), NO_INVENTORY)
+def test_what_cannot_be_compared_is_said_before_the_scan(scan, people, text, words, says):
+    if text is not None:
+        Path("old.csv").write_text(text)
+    done = scan(people, "user1@example.com", "--compare", "old.csv", *words)
+    assert (done.code, done.out, people.total_requests) == (2, "", 0)
+    assert says in done.err
+
+
+def test_an_inventory_without_a_file_system_is_said_to_be_that(scan, people):
+    assert scan(people, *NAMES[1:3], "--dbfs-only", "-o", "old.csv").code == 0
+    said = scan(people, *NAMES[1:3], "--compare", "old.csv").err
+    assert "; it has nothing of Workspace: was that left out then?" in said
