@@ -1685,13 +1685,18 @@ class Cluster:
         return self.probe(crawler)
 
     def probe(self, crawler: Crawler) -> int:
-        """The number of task slots whose worker reaches the workspace's API. Raises InventoryError if none does."""
-        name = next(iter(crawler.tally.users[0][1]))  # a file system of this run
-        places = [(0.0, FILE_SYSTEMS[name].list_path, "/")]
+        """The number of task slots whose worker reaches the workspace's API. Raises InventoryError if none does.
+
+        Asked for is the directory that this process listed last: where it is refused, it is the worker that is refused.
+        """
         for attempt in range(PROBES):
+            name = max(crawler.tally.users[0][1], key=lambda name: crawler.pacers[name].succeeded_at)
+            path = crawler.pacers[name].listed_last
+            good = (200, 429) if path else (200, 403, 404, 429)  # nothing was listed yet: any answer of the API itself
+            places = [(0.0, FILE_SYSTEMS[name].list_path, path or "/")]
             packed = self.query(crawler.client, places, PROBE_SECONDS, rows=MOST_SLOTS, partitions=None)
             reports = [read_report(report, 1) for report in packed if report is not None]
-            refusals = [answer for _, [answer] in reports if not answer or answer[0] not in (200, 404, 429)]
+            refusals = [answer for _, [answer] in reports if not answer or answer[0] not in good]
             slots = len(reports) - len(refusals)
             if slots:
                 logger.info("parallel: %s, the first on %s", counted(slots, "task slot"), reports[0][0])

@@ -49,6 +49,7 @@ class Workers:
         for process in self.processes:
             self.idle.put(process)
         self.change: Callable[[Report], Report] = lambda report: report
+        self.probed = False  # what workers ask for from then on, batches do
 
     def close(self) -> None:
         for process in self.processes:
@@ -95,7 +96,9 @@ class Query:
         """One partition for a batch, one for each process for the probe."""
         if self.rows == 1:
             return [(self.workers.change(report),) for report in self.workers.run(self.function, [0])]
+        self.workers.probed = False
         partitions = [[0, 1]] * self.workers.slots
         with ThreadPoolExecutor(len(partitions)) as threads:
-            return [(report,) for found in threads.map(partial(self.workers.run, self.function), partitions)
-                    for report in found]  # fmt: skip
+            found = list(threads.map(partial(self.workers.run, self.function), partitions))
+        self.workers.probed = True
+        return [(report,) for reports in found for report in reports]
