@@ -1035,7 +1035,7 @@ def write_all(file: IO[bytes], data: bytes) -> None:
 def write_elsewhere(path: str, write: Callable[[TextIO], object]) -> str:
     """Writes the text to the temporary folder, if it can, and returns what to say of it."""
     try:
-        file = tempfile.NamedTemporaryFile(delete=False, suffix=f"-{os.path.basename(path)}")
+        file = tempfile.NamedTemporaryFile(delete=False, suffix=f"-{os.path.basename(shown(path))}")
         write_text(file, path, write, is_new=True)
     except OSError as error:
         return f"nor does the temporary folder take the text ({error.strerror or error})"
@@ -1072,15 +1072,12 @@ def own_stream(path: str) -> int | None:
 def place_of(path: str) -> object:
     """What two paths have in common that are one file or stream."""
     stream = own_stream(path)
-    with suppress(OSError):
+    with suppress(OSError):  # it is not there yet, or not even the current folder is
+        path = os.path.realpath(path)
         found = os.fstat(stream) if stream else os.stat(path)
         if found.st_ino and not ON_WINDOWS:  # where it may differ at each look
             return found.st_dev, found.st_ino
-    if stream:
-        return stream
-    with suppress(OSError):  # not even the current folder is there
-        path = os.path.realpath(path)
-    return unicodedata.normalize("NFC", path).casefold()  # as most file systems of Windows and macOS compare
+    return stream or unicodedata.normalize("NFC", path).casefold()  # as Windows and macOS compare
 
 
 def lasting(path: str) -> str:
@@ -1100,7 +1097,7 @@ def shown(path: str) -> str:
 def check_output(path: str) -> None:
     """Raises InventoryError where it can be known that write_output() would."""
     try:
-        if path == "-" and (sys.stdout is None or sys.stdout.closed):
+        if path == "-" and getattr(sys.stdout, "closed", sys.stdout is None):
             raise OSError(0, "it is closed; name a file with --output")
         if own_stream(path):
             return
@@ -1112,7 +1109,7 @@ def check_output(path: str) -> None:
             if not os.access(path, os.W_OK):  # opening a pipe would wait for its reader
                 raise PermissionError(0, "it may not be written")
             return
-        if os.path.exists(path):
+        with suppress(FileNotFoundError):
             os.close(os.open(path, os.O_WRONLY))
         draft = create_draft(os.path.realpath(path))
         draft.close()
