@@ -2277,8 +2277,9 @@ class Journal:
         self.in_progress[user.username] = user
         cut = len(directory.path) + 1
         at = directory.file_system, directory.path
-        names = [path[cut:] for path in directories]
-        record: dict[str, Any] = {"scan": user.scan, "at": at, "found": vars(found), "directories": names}
+        adds = {name: value for name, value in vars(found).items() if value}
+        record: dict[str, Any] = {"scan": user.scan, "at": at, "found": adds}
+        record["directories"] = [path[cut:] for path in directories]
         if directory.known:
             lowest = directory
             while lowest.missing:
