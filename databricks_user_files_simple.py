@@ -127,10 +127,10 @@ RECENT_SECONDS = 3.0
 LATE_SECONDS = 0.05  # by which a thread may wake up late, and make up for it
 FIRST_REST, LONGEST_REST = 0.1, 3.0  # seconds, after the second 429 in a row; doubled with each
 UNPACED_RATE = 1000.0  # requests/s, from which on there is no delay
-OUTAGE_FAILURES = 10  # in a row, of one API
+LONGEST_ROW = 10  # of failures, or of refusals, of one API
 LONGEST_OUTAGE = 15 * 60.0  # seconds
-FIRST_PROBE = 2.0  # seconds from an API's being away to the first question whether it is back
-LAST_PROBE = 60.0  # seconds between two of them, to which they double
+FIRST_QUESTION = 2.0  # seconds from the beginning of an API's pause to the question whether it is there
+LAST_QUESTION = 60.0  # seconds between two of them, to which they double
 LONGEST_WAIT = 0.2  # seconds that the gathering thread waits for an answer: no signal comes through then (Windows)
 DEFAULT_THREADS = 16
 MOST_THREADS = 64
@@ -804,8 +804,28 @@ def next_rate(rate: float, limited: bool, achieved: float, row: int, quiet: floa
     return rate if rate < UNPACED_RATE else math.inf
 
 
+def is_failure(error: DatabricksError) -> bool:
+    """Whether it may be the API's own: no answer, or none that makes sense. Anything else shows that it is there."""
+    return error.retried and error.kind not in ("too slow", "unexpected")
+
+
+def is_refusal(error: DatabricksError) -> bool:
+    return not error.retried and error.kind != "not found"
+
+
+@dataclass
+class Row:
+    """Failures, or refusals, of an API one after the other; `most` of them make it pause."""
+
+    length: int = 0
+    most: int = LONGEST_ROW
+
+
 class Pacer:
-    """When requests to one API may go: spaced while it limits them; while it is away, only its root is asked for.
+    """When requests to one API may go: spaced while it limits them. In a pause nothing but one question is asked.
+
+    A long row of failures is an outage, or the fault of those directories; one of refusals that of the login, or of
+    those directories. So the directory that was listed last is asked for once more: is it listed, it was the others.
 
     Asked by one thread only, the one that gathers the crawler's answers. Times are the clock's, in seconds. What
     workers were answered comes late and in lumps, so it counts for the pace alone, as of when their batch left.
@@ -822,10 +842,12 @@ class Pacer:
         self.recent: deque[float] = deque()  # successes of the last RECENT_SECONDS
         self.row = 0  # successes since the last 429 that counted
         self.rest = 0.0  # seconds, longer with each 429 in a row: a window of time may be used up
-        self.failures = 0  # in a row
-        self.failing_since = 0.0
-        self.probe_wait = 0.0
-        self.away = False
+        self.failures, self.refusals = Row(), Row()  # until a listing succeeds
+        self.doubt: Row | None = None  # that for which it pauses
+        self.paused_at = 0.0
+        self.question_wait = 0.0
+        self.is_outage = False  # the question was not answered
+        self.uncounted: list[Directory] = []  # that failed in the pause: the answer tells whether it was an attempt
 
     def sent(self, now: float) -> None:
         rate = max(self.rate - self.lent, LOWEST_RATE)
@@ -844,7 +866,7 @@ class Pacer:
 
     def limited(self, sent_at: float, now: float) -> bool:
         """Less, after a 429. Returns whether it counts: the last change was for all that had left by then."""
-        if self.away or sent_at <= self.changed_at:
+        if self.doubt or sent_at <= self.changed_at:
             return False
         self.rate = next_rate(self.rate, True, self.achieved(), self.row, 0.0)
         self.row = 0
@@ -861,36 +883,50 @@ class Pacer:
         lately = sum(at > self.recent[-1] - seconds for at in self.recent)
         return max(len(self.recent) / RECENT_SECONDS, lately / seconds)
 
+    def listed(self, path: str, now: float) -> None:
+        """This process has listed a directory of the frontier: that ends every row."""
+        self.listed_last = path
+        self.failures, self.refusals = Row(), Row()
+        self.go_on(now)
+
     def answered(self, now: float) -> None:
-        """Any answer of the API itself, be it a refusal: it is not away."""
-        self.failures = 0
-        if self.away:
-            self.away = False
-            self.next_at = now
+        """Any other answer of the API itself ends a row of failures."""
+        self.failures.length = 0
+        if self.doubt is self.failures:
+            self.go_on(now)
 
-    def failed(self, error: DatabricksError, sent_at: float, now: float) -> None:
-        """Takes note of a failure that may be the API's. Ten in a row mean that it is away."""
-        if self.away:
-            return
-        if error.kind == "rate limit" and not self.limited(sent_at, now):
-            return
-        self.failing_since = self.failing_since if self.failures else now
-        self.failures += 1
-        if self.failures >= OUTAGE_FAILURES:
-            told = FILE_SYSTEMS[self.file_system].label, self.failures, error
+    def lengthen(self, row: Row, now: float, retry_after: float = 0.0) -> None:
+        """One more; a row that is long enough makes it pause for the question."""
+        row.length += 1
+        if row.length >= row.most and not self.doubt:
+            self.doubt = row
+            self.paused_at = now
+            self.question_wait = FIRST_QUESTION
+            self.next_at = now + max(FIRST_QUESTION, retry_after)
+
+    def unanswered(self, error: DatabricksError, now: float) -> None:
+        """The question failed, too: an outage. Raises InventoryError after LONGEST_OUTAGE."""
+        if self.doubt and not self.is_outage:
+            told = FILE_SYSTEMS[self.file_system].label, self.doubt.length, error
             logger.warning("%s: %d failures in a row, the last: %s. Waiting until the service is back", *told)
-            self.away = True
-            self.probe_wait = FIRST_PROBE
-            self.next_at = now + max(FIRST_PROBE, error.retry_after)
-
-    def still_away(self, error: DatabricksError, now: float) -> None:
-        """The API's root failed, too. Raises InventoryError after LONGEST_OUTAGE."""
-        if not self.away:  # a late answer of another request has told that it is back
-            return
-        if now - self.failing_since > LONGEST_OUTAGE:
+            self.is_outage = True
+            self.uncounted.clear()
+        if now - self.paused_at > LONGEST_OUTAGE:
             raise InventoryError(f"no success for {LONGEST_OUTAGE / 60:.0f} minutes; the last failure: {error}")
-        self.probe_wait = min(self.probe_wait * 2, LAST_PROBE)
-        self.next_at = now + max(self.probe_wait, error.retry_after)
+        self.question_wait = min(self.question_wait * 2, LAST_QUESTION)
+        self.next_at = now + max(self.question_wait, error.retry_after)
+
+    def go_on(self, now: float) -> None:
+        """It is there. Until a listing succeeds, the next row has to be twice as long."""
+        if not self.doubt:
+            return
+        self.doubt.length, self.doubt.most = 0, 2 * self.doubt.most
+        self.doubt = None
+        self.is_outage = False
+        for directory in self.uncounted:
+            directory.attempts += 1
+        self.uncounted.clear()
+        self.next_at = now
 
 
 # --- Frontier and tally ---------------------------------------------------------------------------------------------
@@ -1208,7 +1244,8 @@ class Crawler:
                 self.cluster.stop()
 
     def anything_left(self) -> bool:
-        return not self.frontier.is_empty() or self.tally.can_open()
+        is_paused = any(pacer.doubt for pacer in self.pacers.values())
+        return is_paused or not self.frontier.is_empty() or self.tally.can_open()
 
     def is_busy(self) -> bool:
         return self.in_flight > 0 or self.cluster is not None and self.cluster.busy()
@@ -1234,8 +1271,7 @@ class Crawler:
     def starts_at(self, file_system: str) -> float:
         """When the next request to that API may start; inf where there is nothing to ask it for."""
         pacer = self.pacers[file_system]
-        waits = pacer.away and any(directory.file_system == file_system for _, _, directory in self.frontier.waiting)
-        may_start = waits or self.frontier.has(file_system) or self.tally.can_open()
+        may_start = pacer.doubt or self.frontier.has(file_system) or self.tally.can_open()
         return pacer.next_at if may_start else math.inf
 
     def wake_at(self) -> float:
@@ -1249,9 +1285,9 @@ class Crawler:
         """Starts the listing that is next by its pacer, if any is."""
         due = [name for name in self.pacers if self.starts_at(name) <= now]
         for name in due:
-            if self.pacers[name].away:  # it is asked for nothing but its root
-                self.pacers[name].next_at = math.inf  # until it is answered
-                self.start(name, "/", partial(self.take_root, name))
+            if self.pacers[name].doubt:
+                self.pacers[name].next_at = math.inf  # until the question is answered
+                self.start(name, self.pacers[name].listed_last or USERS_FOLDER, partial(self.take_answer, name))
                 return True
         while due:
             directory = self.frontier.pop(due)
@@ -1307,13 +1343,17 @@ class Crawler:
         now = self.client.clock()
         pacer = self.pacers[directory.file_system]
         if isinstance(answer, Listing):
-            pacer.answered(now)
-            pacer.listed_last = directory.path
+            pacer.listed(directory.path, now)
             self.take(directory, sent_at, answer)
         elif answer.retried:
             self.retry(directory, answer, sent_at, now)
         else:
             pacer.answered(now)
+            home = self.tally.open[directory.user].homes[directory.file_system]
+            if is_refusal(answer) and (
+                pacer.listed_last or home.not_found != NOT_LISTED
+            ):  # else nothing ever was listed
+                pacer.lengthen(pacer.refusals, now)
             self.tally.failed(directory, answer)
 
     def take(self, directory: Directory, sent_at: float, listing: Listing) -> None:
@@ -1333,15 +1373,20 @@ class Crawler:
         pacer = self.pacers[directory.file_system]
         statistics = self.client.statistics
         waiting_since = directory.failed_at or sent_at
-        if error.kind == "too slow":  # the directory's fault, not the service's
+        counts = is_failure(error)
+        if error.kind == "rate limit":
+            statistics["rate_limited"] += 1
+            counts = pacer.limited(sent_at, now)
+        if counts:
+            pacer.lengthen(pacer.failures, now, error.retry_after)
+        elif error.kind == "too slow":  # the directory's fault, not the service's
             pacer.answered(now)
-        elif error.kind != "unexpected":
-            pacer.failed(error, sent_at, now)
-        statistics["rate_limited"] += error.kind == "rate limit"
         directory.failed_at = now
-        # A failure counts as an attempt unless the API is away, or it is a 429 and other requests succeed meanwhile.
+        # A failure counts as an attempt unless it is an outage, or it is a 429 and other requests succeed meanwhile.
         others_succeed = error.kind == "rate limit" and pacer.succeeded_at > waiting_since
-        if not pacer.away and not others_succeed:
+        if pacer.doubt and not pacer.is_outage and not others_succeed:
+            pacer.uncounted.append(directory)
+        elif not pacer.doubt and not others_succeed:
             directory.attempts += 1
         wait = retry_wait(error, directory.attempts, self.client.jitter())
         if wait is None:
@@ -1352,14 +1397,22 @@ class Crawler:
             directory.not_before = now + wait
             self.frontier.push(directory)
 
-    def take_root(self, file_system: str, answer: Listing | DatabricksError) -> None:
-        """What an API that is away has answered for its root; the request belongs to nobody."""
+    def take_answer(self, file_system: str, answer: Listing | DatabricksError) -> None:
+        """What a paused API has answered to the question. Raises InventoryError where it refuses even that."""
         now = self.client.clock()
         pacer = self.pacers[file_system]
-        if isinstance(answer, DatabricksError) and answer.retried and answer.kind not in ("too slow", "unexpected"):
-            pacer.still_away(answer, now)
+        if not pacer.doubt:  # a late answer to another request has told that it is there
+            return
+        if isinstance(answer, DatabricksError) and is_failure(answer):
+            pacer.unanswered(answer, now)
+        elif isinstance(answer, DatabricksError) and is_refusal(answer) and pacer.doubt is pacer.refusals:
+            path = one_line(pacer.listed_last or USERS_FOLDER, 60)
+            raise InventoryError(
+                f"{self.client.config.workspace} refuses even {file_system}:{path}, which was listed before "
+                f"({one_line(str(answer), 80)}): is it a VPN that ended, or an IP access list?"
+            ) from answer
         else:
-            pacer.answered(now)
+            pacer.go_on(now)
 
 
 # --- Cluster --------------------------------------------------------------------------------------------------------
@@ -1605,7 +1658,7 @@ class Cluster:
         rates = {
             name: share_of_pace(pacer.rate, pacer.lent, idle)
             for name, pacer in crawler.pacers.items()
-            if not pacer.away and frontier.ready[name]
+            if not pacer.doubt and frontier.ready[name]
         }
         lengths = {name: len(frontier.ready[name]) for name, rate in rates.items() if rate}
         size = size_of_batch(sum(lengths.values()), crawler.threads, idle)

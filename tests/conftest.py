@@ -108,7 +108,7 @@ def list_users(here: Callable[..., Result]) -> Callable[..., Result]:
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waits of a tenth, on the workers too: what the functions refer to goes with them."""
-    set_constants(monkeypatch, RETRIES=shorter_waits(10), FIRST_PROBE=0.3)
+    set_constants(monkeypatch, RETRIES=shorter_waits(10), FIRST_QUESTION=0.3)
 
 
 @pytest.fixture

@@ -138,11 +138,11 @@ class Service:
         self.crawler = crawler
         crawler.work = crawler.answers = self
         crawler.start_thread = lambda: None
-        pacer, paused = crawler.pacers["dbfs"], [False]
+        pacer, told = crawler.pacers["dbfs"], [False]
 
         def on_tick(_: Tally) -> None:
-            self.counts["outages"] += pacer.away and not paused[0]
-            paused[0] = pacer.away
+            self.counts["outages"] += pacer.is_outage and not told[0]
+            told[0] = pacer.is_outage
 
         results: Iterator[UserResult] = crawler.run(on_tick)
         return results

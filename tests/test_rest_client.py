@@ -463,7 +463,8 @@ def empty_workspace(api, path):
 def run(monkeypatch, capsys):
     """run(server or URL, *words, main=..., token=..., NAME=value of a variable): a command in this process, hurried."""
     retries = dict.fromkeys(databricks_user_list.RETRIES, (1, 0.0))
-    hurried = {"RETRIES": retries, "LONGEST_OUTAGE": 0.2, "FIRST_PROBE": 0.1, "LAST_PROBE": 0.1, "READ_SECONDS": 2}
+    questions = {"FIRST_QUESTION": 0.1, "LAST_QUESTION": 0.1}
+    hurried = {"RETRIES": retries, "LONGEST_OUTAGE": 0.2, "READ_SECONDS": 2, **questions}
     set_constants(monkeypatch, **hurried)
 
     def call(server, *words, main=scanner.main, token=SECRET, **variables):
