@@ -83,6 +83,7 @@ if "DatabricksClient" not in globals():  # else step 1 was pasted into the noteb
         Parser,
         Returned,
         add_login_options,
+        check_built_ins,
         check_output,
         check_username,
         counted,
@@ -2430,6 +2431,7 @@ def scan_users(
     the results. Raises TypeError for one text or a DataFrame, ValueError for a name that is none, InventoryError if the
     login is refused, the workspace stays away, or the CSV cannot be written.
     """
+    check_built_ins(globals())
     if isinstance(usernames, (str, bytes)) or hasattr(usernames, "columns"):
         raise TypeError("usernames is to be a list of names: [name] for one user; one column as a list for a DataFrame")
     names = list(usernames)
@@ -3086,7 +3088,7 @@ def read_comparison(args: argparse.Namespace) -> Comparison | None:
     return Comparison(path, before, sources)
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     parser = Parser(
         prog="databricks_user_files_simple.py",
         allow_abbrev=False,

@@ -17,7 +17,9 @@ from __future__ import annotations
 import _thread
 import argparse
 import binascii
+import builtins
 import configparser
+import difflib
 import errno
 import gzip
 import io
@@ -32,8 +34,10 @@ import ssl
 import stat
 import sys
 import tempfile
+import textwrap
 import threading
 import time
+import traceback
 import unicodedata
 import zlib
 from collections import Counter
@@ -107,6 +111,13 @@ RETRIES = {  # kind of error: attempts in all, seconds before the second (double
 }
 FORMULA_STARTS = "=+@\uff1d\uff0b\uff0d\uff20-"  # of a cell; the middle ones are the full-width forms
 NOT_IN_NAMES = '/"<>,;'  # what no user name has: it would be a path, an address with a name, or several columns
+DASHES = "-\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d"  # that documents make of a -
+BUILT_INS = (  # that are used here or in step 2, but for those that notebooks replace
+    "all", "any", "bool", "bytearray", "bytes", "classmethod", "dict", "enumerate", "filter", "float", "frozenset",
+    "getattr", "globals", "hasattr", "int", "isinstance", "iter", "len", "list", "map", "max", "min", "next", "object",
+    "property", "range", "repr", "round", "set", "sorted", "str", "sum", "super", "tuple", "type", "vars", "zip",
+)  # fmt: skip
+LONGEST_LINE = 200  # characters of a message
 TELL_SECONDS = 0.5  # for what an interrupted run says, of the 2 s in which it ends
 PAGE_SIZE = 1000  # users asked for at a time; the service may send fewer
 USERS_PATH = "/api/2.0/preview/scim/v2/Users"
@@ -1167,9 +1178,6 @@ class StderrHandler(logging.Handler):
         tell(level + (text if record.levelno >= logging.ERROR else text.replace("\n", "?")))  # in a name
 
 
-HANDLER = StderrHandler()
-
-
 # --- Frame of a command ---------------------------------------------------------------------------------------------
 
 
@@ -1181,13 +1189,42 @@ def whole_number(text: str, most: int) -> int:
 
 
 class Parser(argparse.ArgumentParser):
+    def parse(self, words: list[str], args: argparse.Namespace) -> None:
+        """Sets what the words say. Raises InventoryError also for what was meant as an option, except after --."""
+        behind = words[words.index("--") + 1 :] if "--" in words else []
+        parse = self.parse_known_args if "--" in words else self.parse_known_intermixed_args  # which does not know --
+        _, unknown = parse(words, args)
+        for word in [*unknown, *getattr(args, "users", [])]:
+            problem = what_is_wrong(word, list(self._option_string_actions))
+            if word not in behind and (problem or word in unknown):
+                raise InventoryError(f"{problem or 'a stray word is no option'} (see --help)")
+
     def error(self, message: str) -> Any:
         """Without the values, which may be secrets in a wrong place."""
-        what, unknown, words = message.partition("unrecognized arguments:")
-        names = [word.partition("=")[0] for word in words.split()]
-        names = [name for name in names if re.fullmatch("--[a-z]+(-[a-z]+)*", name)]  # else there is a value in it
-        what = re.sub(r""" ['"].*""", "", what, flags=re.S)
-        raise InventoryError(f"{' '.join([what + unknown, *names])} (see --help)")
+        what = re.sub(r""" ['"].*""", "", message, flags=re.S)
+        raise InventoryError(f"{what} (see --help)")
+
+
+def what_is_wrong(word: str, options: list[str]) -> str:
+    """Why a word is neither a user nor an option, "" if nothing is. Shows an option as it is spelled, never a value."""
+    bare = word.lstrip(DASHES)
+    if bare == word and re.search("[ \t\r\n]", word):
+        return "a word with a blank in it is taken for a user after -- only, or in a users file"
+    if bare == word:
+        return "a word is the name of a file: was --users-file meant?" if os.path.isfile(word) else ""
+    name = re.split("[^A-Za-z_-]", bare)[0]
+    dashes, rest = word[: -len(bare) or None], bare[len(name) :]
+    spelled = dashes + name
+    if spelled in options and rest[:1].isspace():
+        return f"{spelled} and what follows it came as one word: they have to be two"
+    targets = {option.lstrip("-"): option for option in options}
+    close = difflib.get_close_matches(name.replace("_", "-"), targets, 1) or [at for at in targets if at[:1] == name]
+    longer = [option for option in options if spelled.startswith(option) and spelled != option]
+    if longer or (dashes == "-" and len(name) > 1):  # what follows may be a value
+        spelled = f"{max([*longer, word[:2]], key=len)}..."
+    elif not name or not re.match(r"=|\s|$", rest):
+        spelled = "a word that begins with a dash"
+    return f"{spelled} is no option" + (f": was {' or '.join(targets[at] for at in close)} meant?" if close else "")
 
 
 def add_login_options(parser: argparse.ArgumentParser) -> None:
@@ -1213,12 +1250,12 @@ def log_in(args: argparse.Namespace) -> DatabricksConfig:
 
 @contextmanager
 def interrupts() -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP raise one KeyboardInterrupt; what was ignored (nohup) stays so.
+    """SIGINT, SIGTERM, SIGHUP and SIGBREAK raise one KeyboardInterrupt; what was ignored (nohup) stays so.
 
     On its way out, what is half written goes, a cluster's queries are cancelled, and what the checkpoint has is noted;
     explain() tells that, and the exit code is 130. No thread is waited for.
     """
-    names = ("SIGINT", "SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
+    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if threading.current_thread() is threading.main_thread() else ()
     signals = [getattr(signal, name) for name in names if hasattr(signal, name)]
     handlers = {number: signal.getsignal(number) for number in signals}
     replaced = {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
@@ -1250,46 +1287,81 @@ def interrupts() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def explain(error: BaseException, debug: bool, saved: str) -> None:
-    """Says in a line what ended the run, and in another what is saved."""
+def explain(error: BaseException, args: argparse.Namespace) -> None:
+    """Says what ended the run, and what is saved; not by the log, which the caller's program may have disabled."""
     if isinstance(error, KeyboardInterrupt):
-        logger.error("interrupted")
-    elif isinstance(error, InventoryError):
-        logger.error("%s", error, exc_info=debug)
-    else:  # a bug
-        logger.error("%s: %s; --debug shows where", type(error).__name__, error, exc_info=debug)
-    if saved:
-        tell(saved)
+        tell("interrupted")
+    else:
+        tell(*textwrap.wrap(f"error: {error}", LONGEST_LINE, break_long_words=False, break_on_hyphens=False))
+        if args.debug:
+            tell("".join(traceback.format_exception(error)))
+    if args.saved:
+        tell(args.saved)
 
 
-def run_command(
-    parser: argparse.ArgumentParser, argv: list[str] | None, run: Callable[[argparse.Namespace], int]
-) -> int:
-    """Parses and runs; returns the exit code, and has printed one or two lines for whatever went wrong."""
-    sys.stderr = sys.stderr or open(os.devnull, "w")
-    args = argparse.Namespace(debug=False, quiet=False, saved="")  # a run notes in `saved` what is to be told then
-    logging.getLogger("databricks.sdk").setLevel(logging.CRITICAL)  # what matters of it comes as an exception
-    logger.addHandler(HANDLER)
+@contextmanager
+def log_on_stderr() -> Iterator[None]:
+    """Our messages go to stderr, those of databricks-sdk nowhere: what matters of it comes as an exception."""
+    handler, sdk = StderrHandler(), logging.getLogger("databricks.sdk")
+    before = [(log, log.level, log.propagate) for log in (logger, sdk)]
+    logger.addHandler(handler)
     logger.propagate = False
-    with interrupts():
+    sdk.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        for log, level, propagates in before:
+            log.setLevel(level)
+            log.propagate = propagates
+
+
+def check_built_ins(names: dict[str, Any]) -> None:
+    """Raises InventoryError where a cell has replaced a built-in that code uses which was pasted beside it."""
+    ours = builtins.__dict__
+    replaced = [name for name in BUILT_INS if names.get(name, ours[name]) is not ours[name]]
+    if replaced:
+        raise InventoryError(
+            f"a cell has replaced Python's {', '.join(replaced)} (`import *` of pyspark or numpy does): "
+            "put both files beside the notebook, by %%writefile, and import them"
+        )
+
+
+def run_command(parser: Parser, argv: list[str] | None, run: Callable[[argparse.Namespace], int]) -> int:
+    """Parses and runs; returns the exit code, and has printed one or two lines for whatever went wrong.
+
+    Raises what is no InventoryError: it is the caller's own, or a bug. And in a notebook an interrupt, when all is
+    saved: else "Run all" would go on.
+    """
+    args = argparse.Namespace(debug=False, quiet=False, saved="")  # a run notes in `saved` what is to be told then
+    with interrupts(), log_on_stderr():
         try:
-            words = sys.argv[1:] if argv is None else argv
-            parse = parser.parse_args if "--" in words else parser.parse_intermixed_args  # which does not know --
-            parse(words, args)
+            check_built_ins(run.__globals__)
+            try:
+                parser.parse(argv or [], args)
+            except SystemExit:  # --help, --version
+                return 0
             logger.setLevel(logging.DEBUG if args.debug else logging.WARNING if args.quiet else logging.INFO)
             return run(args)
-        except SystemExit as stop:  # --help
-            return int(stop.code or 0)
+        except InventoryError as error:
+            explain(error, args)
+            return 2
         except KeyboardInterrupt as error:
             with suppress(TimeoutError, RuntimeError):  # in a thread: stderr may be a pipe that nobody reads
-                in_thread(partial(explain, error, args.debug, args.saved), TELL_SECONDS)
+                in_thread(partial(explain, error, args), TELL_SECONDS)
+            if in_kernel():
+                raise
             return 130
-        except Exception as error:
-            explain(error, args.debug, args.saved)
-            return 2
-        finally:
-            logger.removeHandler(HANDLER)
-            logger.propagate = True
+        except Exception:
+            if args.saved:
+                tell(args.saved)
+            raise
+
+
+def in_kernel() -> bool:
+    """Whether this is a notebook, or a job's script task."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and ipython.get_ipython() is not None
 
 
 def is_cell(code_name: str) -> bool:
@@ -1301,24 +1373,26 @@ def is_cell(code_name: str) -> bool:
     return not os.path.isfile(code_name) or re.search(r"[/\\]\.?ipykernel[_/\\]", code_name) is not None
 
 
-def run_as_script(main: Callable[[], int]) -> None:
-    """The end of both files: main(), and its exit code as whatever started the file wants to have it.
+def run_as_script(main: Callable[[list[str]], int]) -> None:
+    """The end of both files: main() with sys.argv, and its exit code as whatever started the file wants to have it.
 
     In a notebook's cell nothing starts. A job's script task, and %run, do exec(compile(text, path, "exec")) in an
     IPython kernel, where only the code still knows its path: there 0 ends by returning, because SystemExit(0) would
     fail the task, and another code as a RuntimeError, because else the task would be green. A process ends at once.
     """
-    ipython = sys.modules.get("IPython")
-    in_kernel = ipython is not None and ipython.get_ipython() is not None
-    if in_kernel and is_cell(sys._getframe(1).f_code.co_filename):
+    if in_kernel() and is_cell(sys._getframe(1).f_code.co_filename):
         return
     try:
-        exit_code = main()
-    except KeyboardInterrupt:  # when nobody waited for one any more
+        exit_code = main(sys.argv[1:])
+    except KeyboardInterrupt:  # also when nobody waited for one any more
         exit_code = 130
-    if in_kernel and exit_code:
-        raise RuntimeError(f"exit code {exit_code}: what was written before this says why")
-    if in_kernel:
+    except Exception as error:  # a bug
+        exit_code = 2
+        where = traceback.format_exc() if "--debug" in sys.argv else "--debug shows where"
+        tell(f"error: {type(error).__name__}: {one_line(str(error), 120)}; {where}")
+    if in_kernel():
+        if exit_code:
+            raise RuntimeError(f"exit code {exit_code}: what was written before this says why")
         return
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, AttributeError):  # its reader is gone, or it was closed

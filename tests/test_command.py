@@ -151,7 +151,7 @@ def test_names_are_verbatim_and_do_not_leave_users(scan, nobody):
 def test_what_is_no_name_is_refused_by_place_and_before_any_request(scan, nobody, name):
     with pytest.raises(ValueError, match="is not a user name: it "):
         next(scanner.scan_users(["good", name], config_of(nobody)))
-    done = scan(nobody, "good", name)
+    done = scan(nobody, "good", "--", name)
     assert (done.code, done.out, nobody.total_requests) == (2, "", 0)
     assert "command line: " in done.err
     if name == name.strip(" \t") and name != "\ud800":  # else it cannot be in a file, or is a good one there
@@ -461,7 +461,7 @@ def test_without_a_terminal_there_are_no_control_characters(command, login):
 
 @pytest.mark.usefixtures("processes")
 def test_an_interrupt_after_the_end_is_no_traceback():
-    text = "import databricks_user_list as it\ndef main(): raise KeyboardInterrupt\nit.run_as_script(main)"
+    text = "import databricks_user_list as it\ndef main(_): raise KeyboardInterrupt\nit.run_as_script(main)"
     done = subprocess.run([sys.executable, "-c", text], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False,
                           capture_output=True)  # fmt: skip
     assert (done.returncode, done.stderr) == (130, b"")

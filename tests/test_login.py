@@ -445,6 +445,35 @@ def test_a_value_of_a_wrong_option_of_the_scanner_is_not_shown(run, words):
     assert SECRET not in done.err
 
 
+@pytest.mark.parametrize(("script", "words", "says"), [
+    (USER_LIST, ("-u", "x"), "-u is no option"),
+    (SCANNER, ("-u", "x"), "-u is no option: was --users-file meant?"),
+    (SCANNER, ("-t", "4"), "-t is no option: was --token or --threads meant?"),
+    (SCANNER, ("--users_file", "x"), "--users_file is no option: was --users-file meant?"),
+    (SCANNER, ("\u2013o", "o.csv"), "\u2013o is no option: was -o meant?"),
+    (SCANNER, ("a", "\u2014output", "o.csv"), "\u2014output is no option: was --output meant?"),
+    (SCANNER, ("--output o.csv",), "--output and what follows it came as one word: they have to be two"),
+    (SCANNER, ("--resume --quiet", "a"), "--resume and what follows it came as one word: they have to be two"),
+    (SCANNER, ("--users-files=x",), "--users-file... is no option: was --users-file meant?"),
+    (SCANNER, ("-pabcdefgh", "-tabcdefgh"), "-t... is no option"),
+    (SCANNER, ("anna berg",), "a word with a blank in it is taken for a user after -- only, or in a users file"),
+    (SCANNER, ("a.csv",), "a word is the name of a file: was --users-file meant?"),
+    (SCANNER, ("-", "a"), "a word that begins with a dash is no option"),
+    (USER_LIST, ("users.csv",), "a stray word is no option"),
+])  # fmt: skip
+def test_a_word_that_is_not_understood_is_told_from_a_user(run, script, words, says):
+    Path("a.csv").touch()
+    done = run(script, *words)
+    assert (done.code, done.err) == (2, f"error: {says} (see --help)\n")
+
+
+def test_behind_two_dashes_every_word_is_a_user(environment, run):
+    with FakeDatabricks(users=["\u2013o", "anna berg", "-q"]) as server:
+        environment(HOST=server.url, TOKEN=server.settings.token)
+        done = run(SCANNER, "--workspace-only", "--", *server.user_names)
+    assert [line.partition(",")[0] for line in done.out.splitlines()] == ["username", *server.user_names]
+
+
 def test_repr_has_no_token():
     config = DatabricksConfig(A, SECRET)
     assert SECRET not in f"{config!r} {config}"
@@ -644,9 +673,9 @@ def test_a_refused_secret_is_an_error_of_a_line(work, run):
     with FakeDatabricks(users=1, **LOGIN) as server:
         work(server, SECRET + "-wrong")
         done = run(SCANNER, "a", "-p", "work")
-        assert (done.code, done.out, len(done.err.splitlines())) == (2, "", 1)
+        assert (done.code, done.out, len(done.err.splitlines())) == (2, "", 2)
         assert done.err.startswith("error: no token from profile work in ")
-        assert "invalid_client: Client authentication failed; can " in done.err
+        assert "invalid_client: Client authentication failed; can " in done.err.replace("\n", " ")
         assert SECRET not in done.err + run(SCANNER, "a", "-p", "work", "--debug").err
 
 
@@ -662,8 +691,8 @@ def test_a_host_that_does_not_answer_is_an_error_at_once(work, run):
     with FakeDatabricks(users=1, **LOGIN, faults=[Fault("reset")]) as server:
         work(server)
         done = run(SCANNER, "a", "-p", "work")
-        assert (done.code, len(done.err.splitlines())) == (2, 1)
-        assert f"can {server.url} be reached" in done.err
+        assert (done.code, len(done.err.splitlines())) == (2, 2)
+        assert f"can {server.url} be reached" in done.err.replace("\n", " ")
 
 
 # The Databricks CLI
@@ -697,7 +726,7 @@ def test_the_login_of_the_databricks_cli(profiles, environment, run, tmp_path, m
             assert (done.code, "(OAuth, databricks-cli)" in done.err) == (0, True), done
             assert calls.read_text().splitlines()[-1].startswith("auth token --profile work")
         else:
-            assert (done.code, len(done.err.splitlines())) == (2, 1)
+            assert (done.code, len(done.err.splitlines())) == (2, 2)
             assert "databricks auth login" in done.err
 
 
