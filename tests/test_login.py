@@ -468,7 +468,7 @@ def test_a_word_that_is_not_understood_is_told_from_a_user(run, script, words, s
 
 
 def test_behind_two_dashes_every_word_is_a_user(environment, run):
-    with FakeDatabricks(users=["\u2013o", "anna berg", "-q"]) as server:
+    with FakeDatabricks(users=["\u2013o", "anna berg"]) as server:
         environment(HOST=server.url, TOKEN=server.settings.token)
         done = run(SCANNER, "--workspace-only", "--", *server.user_names)
     assert [line.partition(",")[0] for line in done.out.splitlines()] == ["username", *server.user_names]
