@@ -71,11 +71,8 @@ def until(condition: Callable[[], object], seconds: float = 20) -> None:
 
 @contextmanager
 def slow_until(
-    server: FakeDatabricks,
-    condition: Callable[[], object],
-    then: Callable[[], object] = lambda: None,
-    latency: float = 0.3,
-) -> Iterator[None]:
+    server: FakeDatabricks, condition: Callable[[], object], then: Callable[[], object] = lambda: None, latency: float = 0.3
+) -> Iterator[None]:  # fmt: skip
     """So slow that no run ends before something has happened; `then` is done, and the rest is fast."""
     server.change(latency=latency)
 
@@ -196,26 +193,13 @@ class Result:
 
 
 def run_command(
-    script: str,
-    *words: object,
-    env: dict[str, str] | None = None,
-    stdin: str | bytes | None = None,
-    cwd: Path | None = None,
-    timeout: float = 30,
+    script: str, *words: object, env: dict[str, str] | None = None, stdin: str | bytes = b"", timeout: float = 30
 ) -> Result:
     """Run one of the two scripts (SCANNER, USER_LIST) as a process; env is added to this process's environment."""
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **(env or {})}
     data = stdin.encode() if isinstance(stdin, str) else stdin
-    where: dict[str, Any] = {"stdin": subprocess.DEVNULL} if data is None else {"input": data}
-    done = subprocess.run(
-        [sys.executable, str(ROOT / script), *map(str, words)],
-        env=environment,
-        cwd=cwd,
-        capture_output=True,
-        timeout=timeout,
-        check=False,
-        **where,
-    )
+    command = [sys.executable, str(ROOT / script), *map(str, words)]
+    done = subprocess.run(command, env=environment, input=data, capture_output=True, timeout=timeout, check=False)
     return Result(done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace"))
 
 
@@ -377,15 +361,9 @@ def ended_threads() -> Iterator[None]:
 
 
 def crawl(
-    server: FakeDatabricks,
-    clock: FakeClock,
-    names: list[str] | None = None,
-    threads: int = 16,
-    jitter: float = 1.0,
-    on_tick: Callable[[], object] = lambda: None,
-    host: str | None = None,
-    **more: Any,
-) -> dict[str, UserResult]:
+    server: FakeDatabricks, clock: FakeClock, names: list[str] | None = None, threads: int = 16, jitter: float = 1.0,
+    on_tick: Callable[[], object] = lambda: None, host: str | None = None, **more: Any,
+) -> dict[str, UserResult]:  # fmt: skip
     """User name -> result of scan_users(); one that would go on for ever is ended."""
     client = make_client(server, clock, threads, jitter, host)
     last = clock.now + 400 * MINUTE

@@ -10,7 +10,6 @@ import threading
 from collections import Counter
 from dataclasses import dataclass, field, fields
 from functools import partial
-from types import TracebackType
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 from zlib import crc32
@@ -191,9 +190,7 @@ class FakeDatabricks:
     def __enter__(self: Server) -> Server:
         return self.start()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     @property

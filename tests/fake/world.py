@@ -121,14 +121,9 @@ class World:
     """
 
     def __init__(
-        self,
-        users: int | Iterable[str | dict[str, Any]] = (),
-        shape: str = "none",
-        shapes: dict[int, str] | None = None,
-        directories: int = 40,
-        files_per_directory: int = 5,
-        file_systems: tuple[str, ...] = FILE_SYSTEMS,
-    ):
+        self, users: int | Iterable[str | dict[str, Any]] = (), shape: str = "none", shapes: dict[int, str] | None = None,
+        directories: int = 40, files_per_directory: int = 5, file_systems: tuple[str, ...] = FILE_SYSTEMS,
+    ):  # fmt: skip
         self.shape, self.shapes = shape, dict(shapes or {})
         unknown = {shape, *self.shapes.values()} - set(SHAPES)
         if unknown:
@@ -146,14 +141,9 @@ class World:
             self.add_user(user)
 
     def add_user(
-        self,
-        user: str | dict[str, Any],
-        dbfs: Folder | None = None,
-        workspace: Folder | None = None,
-        home: str | None = None,
-        shape: str | None = None,
-        **scim_fields: Any,
-    ) -> None:
+        self, user: str | dict[str, Any], dbfs: Folder | None = None, workspace: Folder | None = None,
+        home: str | None = None, shape: str | None = None, **scim_fields: Any,
+    ) -> None:  # fmt: skip
         """A user by name or SCIM dictionary, whose fields replace what would be made up.
 
         With a home for each tree that is given, under another name if `home` is.
