@@ -217,8 +217,9 @@ def parse_workspace_entry(fields: Any) -> FileEntry:
     if not isinstance(object_type, str):
         raise MalformedAnswer("the listing has an object_type that is no text")
     language = fields.get("language")
-    numbers = [whole_or_none(fields.get(key)) for key in ("object_id", "size", "modified_at")]
-    return FileEntry(path, object_type, language if isinstance(language, str) else "", *numbers)
+    language = language if isinstance(language, str) else ""
+    number, size = whole_or_none(fields.get("object_id")), whole_or_none(fields.get("size"))
+    return FileEntry(path, object_type, language, number, size, whole_or_none(fields.get("modified_at")))
 
 
 def entry_path(fields: Any) -> str:
@@ -278,20 +279,10 @@ class FileSystemTotals:
     files: int = 0
     bytes: int = 0
     directories: int = 0
-    types: dict[str, int] = field(default_factory=dict)
+    types: dict[str, int] = field(default_factory=Counter)
     failures: list[dict[str, str]] = field(default_factory=list)
     last_modified: str = ""
     estimated: int = 0
-
-    @classmethod
-    def of(cls, listing: Listing) -> FileSystemTotals:
-        """What one listing adds."""
-        newest = max((entry.modified or 0 for entry in listing.files if (entry.modified or 0) < YEAR_3000), default=0)
-        failures = [{"path": path, "error": error} for path, error in listing.failures.items()]
-        directories = 0 if listing.is_file else 1
-        totals = cls(len(listing.files), listing.bytes, directories, dict(listing.types), failures, iso_time(newest))
-        totals.estimated = listing.estimated
-        return totals
 
     def merge(self, other: FileSystemTotals) -> None:
         """All of another one."""
@@ -404,12 +395,7 @@ class UserResult:
         }
 
     def as_dict(self) -> dict[str, Any]:
-        head: dict[str, Any] = {
-            "username": self.username,
-            "scanned_at": self.scanned_at,
-            "status": self.status,
-            "scan": self.scan,
-        }
+        head: dict[str, Any] = {key: getattr(self, key) for key in ("username", "scanned_at", "status", "scan")}
         head |= {} if self.admin else {"admin": False}
         return head | {name: totals.as_dict() for name, totals in self.scanned.items()} | {"homes": self.homes}
 
@@ -435,35 +421,27 @@ CSV_COLUMNS = tuple(UserResult("", "").row())
 
 @dataclass
 class Listing:
-    """What lies directly in one directory: its files, their bytes, the directories to be listed in turn.
+    """What lies directly in one directory: files, directories to be listed in turn, and what it adds to the totals.
 
-    `estimated` and `types` are as in FileSystemTotals; an entry without object_type counts when it has been listed.
-    `failures` has the path of each entry that counts nowhere, and why. With `is_file`, what was listed is a file, which
-    returned itself.
+    An entry without object_type counts when it has been listed; one that cannot be counted is a failure. A file that
+    was listed, and returned itself, is no directory in the totals.
     """
 
     files: list[FileEntry] = field(default_factory=list)
-    bytes: int = 0
-    estimated: int = 0
     directories: list[str] = field(default_factory=list)
-    types: Counter[str] = field(default_factory=Counter)
-    failures: dict[str, str] = field(default_factory=dict)
-    is_file: bool = False
+    totals: FileSystemTotals = field(default_factory=lambda: FileSystemTotals(directories=1))
 
-    def add(self, entry: FileEntry) -> None:
-        """Of an entry that lies directly in it."""
-        if entry.object_type not in LISTED_TYPES:
-            self.add_file(entry)
-            return
+    def add_directory(self, entry: FileEntry) -> None:
         self.directories.append(entry.path)
         if entry.object_type != "UNKNOWN":
-            self.types[entry.object_type] += 1
+            self.totals.types[entry.object_type] += 1
 
     def add_file(self, entry: FileEntry) -> None:
         self.files.append(entry)
-        self.bytes += WORKSPACE_OBJECT_SIZE if entry.size is None else entry.size
-        self.estimated += entry.size is None
-        self.types[f"{entry.object_type} {entry.language}" if entry.language else entry.object_type] += 1
+        self.totals.files += 1
+        self.totals.bytes += WORKSPACE_OBJECT_SIZE if entry.size is None else entry.size
+        self.totals.estimated += entry.size is None
+        self.totals.types[f"{entry.object_type} {entry.language}" if entry.language else entry.object_type] += 1
 
 
 def parse_listing(file_system: str, path: str, body: Any) -> Listing:
@@ -474,27 +452,37 @@ def parse_listing(file_system: str, path: str, body: Any) -> Listing:
     entries = parse_entries(FILE_SYSTEMS[file_system], body)
     listing = Listing()
     if len(entries) == 1 and entries[0].path == path and entries[0].object_type not in ("DIRECTORY", "REPO"):
-        listing.is_file = True
+        listing.totals.directories = 0
         listing.add_file(entries[0])
-        return listing
+    else:
+        add_entries(listing, path, [entry for entry in entries if not is_itself(entry, path)])
+    times = [entry.modified for entry in listing.files if entry.modified and entry.modified < YEAR_3000]
+    listing.totals.last_modified = iso_time(max(times, default=0))
+    return listing
+
+
+def add_entries(listing: Listing, path: str, entries: list[FileEntry]) -> None:
+    """Puts entries into the listing of `path`; of different ones with one path neither counts."""
     prefix = path.rstrip("/") + "/"
-    entries = [entry for entry in entries if not is_itself(entry, path)]
     times = Counter(entry.path for entry in entries)
+    unclear = {entry.path for entry in entries if times[entry.path] > 1 or entry.path == path}
     odd = []
     for entry in entries:
         name = entry.path.removeprefix(prefix)
         if name == entry.path != path:
             raise MalformedAnswer(f"the listing has an entry that does not lie in it: {one_line(entry.path, 200)}")
-        if times[entry.path] > 1 or entry.path == path:
-            listing.failures[entry.path] = NOT_CLEAR
-        elif is_name(name):
-            listing.add(entry)
-        else:
+        if entry.path in unclear:
+            continue
+        if not is_name(name):
             odd.append(entry)
+        elif entry.object_type in LISTED_TYPES:
+            listing.add_directory(entry)
+        else:
+            listing.add_file(entry)
     if len(odd) > 1 and len(odd) == len(entries):
         raise MalformedAnswer("the listing has no entry that lies directly in it")
     sort_out(odd, prefix, listing)
-    return listing
+    listing.totals.failures += [{"path": at, "error": NOT_CLEAR} for at in sorted(unclear)]
 
 
 def parse_entries(file_system: FileSystem, body: Any) -> list[FileEntry]:
@@ -522,7 +510,7 @@ def sort_out(odd: list[FileEntry], prefix: str, listing: Listing) -> None:
         first, slash, _ = entry.path[len(prefix) :].partition("/")
         in_another = prefix + first in directories or first in (".", "..") or not slash
         if entry.object_type in LISTED_TYPES or in_another:
-            listing.failures[entry.path] = NOT_TOLD
+            listing.totals.failures.append({"path": entry.path, "error": NOT_TOLD})
         else:
             listing.add_file(entry)
 
@@ -626,7 +614,7 @@ def read_users_folder(file_system: str, answers: list[Listing | DatabricksError]
         return UsersFolder(frozenset(), "not listed")
     found = [home_names(listing) for listing in listings]
     names = frozenset().union(*found)
-    odd = any(listing.failures for listing in listings) or any("/" in name for name in names)
+    odd = any(listing.totals.failures for listing in listings) or any("/" in name for name in names)
     nothing = FILE_SYSTEMS[file_system].optional and not names  # `{}`: where nobody has a home, DBFS answers 404
     whole = len(found) == 2 and found[0] == found[1] and not odd and not nothing
     return UsersFolder(frozenset(name for name in names if "/" not in name), "whole" if whole else "doubtful")
@@ -1078,7 +1066,7 @@ class Tally:
         if directory.known:
             self.listed_again(directory, directory.known, listing)
         else:
-            found = FileSystemTotals.of(listing)
+            found = listing.totals
             if self.journal:  # first: what is in the totals is in the journal, too
                 self.journal.add(user, directory, found, listing.directories, listing.files)
             user.totals[directory.file_system].merge(found)
@@ -1360,10 +1348,10 @@ class Crawler:
     def take(self, directory: Directory, sent_at: float, listing: Listing) -> None:
         """A listing, whoever asked for it."""
         self.pacers[directory.file_system].succeeded(sent_at, self.client.clock())
-        logger.debug("%s:%s: %s", directory.file_system, directory.path, dict(listing.types))
+        logger.debug("%s:%s: %s", directory.file_system, directory.path, dict(listing.totals.types))
         if not directory.missing:
             self.client.statistics["files"] += len(listing.files)
-            self.client.statistics["directories"] += not listing.is_file
+            self.client.statistics["directories"] += listing.totals.directories
         self.tally.listed(directory, listing)
 
     def retry(self, directory: Directory, error: DatabricksError, sent_at: float, now: float) -> None:
@@ -2441,13 +2429,10 @@ def scan_users(
     if files is not None:
         check_output(files := lasting(str(files)))
     client = client or DatabricksClient(config, threads)
-    homes: dict[str, dict[str, Home]] = {}
-    admin = False
-    if names:
-        folders, admin = look_around(client, file_systems)
-        homes, _ = assign_homes([*names, *everyone], folders, admin)
+    folders, admin = look_around(client, file_systems) if names else ({}, False)
+    homes, _ = assign_homes([*names, *everyone], folders, admin)
     left = {name: homes[name] for name in names}
-    unknown = find_unknown(client, left, folders) if names else {}
+    unknown = find_unknown(client, left, folders)
     with open_journal(None, None if files is None else str(files), set()) as journal:
         for result in crawl(left, client, threads, admin, lambda _: on_tick(), cluster, journal):
             tell_unknown(result, unknown)

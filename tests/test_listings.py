@@ -173,6 +173,11 @@ def test_what_fails_once_is_tried_again_and_counted_once(clock, kind):
 
 # What is a listing
 
+
+def lost(listing):
+    return sorted(at["path"] for at in listing.totals.failures)
+
+
 X = dbfs_file(f"{B}/x", 1)
 NO_LISTINGS = {  # what the error says: such answers for B
     "not a whole listing": [[], None, "files", {"next_page_token": "x"}, {"files": [X], "next_page_token": "x"}],
@@ -223,12 +228,12 @@ DIFFERENT = [[dbfs_file(B, 1)], [dbfs_directory(f"{B}/y"), dbfs_file(f"{B}/y", 0
 def test_what_is_listed_twice_counts_once_or_fails_and_the_directory_itself_is_passed_over(more, failures):
     """Neither counts of what is different under one path, as a file and a directory in an object store."""
     listing = parse_listing("dbfs", B, {"files": [*more, X, dbfs_directory(f"{B}/c")]})
-    assert (listing.files, listing.bytes, listing.directories) == (
+    assert (listing.files, listing.totals.bytes, listing.directories) == (
         [(X["path"], "FILE", "", None, 1, ANY)],
         1,
         [f"{B}/c"],
     )
-    assert list(listing.failures) == [more[-1]["path"]] * failures
+    assert lost(listing) == [more[-1]["path"]] * failures
 
 
 def test_the_workspace_directory_itself_is_passed_over():
@@ -237,7 +242,7 @@ def test_the_workspace_directory_itself_is_passed_over():
 
 
 def test_what_does_not_say_that_it_is_a_directory_is_a_file():
-    assert parse_listing("dbfs", B, {"files": [{"path": f"{B}/x", "file_size": 5}]}).bytes == 5
+    assert parse_listing("dbfs", B, {"files": [{"path": f"{B}/x", "file_size": 5}]}).totals.bytes == 5
 
 
 @pytest.mark.parametrize(("api", "path", "found"), [
@@ -269,13 +274,13 @@ def test_an_odd_name_does_not_condemn_the_others_of_its_listing(api, key, as_fil
     for odd, counts in ((as_file, ODD_NAMES[name]), (as_directory, False)):
         listing = parse_listing(api, B, {key: [as_file(plain), as_directory(sub), odd(path)]})
         assert [entry.path for entry in listing.files] == ([plain, path] if counts else [plain])
-        assert (listing.directories, list(listing.failures)) == ([sub], [] if counts else [path])
+        assert (listing.directories, lost(listing)) == ([sub], [] if counts else [path])
 
 
 def test_an_odd_name_alone_is_a_listing():
     """Only among several does one have to lie directly in the directory."""
-    assert parse_listing("dbfs", B, {"files": [dbfs_file(f"{B}/x/y", 5)]}).bytes == 5
-    assert parse_listing("dbfs", B, {"files": [dbfs_directory(f"{B}/x/y")]}).failures.keys() == {f"{B}/x/y"}
+    assert parse_listing("dbfs", B, {"files": [dbfs_file(f"{B}/x/y", 5)]}).totals.bytes == 5
+    assert parse_listing("dbfs", B, {"files": [dbfs_directory(f"{B}/x/y")]}).totals.failures[0]["path"] == f"{B}/x/y"
 
 
 def test_an_odd_name_is_a_failure_of_that_entry_alone(clock):
@@ -310,15 +315,15 @@ def test_any_answer_is_the_listing_or_an_error(file_system, status, body, header
     if isinstance(listing, DatabricksError):
         return
     entries = json.loads(body).get("files" if file_system == "dbfs" else "objects") or []
-    counted = [*(entry.path for entry in listing.files), *listing.directories, *listing.failures]
+    counted = [*(entry.path for entry in listing.files), *listing.directories, *lost(listing)]
     paths = {entry["path"] for entry in entries}
     assert status == 200
     assert paths - {"/Users/a", "/Users/a/"} <= set(counted) <= paths
     assert len(counted) == len(set(counted))
-    assert all(path.startswith("/Users/a") for path in counted) or listing.is_file and len(entries) == 1
+    assert all(path.startswith("/Users/a") for path in counted) or not listing.totals.directories
     assert not [path for path in listing.directories if "/" in path.removeprefix("/Users/a/")]
     if file_system == "dbfs":
-        assert 0 <= listing.bytes == sum(entry.size for entry in listing.files)
+        assert 0 <= listing.totals.bytes == sum(entry.size for entry in listing.files)
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
