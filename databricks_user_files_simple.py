@@ -152,7 +152,7 @@ MOST_IN_FLIGHT = 256  # requests, over all hands
 LARGEST_BODIES = 8 * 1024**2  # bytes in a report, as they came
 LARGEST_REPORT = 64 * 1024**2  # bytes of a report, unzipped
 WORKER_FAILURES = 3  # in a row, after which a worker asks an API nothing more
-LOST_BATCHES = 3  # in a row, until the session counts as lost
+LOST_BATCHES = 3  # that fail in a row, at least, until the cluster is left alone
 PROBES = 3
 PROBE_SECONDS = 2.0
 MOST_SLOTS = 1000  # rows of the probe's table, which has a partition for each slot
@@ -1697,14 +1697,14 @@ class Cluster:
             self.most_out = 1
 
     def fail(self, crawler: Crawler, batch: Batch, reason: str) -> None:
-        """All of the batch is listed here; three that fail in a row mean that the session is lost."""
+        """All of the batch is listed here. As many in a row as there are slots are not one broken worker of many."""
         self.out.remove(batch)
         self.failures += 1
         logger.debug("a batch with %d directories failed: %s", len(batch.timed), reason)
         for _, directory in batch.timed:
             directory.not_for_workers = True
             crawler.frontier.push(directory)
-        if self.failures >= LOST_BATCHES and self.state == "ready":
+        if self.failures >= max(self.slots, LOST_BATCHES) and self.state == "ready":
             self.leave_alone(f"The cluster is left alone, {self.failures} batches in a row failed: {reason}")
 
     def stop(self) -> None:
@@ -1757,9 +1757,10 @@ class Cluster:
         with self.reading:
             worker, answers = read_report(packed, len(places))
             outcomes = [outcome_of(one, answer) for (_, one), answer in zip(batch.timed, answers, strict=True)]
-        # Nothing but failures: this worker reaches nothing. A refusal, or time that was up, is no fault of its own.
-        failed = [one for one in outcomes if isinstance(one, tuple) and one[0] not in (403, 404, 429)]
-        if len(failed) == len(outcomes):
+        # Failures, and no answer of the API itself: this worker reaches nothing. A refusal is such an answer.
+        asked = [outcome for outcome in outcomes if outcome]
+        failed = [outcome for outcome in asked if isinstance(outcome, tuple) and outcome[0] not in (403, 404, 429)]
+        if failed and failed == asked:
             status, text = failed[0]
             raise RuntimeError(f"nothing was listed: {status or one_line(text, 100)}")
         return worker, outcomes

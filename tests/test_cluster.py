@@ -493,7 +493,27 @@ def test_where_every_report_is_none_the_cluster_is_left_alone(workers, many, log
     workers.change = lambda packed: packed[:-1]
     with slow_until(many, lambda: "left alone" in log.text, latency=0.15):
         scan(workers, many)
-    assert warnings_of(log)[-1].startswith("The cluster is left alone, 3 batches in a row failed: ")
+    assert warnings_of(log)[-1].startswith("The cluster is left alone, 4 batches in a row failed: ")
+
+
+@pytest.mark.parametrize("kind", ["hang", "reset", "html"])
+def test_workers_that_lose_the_network_in_mid_run_are_left_alone(workers, many, log, monkeypatch, early, kind):
+    """Most of a batch is not even asked for then."""
+    set_constants(monkeypatch, GRACE_SECONDS=0.2, BATCH_SECONDS=0.3, FIRST_BATCH_SECONDS=0.3)
+    fault = Fault(kind, seconds=600.0, of_workers=True, when=lambda: many.workers.total() > 40)
+    many.change(faults=[fault])
+    with slow_until(many, lambda: "left alone" in log.text, latency=0.15):
+        scan(workers, many)
+    [warning] = warnings_of(log)
+    assert warning.startswith("The cluster is left alone, 4 batches in a row failed: nothing was listed: ")
+
+
+def test_fewer_batches_that_fail_in_a_row_than_there_are_slots_may_be_one_broken_worker(workers, many, log, early):
+    reports = itertools.count()
+    workers.change = lambda packed: None if next(reports) < 3 else packed
+    with slow_until(many, workers_help(many), latency=0.15):
+        scan(workers, many)
+    assert warnings_of(log) == []
 
 
 def test_names_without_a_home_cost_no_worker_a_request_and_the_cluster_stays(workers, log, early):
