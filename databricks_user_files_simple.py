@@ -46,7 +46,7 @@ import warnings
 import zlib
 from base64 import b64decode, b64encode
 from collections import Counter, deque
-from collections.abc import Callable, Container, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
@@ -163,7 +163,11 @@ PROGRESS_SECONDS, BAR_SECONDS = 30.0, 1.0  # between two lines on progress, and 
 BIGGEST_USERS = 10  # in the closing summary
 LARGEST = 20  # rows of a group that are known by name
 EVERYBODY = "The largest"
-DEACTIVATED = "Deactivated users"
+KINDS = {  # of rows, as --details has them, and the titles of their groups
+    "nobody": "Homes of nobody",
+    "service principal": "Homes of service principals",
+    "deactivated user": "Deactivated users",
+}
 UNTOUCHED = "Homes in DBFS without a file younger than a year"
 MOST_COMPARED = 20  # names that nobody has, for each of which the most similar home is looked for
 COMPARE_SECONDS = 1.0  # for all of them
@@ -746,6 +750,20 @@ def known_users(client: DatabricksClient) -> frozenset[str] | None:
             client.noted["users"] = names
     users: frozenset[str] | None = client.noted["users"]
     return users
+
+
+def whose(client: DatabricksClient, names: Iterable[str]) -> dict[str, str]:
+    """Of names of homes that nobody asked for, those that are no user's: `service principal` or `nobody`.
+
+    A service principal's is an application id. Raises InventoryError where the login is refused.
+    """
+    users = known_users(client)
+    kinds = {name: "service principal" if is_application_id(name) else "nobody" for name in names}
+    return {
+        name: kind
+        for name, kind in kinds.items()
+        if kind != "nobody" or users is not None and name.lower() not in users
+    }
 
 
 def is_application_id(name: str) -> bool:
@@ -2596,15 +2614,15 @@ class Comparison:
 
 
 class Summary:
-    """The sums over all rows; `deactivated` has the names of users who cannot log in any more."""
+    """The sums over all rows; `kinds` has the names of those that are of one of KINDS."""
 
-    def __init__(self, workspace: str, deactivated: Container[str], comparison: Comparison | None) -> None:
+    def __init__(self, workspace: str, kinds: dict[str, str], comparison: Comparison | None) -> None:
         self.workspace = workspace
+        self.kinds = kinds
         self.comparison = comparison
-        self.deactivated = deactivated
         self.statuses: Counter[str] = Counter()
         self.totals: dict[str, FileSystemTotals] = {}
-        self.groups = {title: Group() for title in (EVERYBODY, DEACTIVATED, UNTOUCHED)}
+        self.groups = {title: Group() for title in (EVERYBODY, *KINDS.values(), UNTOUCHED)}
         self.dates: list[str] = []  # of the first and the last scan
         self.incomplete: list[UserResult] = []  # the first of them
         self.homes: Counter[str] = Counter()  # users that have one, by file system
@@ -2627,8 +2645,8 @@ class Summary:
         if self.comparison:
             self.comparison.add(result)
         self.groups[EVERYBODY].add(result.username, *result.scanned.values())
-        if result.username in self.deactivated:
-            self.groups[DEACTIVATED].add(result.username, *result.scanned.values())
+        if kind := self.kinds.get(result.username):
+            self.groups[KINDS[kind]].add(result.username, *result.scanned.values())
         year_before = f"{int(result.scanned_at[:4]) - 1}{result.scanned_at[4:]}"
         if result.dbfs and not result.dbfs.failures and "" < result.dbfs.last_modified < year_before:
             self.groups[UNTOUCHED].add(result.username, result.dbfs)
@@ -2637,9 +2655,18 @@ class Summary:
     def failed(self) -> int:
         return self.statuses["partial"] + self.statuses["error"]
 
+    def others(self) -> list[tuple[str, Group]]:
+        """The homes that are no user's: what they are, and their sums."""
+        groups = {"nobody": self.groups[KINDS["nobody"]], "service principals": self.groups[KINDS["service principal"]]}
+        return [(f"{counted(group.rows, 'home')} of {owner}", group) for owner, group in groups.items() if group.rows]
+
     @property
-    def status_counts(self) -> str:
-        return ", ".join(f"{self.statuses[status]:,} {status}" for status in STATUSES if self.statuses[status])
+    def counts(self) -> str:
+        """How many rows there are, whose, and of which status."""
+        users = self.statuses.total() - sum(group.rows for _, group in self.others())
+        whose = [counted(users, "user"), *(text for text, _ in self.others())]
+        statuses = [f"{self.statuses[status]:,} {status}" for status in STATUSES if self.statuses[status]]
+        return f"{', '.join(whose)}: {', '.join(statuses)}"
 
     def notebooks(self) -> Counter[str]:
         """How many there are by language."""
@@ -2652,10 +2679,11 @@ class Summary:
     def lines(self, statistics: Counter[str], seconds: float, nobodys: dict[str, set[str]]) -> list[str]:
         count = self.statuses.total()
         failed = self.failed
-        lines = [f"{counted(count, 'user')}: {self.status_counts}", f"{'files':>14}{'size':>12}{'estimated':>12}"]
+        lines = [self.counts, f"{'files':>14}{'size':>12}{'estimated':>12}"]
         for name, totals in self.totals.items():
             each = f", {WORKSPACE_OBJECT_SIZE:,} bytes an object" if totals.estimated else ""
             lines.append(size_line(totals, FILE_SYSTEMS[name].label + each))
+        lines += [size_line(group.totals, f"of it {text}") for text, group in self.others()]
         lines.append(f"{'-' * 38:>40}")
         if count == 1:
             lines += breakdown(self.last)
@@ -2732,7 +2760,7 @@ def write_results(
         summary.comparison.end()
     outputs: list[tuple[str, Callable[[TextIO], object]]] = []
     if args.details is not None:
-        outputs.append((args.details, lambda file: write_details(file, results())))
+        outputs.append((args.details, lambda file: write_details(file, results(), summary.kinds)))
     if journal and args.files is not None:
         outputs.append((args.files, journal.publish))
     if args.report is not None:
@@ -2748,9 +2776,10 @@ def write_results(
     return failures
 
 
-def write_details(file: TextIO, results: Iterable[UserResult]) -> None:
+def write_details(file: TextIO, results: Iterable[UserResult], kinds: dict[str, str]) -> None:
     for result in results:
-        file.write(json.dumps(result.as_dict(), ensure_ascii=False) + "\n")
+        kind = {"of": kinds[result.username]} if result.username in kinds else {}
+        file.write(json.dumps(result.as_dict() | kind, ensure_ascii=False) + "\n")
 
 
 class Progress:
@@ -2883,7 +2912,7 @@ def report_page(summary: Summary, now: datetime) -> str:
         parts.append(table(f"The first {len(rows)}", ("", "status and first failure"), rows, "text"))
     else:
         parts.append(paragraph(f"All of {count} could be listed completely."))
-    parts += [heading("Sums"), paragraph(f"{summary.groups[EVERYBODY]}: {summary.status_counts}")]
+    parts += [heading("Sums"), paragraph(f"{summary.groups[EVERYBODY]}. {summary.counts}")]
     estimate = f"Estimated: {WORKSPACE_OBJECT_SIZE:,} bytes for each object whose size the API does not tell"
     parts.append(ranking(estimate, [(FILE_SYSTEMS[name].label, totals) for name, totals in summary.totals.items()]))
     for title, group in summary.groups.items():
@@ -3205,8 +3234,11 @@ def scan_into(
     folders, admin = look_around(client, args.file_systems)
     checkpoint.replace_stale()
     homes, nobodys = assign_homes(names, folders, admin)
+    kinds = {name: "deactivated user" for name, deactivated in names.items() if deactivated}
     if args.all_homes:
-        homes |= nobodys_homes(folders, nobodys)
+        others = nobodys_homes(folders, nobodys)
+        kinds |= whose(client, others)
+        homes |= others
         nobodys = {}
     checkpoint.asked = list(homes)
     scans = {line.scan for line in checkpoint.lines.values()}
@@ -3215,8 +3247,7 @@ def scan_into(
         cluster = scan_left(checkpoint, homes, folders, admin, client, args)
         client.adapter.close()  # what idle connections hold, the outputs may need
         saved = checkpoint.path is not None
-        gone = {name for name, deactivated in names.items() if deactivated}
-        summary = Summary(client.config.workspace, gone, args.comparison)
+        summary = Summary(client.config.workspace, kinds, args.comparison)
         failures = write_results(lambda: map(checkpoint.load, homes), summary, args, journal, saved)
     tell(*summary.lines(client.statistics, time.monotonic() - started, nobodys))
     if journal and args.files is not None and not failures:

@@ -204,7 +204,7 @@ def test_every_number_of_the_page_is_that_of_the_rows(scan, people, words):
         title = f"Missing: 1 of {len(rows)} rows could not be listed completely"
         assert sections.pop(title) == [(REFUSED[7:], error)]
     total = human(sum(int(row["total_size"]) for row in rows))
-    assert f"<p>{len(rows):,} rows, {len(files):,} files, {total}: " in text
+    assert f"<p>{len(rows):,} rows, {len(files):,} files, {total}. 27 users" in text
     labels = {"dbfs": "DBFS", "workspace": "Workspace"}
     gone = {name for number, name in enumerate(NAMES) if number % 5 == 1}
     young = {username(row) for row in files if row["modified"] > "2025"}
@@ -213,6 +213,8 @@ def test_every_number_of_the_page_is_that_of_the_rows(scan, people, words):
     expected = {
         "Sums": shares(files, lambda row: labels[row["file_system"]]),
         "The largest": shares(files, username)[:20],
+        "Homes of nobody": shares([row for row in files if username(row) == NOBODYS[0]], username),
+        "Homes of service principals": shares([row for row in files if username(row) == NOBODYS[1]], username),
         "Deactivated users": shares([row for row in files if username(row) in gone], username),
         "Homes in DBFS without a file younger than a year": shares(old, username)[:20],
         "Notebooks": [(name, f"{count:,}") for name, count in languages.most_common()],
@@ -226,6 +228,20 @@ def test_a_page_of_one_user_and_of_none(scan, people):
     with FakeDatabricks(users=[], shape="none") as nobody:
         assert scan(nobody, "--all-homes", "--workspace-only", "--report", "page.html").code == 0
     assert read_page()[0] == {"Sums": []}
+
+
+def test_whose_a_home_is_the_workspaces_users_tell(scan, people):
+    words = (NAMES[1], "--all-homes", "-o", "out.csv", "--details", "details.jsonl")
+    told = scan(people, *words).err
+    people.change(faults=[Fault("403", api="scim")])
+    not_told = scan(people, *words).err
+    kinds = [json.loads(line).get("of") for line in Path("details.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert Counter(kinds) == {None: 28, "service principal": 1}
+    assert "it cannot be told which names are no user's (" in not_told
+    assert "28 users, 1 home of service principals: " in not_told
+    assert "27 users, 1 home of nobody, 1 home of service principals: " in told
+    sizes = {username(row): int(row["total_size"]) for row in rows_of("out.csv")}
+    assert f"{human(sizes[NOBODYS[0]]):>12}    29.3 KiB  of it 1 home of nobody\n" in told
 
 
 WRAPPER = """<!doctype html><body>{frames}<pre></pre><script>
