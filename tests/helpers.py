@@ -71,7 +71,8 @@ def until(condition: Callable[[], object], seconds: float = 20) -> None:
 
 @contextmanager
 def slow_until(
-    server: FakeDatabricks, condition: Callable[[], object], then: Callable[[], object] = lambda: None, latency: float = 0.3
+    server: FakeDatabricks, condition: Callable[[], object], then: Callable[[], object] = lambda: None,
+    latency: float = 0.3,
 ) -> Iterator[None]:  # fmt: skip
     """So slow that no run ends before something has happened; `then` is done, and the rest is fast."""
     server.change(latency=latency)

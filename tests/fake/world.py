@@ -121,8 +121,9 @@ class World:
     """
 
     def __init__(
-        self, users: int | Iterable[str | dict[str, Any]] = (), shape: str = "none", shapes: dict[int, str] | None = None,
-        directories: int = 40, files_per_directory: int = 5, file_systems: tuple[str, ...] = FILE_SYSTEMS,
+        self, users: int | Iterable[str | dict[str, Any]] = (), shape: str = "none",
+        shapes: dict[int, str] | None = None, directories: int = 40, files_per_directory: int = 5,
+        file_systems: tuple[str, ...] = FILE_SYSTEMS,
     ):  # fmt: skip
         self.shape, self.shapes = shape, dict(shapes or {})
         unknown = {shape, *self.shapes.values()} - set(SHAPES)
