@@ -18,7 +18,18 @@ import databricks_user_files_simple
 import databricks_user_list
 from tests.connect_server import ConnectServer, connect_server_of, why_not
 from tests.fake import FakeDatabricks
-from tests.helpers import FakeClock, Login, Result, log_in, run_command, set_constants, shorter_waits, write_users
+from tests.helpers import (
+    SCANNER,
+    USER_LIST,
+    FakeClock,
+    Login,
+    Result,
+    log_in,
+    run_command,
+    set_constants,
+    shorter_waits,
+    write_users,
+)
 from tests.kernel import Kernel
 from tests.workers import Workers
 
@@ -81,28 +92,30 @@ def command() -> Callable[..., Result]:
 
 
 @pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    """here(main, server, *words): a command in this process, logged in at the server, which counts anew."""
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """run(script, *words, at=None): SCANNER or USER_LIST in this process, logged in at a server, which counts anew."""
+    mains = {SCANNER: databricks_user_files_simple.main, USER_LIST: databricks_user_list.main}
 
-    def run(main: Callable[[list[str]], int], server: FakeDatabricks, *words: object) -> Result:
-        log_in(monkeypatch, server)
-        server.counts_reset()
-        code = main([*map(str, words)])
+    def call(script: str, *words: object, at: FakeDatabricks | None = None) -> Result:
+        if at:
+            log_in(monkeypatch, at)
+            at.counts_reset()
+        code = mains[script]([*map(str, words)])
         return Result(code, *capsys.readouterr())
 
-    return run
+    return call
 
 
 @pytest.fixture
-def scan(here: Callable[..., Result]) -> Callable[..., Result]:
+def scan(run: Callable[..., Result]) -> Callable[..., Result]:
     """scan(server, *words): the scanner in this process."""
-    return lambda server, *words: here(databricks_user_files_simple.main, server, *words)
+    return lambda server, *words: run(SCANNER, *words, at=server)
 
 
 @pytest.fixture
-def list_users(here: Callable[..., Result]) -> Callable[..., Result]:
+def list_users(run: Callable[..., Result]) -> Callable[..., Result]:
     """list_users(server, *words): the user list in this process."""
-    return lambda server, *words: here(databricks_user_list.main, server, *words)
+    return lambda server, *words: run(USER_LIST, *words, at=server)
 
 
 @pytest.fixture

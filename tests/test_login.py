@@ -23,8 +23,6 @@ from hypothesis import HealthCheck, example, given, settings
 
 pytest.importorskip("databricks.sdk.core")
 
-import databricks_user_files_simple as scanner
-import databricks_user_list
 from databricks_user_files_simple import scan_users
 from databricks_user_list import (
     DatabricksClient,
@@ -39,7 +37,6 @@ from tests.helpers import (
     NAME,
     SCANNER,
     USER_LIST,
-    Result,
     assert_kept,
     free_port,
     needs_posix,
@@ -84,17 +81,6 @@ def work(profiles):
     return lambda server, secret=SECRET: profiles(
         f"; a service principal\n[DEFAULT]\nhost  = https://default.invalid\ntoken = dapi-of-default\n\n[work]\n"
         f"host          = {server.url}/?o=1\nclient_id     = the-client\nclient_secret = {secret}\n")  # fmt: skip
-
-
-@pytest.fixture
-def run(capsys):
-    """run(script, *words): its main() in this process."""
-
-    def call(script, *words):
-        code = {SCANNER: scanner, USER_LIST: databricks_user_list}[script].main([*map(str, words)])
-        return Result(code, *capsys.readouterr())
-
-    return call
 
 
 def login(*arguments, **keywords):

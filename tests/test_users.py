@@ -18,8 +18,8 @@ HEADER = "username,display_name,active,user_id\n"
 
 
 @pytest.fixture
-def run(list_users, monkeypatch):
-    """run(server, *words): exit code, user names in users.csv (None without that file), messages; no wait."""
+def listed(list_users, monkeypatch):
+    """listed(server, *words): exit code, user names in users.csv (None without that file), messages; no wait."""
     retries = {kind: (attempts, 0.0) for kind, (attempts, _) in databricks_user_list.RETRIES.items()}
     set_constants(monkeypatch, RETRIES=retries)
 
@@ -60,9 +60,9 @@ def serve(monkeypatch):
 
 
 @pytest.mark.parametrize(("users", "cap", "starts"), [(0, 100, [1]), (100, 100, [1, 101]), (25, 10, [1, 11, 21, 26])])
-def test_every_user_is_listed_in_the_services_order(run, queries, users, cap, starts):
+def test_every_user_is_listed_in_the_services_order(listed, queries, users, cap, starts):
     with FakeDatabricks(users=users, scim_page_cap=cap) as server:
-        assert run(server)[:2] == (0, server.user_names)
+        assert listed(server)[:2] == (0, server.user_names)
     assert [int(query["startIndex"]) for query in queries] == starts
     assert {(query["attributes"], query["count"]) for query in queries} == {("id,userName,displayName,active", "1000")}
 
@@ -98,11 +98,11 @@ ODD_SERVICES = {  # users of a page by startIndex and count, totalResults, exit 
 
 
 @pytest.mark.parametrize("kind", ODD_SERVICES)
-def test_an_odd_service_ends_and_gives_all_or_a_warning(run, serve, kind):
+def test_an_odd_service_ends_and_gives_all_or_a_warning(listed, serve, kind):
     users, total, expected = ODD_SERVICES[kind]
     serve(lambda start, count: (users(start, count), total))
     with FakeDatabricks(users=0) as server:
-        code, found, text = run(server)
+        code, found, text = listed(server)
         assert server.total_requests < 200
         assert kind != "ignores startIndex" or server.total_requests == 2 * 3
     assert len(set(found)) == len(found)
@@ -113,9 +113,9 @@ def test_an_odd_service_ends_and_gives_all_or_a_warning(run, serve, kind):
     assert (f"{missing:,} user" in text.rpartition("warning: ")[2]) == (code == 1)
 
 
-def test_where_users_are_missing_all_are_listed_once_more(run):
+def test_where_users_are_missing_all_are_listed_once_more(listed):
     with FakeDatabricks(users=25, total_results_offset=3) as server:
-        code, found, text = run(server)
+        code, found, text = listed(server)
         assert (code, found, server.requests["scim", 1]) == (1, server.user_names, 2)
     assert "3 users missing" in text
 
@@ -127,37 +127,37 @@ def test_where_users_are_missing_all_are_listed_once_more(run):
     ([(PEOPLE[:2], 2), (None, 2)], 0, ["u0", "u1"]),
     ([(PEOPLE[:2], 4), ([], 3), (PEOPLE[:2], 4), ([], 4)], 1, ["u0", "u1"]),
 ])  # fmt: skip
-def test_two_listings_complete_each_other(run, serve, pages, code, names):
+def test_two_listings_complete_each_other(listed, serve, pages, code, names):
     left = iter(pages)
     serve(lambda *_: next(left, ([], None)))
     with FakeDatabricks(users=0) as server:
-        assert run(server)[:2] == (code, names)
+        assert listed(server)[:2] == (code, names)
 
 
 @pytest.mark.parametrize(("most", "cap", "asked"), [
     (1, 100, [(1, 1)]), (15, 10, [(1, 15), (11, 5)]), (20, 10, [(1, 20), (11, 10)]),
 ])  # fmt: skip
-def test_max_users_asks_for_no_more_than_it_needs(run, queries, most, cap, asked):
+def test_max_users_asks_for_no_more_than_it_needs(listed, queries, most, cap, asked):
     with FakeDatabricks(users=300, scim_page_cap=cap) as server:
-        assert run(server, "--max-users", most)[:2] == (0, server.user_names[:most])
+        assert listed(server, "--max-users", most)[:2] == (0, server.user_names[:most])
     assert [(int(query["startIndex"]), int(query["count"])) for query in queries] == asked
 
 
 @pytest.mark.parametrize("number", ["0", "-1", "1.5", "", "\u00b2", "9999999999"])
-def test_max_users_has_to_be_a_number_above_0(run, number):
+def test_max_users_has_to_be_a_number_above_0(listed, number):
     with FakeDatabricks(users=7) as server:
-        code, found, text = run(server, f"--max-users={number}")
+        code, found, text = listed(server, f"--max-users={number}")
         assert (code, found, server.total_requests) == (2, None, 0)
     assert "--max-users" in text
 
 
-def test_active_only_leaves_deactivated_users_out(run):
+def test_active_only_leaves_deactivated_users_out(listed):
     people = [{"userName": f"u{number}", "active": number % 3 != 0} for number in range(30)]
     active = [person["userName"] for person in people if person["active"]]
     with FakeDatabricks(users=people, scim_page_cap=7) as server:
         for most in (None, 4, 100):
             words = [] if most is None else ["--max-users", most]
-            assert run(server, "--active-only", *words)[:2] == (0, active[:most])
+            assert listed(server, "--active-only", *words)[:2] == (0, active[:most])
 
 
 # Faults
@@ -176,10 +176,10 @@ BAD_BODIES = (
     *((Fault(kind, path=11), 5) for kind in ("500", "html", "truncated", "429", "reset")),
     *((Fault("body", path=11, body=body), 5) for body in BAD_BODIES),
 ])  # fmt: skip
-def test_a_page_that_fails_fails_the_command_and_an_older_file_stays(run, tmp_path, fault, requests):
+def test_a_page_that_fails_fails_the_command_and_an_older_file_stays(listed, tmp_path, fault, requests):
     (tmp_path / "users.csv").write_text(HEADER + "old@example.com,,,\n")
     with FakeDatabricks(users=25, scim_page_cap=10, faults=[fault]) as server:
-        code, found, text = run(server)
+        code, found, text = listed(server)
         assert (code, found, server.requests["scim", 11]) == (2, ["old@example.com"], requests)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "users.csv"]
     assert "nothing was written, the users of " in text
@@ -187,9 +187,9 @@ def test_a_page_that_fails_fails_the_command_and_an_older_file_stays(run, tmp_pa
 
 
 @pytest.mark.parametrize("kind", ["500", "html", "truncated", "empty_429", "reset", "truncated_json"])
-def test_a_page_that_fails_at_first_is_asked_for_again(run, kind):
+def test_a_page_that_fails_at_first_is_asked_for_again(listed, kind):
     with FakeDatabricks(users=25, scim_page_cap=10, faults=[Fault(kind, path=11, times=3)]) as server:
-        assert run(server)[:2] == (0, server.user_names)
+        assert listed(server)[:2] == (0, server.user_names)
 
 
 TEXT = st.text(max_size=5) | JSON
@@ -209,35 +209,35 @@ def test_any_answer_is_the_page_or_an_error(status, body, headers):
 
 
 @pytest.mark.parametrize("bad_token", [401, 403])
-def test_a_refused_login_ends_with_exit_2(run, bad_token):
+def test_a_refused_login_ends_with_exit_2(listed, bad_token):
     with FakeDatabricks(users=3, expire_after_requests=0, bad_token=bad_token) as server:
-        code, found, text = run(server)
+        code, found, text = listed(server)
         assert (code, found, server.total_requests) == (2, None, 1)
     assert "does not accept the token" in text
     assert server.settings.token not in text
 
 
-def test_users_shown_without_their_names_are_an_error_that_says_why(run):
+def test_users_shown_without_their_names_are_an_error_that_says_why(listed):
     with FakeDatabricks(users=5, admin=False) as server:
-        code, found, text = run(server)
+        code, found, text = listed(server)
     assert (code, found) == (2, None)
     assert "admin" in text
 
 
 @pytest.mark.parametrize("name", ["anna@x.com\u00a0", "a\u200bb", "a;b", "'a'", "../a"])
-def test_a_name_that_the_scanner_would_refuse_is_left_out_with_a_warning(run, name):
+def test_a_name_that_the_scanner_would_refuse_is_left_out_with_a_warning(listed, name):
     with FakeDatabricks(users=["before", name, "after"]) as server:
-        code, found, text = run(server)
+        code, found, text = listed(server)
     assert (code, found) == (1, ["before", "after"])
     assert f"warning: left out, because the scanner would refuse it: {name!r}" in text
     assert list(read_usernames([], "users.csv")) == found
 
 
-def test_a_single_user_without_a_name_is_left_out_with_a_warning(run, serve):
+def test_a_single_user_without_a_name_is_left_out_with_a_warning(listed, serve):
     users = [{"id": "1", "userName": "a"}, {"id": "27"}, {"id": "3", "userName": "b"}]
     serve(lambda start, _: (users[start - 1 :], 3))
     with FakeDatabricks(users=0) as server:
-        code, found, text = run(server)
+        code, found, text = listed(server)
     assert (code, found) == (1, ["a", "b"])
     assert "refuse it: '' is not a user name: it is empty or dots (user_id 27)" in text
 
@@ -245,30 +245,30 @@ def test_a_single_user_without_a_name_is_left_out_with_a_warning(run, serve):
 # The file
 
 
-def test_the_files_bytes(run, serve, tmp_path):
+def test_the_files_bytes(listed, serve, tmp_path):
     users = [{"userName": "a@x.com", "displayName": 'Zo\u00eb, "Z"', "active": True, "id": "1"},
              {"userName": "b@x.com", "displayName": "", "active": False, "id": "2"},
              {"userName": "c"}]  # fmt: skip
     serve(lambda start, _: (users[start - 1 :], 3))
     with FakeDatabricks(users=0) as server:
-        assert run(server)[0] == 0
+        assert listed(server)[0] == 0
     expected = HEADER + 'a@x.com,"Zo\u00eb, ""Z""",true,1\nb@x.com,,false,2\nc,,,\n'
     assert (tmp_path / "users.csv").read_bytes() == expected.encode()
 
 
-def test_any_display_name_stays_in_its_row_runs_in_no_spreadsheet_and_steers_no_terminal(run):
+def test_any_display_name_stays_in_its_row_runs_in_no_spreadsheet_and_steers_no_terminal(listed):
     names = ["=cmd()", "two\r\nlines", "two\rlines", 'a "q"', "a,b", "a;=b", "\x00x", "\x1b]0;owned\x07", "\x9b31m"]
     users = [{"userName": f"u{number}", "displayName": name} for number, name in enumerate(names)]
     with FakeDatabricks(users=users) as server:
-        assert run(server)[:2] == (0, [user["userName"] for user in users])
+        assert listed(server)[:2] == (0, [user["userName"] for user in users])
     shown = ["'=cmd()", "two\r\nlines", "two lines", 'a "q"', "a,b", "a;'=b", " x", " ]0;owned ", " 31m"]
     assert [row["display_name"] for row in rows_of("users.csv")] == shown
 
 
-def test_the_scanner_reads_the_list_and_every_name_as_it_is(run):
+def test_the_scanner_reads_the_list_and_every_name_as_it_is(listed):
     odd = ["=u", "\u00e9@x.com", "e\u0301", "\U0001f600", "a b", "o'neil", "#a", "corp\\anna"]
     with FakeDatabricks(users=odd) as server:
-        assert run(server)[:2] == (0, ["'=u", *odd[1:]])
+        assert listed(server)[:2] == (0, ["'=u", *odd[1:]])
         assert list(read_usernames([], "users.csv")) == odd
 
 
