@@ -1883,11 +1883,20 @@ def spark_problem(error: Exception) -> str:
 
 
 def build_channel(url: str) -> Any:
-    """A channel builder of Spark Connect. gRPC would go through http_proxy to this machine, too."""
+    """A channel builder of Spark Connect. Raises InventoryError for another machine without TLS.
+
+    The token for the workers goes through it. gRPC would go through http_proxy to this machine, too.
+    """
     core = import_module("pyspark.sql.connect.client.core")
-    builder = getattr(core, "DefaultChannelBuilder", None) or core.ChannelBuilder  # 4.x, 3.5
+    new_builder = getattr(core, "DefaultChannelBuilder", None) or core.ChannelBuilder  # 4.x, 3.5
     is_here = re.fullmatch(r"sc://(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?(/.*)?", url, re.I)
-    return builder(url, [("grpc.enable_http_proxy", 0)] if is_here else [])
+    builder = new_builder(url, [("grpc.enable_http_proxy", 0)] if is_here else [])
+    if not is_here and not builder.secure:
+        raise InventoryError(
+            "the Spark Connect server is another machine, and the token would go there in clear; "
+            "put use_ssl=true into its URL"
+        )
+    return builder
 
 
 def build_cluster_channel(config: DatabricksConfig, cluster_id: str) -> Any:

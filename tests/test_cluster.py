@@ -287,6 +287,8 @@ def cluster(state):
     (("--cluster-id", "c"), "", cluster("PENDING"), ["cluster c is PENDING", "start it"]),
     (("--cluster-id", "c"), "", {}, ["cluster c: 400 INVALID_PARAMETER_VALUE: Cluster c does not exist"]),
     (("--spark-remote", "sc://localhost:1"), "", {}, ["Connection refused"]),
+    (("--spark-remote", "sc://localhost@example.com/;x=y"), "", {}, ["in clear; put use_ssl=true into its URL"]),
+    (("--spark-remote", "sc://127.0.0.1.nip.io"), "", {}, ["in clear"]),
     (("--cluster-id", "c"), "pyspark.sql.connect.client.core", {}, ["pyspark", "pip install"]),
     (("--spark-remote", "sc://localhost:1"), "pyspark.sql.connect.client.core", {}, ["pyspark", "pip install"]),
 ])  # fmt: skip
@@ -346,7 +348,7 @@ def test_nothing_starts_a_server(many, monkeypatch, capsys, words):
 
 
 @pytest.mark.parametrize(("url", "past"), [
-    ("sc://localhost", True), ("sc://127.0.0.1:15002/;use_ssl=true", True), ("sc://127.0.0.1.example.com:1", False),
+    ("sc://localhost", True), ("sc://127.0.0.1:15002/;use_ssl=true", True), ("sc://a.example.com:1/;token=a", False),
 ])  # fmt: skip
 def test_grpc_reaches_this_machine_past_a_proxy(url, past):
     pytest.importorskip("pyspark.sql.connect.client.core")
