@@ -1876,6 +1876,10 @@ def spark_problem(error: Exception) -> str:
         reason = one_line(str(error), 130)
     elif isinstance(error, ImportError):
         reason = f'{one_line(str(error), 70)}; pip install "pyspark[connect]" "pandas<3"'
+    elif "CERTIFICATE_VERIFY_FAILED" in str(error):
+        reason = (
+            "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH has to name a PEM file with the authority of the server's certificate"
+        )
     else:
         client = getattr(sys.modules.get("pyspark"), "__version__", "unknown")
         reason = f"{last_cause(error)} (Spark client {client})"

@@ -198,6 +198,7 @@ NOT_AVAILABLE = "Parallel processing not available: "
     ("x.SparkException: first\nCaused by: java.net.UnknownHostException: spark", NOT_AVAILABLE + "Caused by: java.net"),
     ("bad url sc://h/;token=dapi123456789", NOT_AVAILABLE + "bad url sc://h/;token=***"),
     ('<...\n details = "failed: last error: UNKNOWN: refused"\n debug = "x"', NOT_AVAILABLE + "refused"),
+    ("details: SSL_ERROR_SSL: CERTIFICATE_VERIFY_FAILED", NOT_AVAILABLE + "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"),
     (MISMATCH.format(": 3.9", ":"), "Python version mismatch: client 3.12, cluster 3.9. "),
     (MISMATCH.format(" (3, 11)", ""), "Python version mismatch: client 3.12, cluster 3.11. "),  # pyspark 3.5
 ])  # fmt: skip
