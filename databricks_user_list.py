@@ -82,8 +82,10 @@ LOGIN_VARIABLES = (  # any of them says that the environment has a login for dat
     "DATABRICKS_GOOGLE_SERVICE_ACCOUNT",
     "GOOGLE_CREDENTIALS",
     "ARM_CLIENT_ID",
+    "ARM_USE_MSI",
 )
 MACHINE_SETTINGS = ("config_file", "databricks_cli_path", "azure_environment", "azure_tenant_id")  # not a login's own
+TWICE = "\0"  # in the name of a profile that is there before: no name has it
 NOTEBOOK_LOGIN = {"auth_type": "runtime"}
 # What OAuth servers (RFC 6749) and the command lines of Databricks and Azure say of a login that will not come back
 REFUSED_LOGIN = r"invalid_(client|grant|scope|request)|unauthorized_client|access_denied|auth login|az login"
@@ -201,8 +203,9 @@ class DatabricksConfig:
 
     @property
     def workspace(self) -> str:
-        """The workspace's name, as a URL that leads to it."""
-        return f"{self.host}/?o={self.workspace_id}" if self.workspace_id else self.host
+        """The workspace's name, as a URL that leads to it; without its number where that is in the host's name."""
+        is_named = not self.workspace_id or f"//adb-{self.workspace_id}." in self.host
+        return self.host if is_named else f"{self.host}/?o={self.workspace_id}"
 
     def current_token(self, refused: str = "") -> str:
         """Raises DatabricksError where there is none to be had."""
@@ -230,10 +233,20 @@ def load_databricks_config(
     except DatabricksError as error:
         raise InventoryError(error.message) from None
     if config is None:
-        advice = "run `databricks configure`, or set DATABRICKS_HOST and DATABRICKS_TOKEN"
-        sought = f" for {host}" if host else ""
-        raise InventoryError(f"no login found{sought} in {profile_file()} or the environment: {advice}")
+        raise InventoryError(no_login(host))
     return changed_copy(config, workspace_id=number) if number else config
+
+
+def no_login(host: str | None) -> str:
+    """Why there is none, and what to do."""
+    if not host and variable("DATABRICKS_TOKEN"):
+        return "DATABRICKS_TOKEN is set, and no workspace that it is for: set DATABRICKS_HOST, or give --workspace-url"
+    path, sought = profile_file(), f" for {host}" if host else ""
+    profiles = read_profiles()[0] if path.exists() else {}
+    if any(profiles.values()):
+        return f"no login found{sought}: name a profile of {path} with --profile; it has: {names_of(profiles)}"
+    advice = "run `databricks configure`, or set DATABRICKS_HOST and DATABRICKS_TOKEN"
+    return f"no login found{sought} in {path} or the environment: {advice}"
 
 
 def config_from_profile(option: str | None, host: str | None) -> DatabricksConfig | None:
@@ -272,7 +285,9 @@ def choose_profile(option: str | None) -> tuple[str, dict[str, str], bool] | Non
     profile = unquoted(named) if named is not None else default or "DEFAULT"
     if profile not in profiles:
         where = where if named is not None else "default_profile"
-        raise InventoryError(f"{where} names no profile of {path}; it has: {', '.join(profiles) or 'none'}")
+        raise InventoryError(f"{where} names no profile of {path}; it has: {names_of(profiles)}")
+    if f"{profile}{TWICE}2" in profiles:
+        raise InventoryError(f"profile {profile} is there twice in {path}: take one of the two out")
     return profile, profiles[profile], named is not None
 
 
@@ -341,19 +356,27 @@ def profile_file() -> Path:
 def read_profiles() -> tuple[dict[str, dict[str, str]], str | None]:
     """The profiles in the profile file by name, and the one it names as default. Raises InventoryError."""
     path = profile_file()
+    times: Counter[str] = Counter()
+
+    def told_apart(header: re.Match[str]) -> str:  # the parser would merge a profile that is there twice
+        times[header[1]] += 1
+        return f"[{header[1]}]" if times[header[1]] == 1 else f"[{header[1]}{TWICE}{times[header[1]]}]"
+
     parser = configparser.ConfigParser(
         interpolation=None,
         default_section="\0",  # [DEFAULT] is not inherited
         inline_comment_prefixes=("#", ";"),  # after a blank
     )
     try:
-        parser.read_string(path.read_text(encoding="utf-8-sig", errors="replace"))
+        data = path.read_bytes()
+        text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig", "replace")
+        parser.read_string(re.sub(r"^\[ *(.+?) *\]", told_apart, text, flags=re.M))
     except configparser.Error as error:  # whose message would show the line, and so the token
         line = getattr(error, "lineno", None) or next((number for number, _ in getattr(error, "errors", [])), "?")
         raise InventoryError(f"{path}, line {line}: not a profile file (INI)") from None
     except OSError as error:
         raise InventoryError(f"{path} cannot be read: {error.strerror}") from error
-    profiles = {name.strip(): dict(parser.items(name)) for name in parser.sections()}
+    profiles = {name: dict(parser.items(name)) for name in parser.sections()}
     for name, values in profiles.items():
         for key, value in values.items():
             if "\n" in value:
@@ -361,6 +384,11 @@ def read_profiles() -> tuple[dict[str, dict[str, str]], str | None]:
             values[key] = unquoted(value)
     file_settings = profiles.pop("__settings__", {})
     return profiles, file_settings.get("default_profile")
+
+
+def names_of(profiles: dict[str, dict[str, str]]) -> str:
+    """For a message."""
+    return one_line(", ".join(name for name in profiles if profiles[name] and TWICE not in name), 80) or "none"
 
 
 def read_environment() -> tuple[str, str]:
@@ -413,7 +441,8 @@ def read_workspace_url(text: str, where: str) -> tuple[str, str]:
     name = address[2].lower()
     if parts.scheme == "http" and not re.fullmatch(r"localhost|127(\.\d{1,3}){3}|\[::1\]", name):
         raise InventoryError(f"{where} begins with http://, which would send the token unencrypted: use https://")
-    number = parse_qs(parts.query).get("o", [""])[0]
+    values = parse_qs(f"{parts.query}&{parts.fragment.rpartition('?')[2]}")  # some pages have it behind the #
+    number = (values.get("o") or values.get("workspace_id") or [""])[0]
     return f"{parts.scheme}://{name}{port}", check_number(number, f"?o= of {where}")
 
 
@@ -493,7 +522,8 @@ class Login:
         try:
             from databricks.sdk.core import Config
         except ImportError:
-            raise InventoryError(f"{self.source} has no token: pip install databricks-sdk, which needs none") from None
+            remedy = "give it one, or `pip install databricks-sdk`, which logs in without"
+            raise InventoryError(f"{self.source} has no token: {remedy}") from None
         known = {attribute.name: attribute for attribute in Config.attributes()}
         settings: dict[str, Any] = {
             name: variable(attribute.env)
@@ -506,7 +536,7 @@ class Login:
             settings |= {name: value for name, value in self.values.items() if value and name in known}
         if self.host:
             settings["host"] = self.host
-        sdk = Config(**settings | {"disable_async_token_refresh": True, "retry_timeout_seconds": 1})
+        sdk = Config(**settings | {"disable_async_token_refresh": True, "retry_timeout_seconds": 3})
         found, _ = read_workspace_url(sdk.host, f"host of {self.source}")
         self.host = self.host or found
         if found != self.host:
@@ -520,9 +550,13 @@ class Login:
         hidden = r"(?i)secret|token|password|credentials|metadata"
         text = masked(text, [unquoted(value) for name, value in named if re.search(hidden, name)])
         kind: ErrorKind = "login" if re.search(REFUSED_LOGIN, text) else "connection"
-        remedy = "is this login still good (its secret, `databricks auth login`, `az login`)?"
-        place = self.host or "the workspace"
-        return kind, f"no token from {self.source}: {one_line(text, 300)}; can {place} be reached, and {remedy}"
+        wants_identity = variable("ARM_USE_MSI") if self.values is None else self.values.get("azure_use_msi")
+        if (wants_identity or "").lower() in ("true", "1"):
+            remedy = "databricks-sdk for Python has no azure_use_msi: `az login --identity`, and auth_type = azure-cli"
+        else:
+            remedy = "is this login still good (its secret, `databricks auth login`, `az login`)?"
+        reached = f"can {self.host or 'the workspace'} be reached"
+        return kind, f"no token from {self.source}: {one_line(text, 160)}; {reached}, and {remedy}"
 
 
 def in_thread(function: Callable[[], Returned], seconds: float = math.inf) -> Returned:

@@ -120,6 +120,8 @@ FROM_Z = MANY + "[__settings__]\ndefault_profile = z\n"
     ((None, B), {"TOKEN": "of-c"}, f"[DEFAULT]\nhost={A}\ntoken=t\n", (B, "of-c", "environment")),
     ((None, "b.cloud.databricks.com/browse?o=7"), {}, IN_B, (B, "of-b", "profile DEFAULT in ")),
     (("DEFAULT", "B.cloud.databricks.com"), {}, IN_B, (B, "of-b", "profile DEFAULT in ")),
+    (("x",), {}, MANY + "[DEFAULT]\nhost=twice\n[z ]\n", (A, "of-x", "profile x in ")),
+    ((), {}, MANY.encode("utf-16"), (B, "of-b", "profile DEFAULT in ")),  # as PowerShell writes it
 ])  # fmt: skip
 def test_which_login_is_taken(profiles, environment, arguments, variables, text, expected):
     if text is not None:
@@ -216,6 +218,11 @@ GONE = f"[__settings__]\nhost={A}\ntoken=t\ndefault_profile=gone\n[prod]\nhost={
     (GONE, None, ENVIRONMENT, "default_profile names no profile of ", "; it has: prod"),
     (GONE, "__settings__", {}, "--profile names no profile of ", "; it has: prod"),
     ("", None, {}, "no login found in ", "run `databricks configure`, or set DATABRICKS_HOST and DATABRICKS_TOKEN"),
+    ("[DEFAULT]\n" + TWO[TWO.index("[x]") :], None, {}, "no login found: name a profile of ", "has: x, y"),
+    ("", None, {"TOKEN": "t"}, "DATABRICKS_TOKEN is set, and no workspace that it is for", "or give --workspace-url"),
+    (TWO + "[x]\ntoken=t\n", "x", {}, "profile x is there twice in ", ": take one of the two out"),
+    (f"[p]\nhost={A}\nazure_use_msi=true\n", "p", {"CLI_PATH": "none"}, "no token from profile p in ",
+     "databricks-sdk for Python has no azure_use_msi: `az login --identity`, and auth_type = azure-cli"),
     ("", None, {"RUNTIME_VERSION": "15.4"}, "no login found in ", "DATABRICKS_TOKEN"),  # beside a notebook
 ])  # fmt: skip
 def test_a_profile_without_a_login_says_what_is_missing(profiles, environment, text, profile, variables, begin, end):
@@ -346,6 +353,8 @@ ONE = f"[p]\nhost = {A}/\ntoken = t\nworkspace_id = 111\n"
     (("p", f"{A}/?o=222"), ONE, {}, "222"),
     (("p", A), ONE, {"WORKSPACE_ID": "333"}, "111"),
     (("p",), ONE.replace("com/", "com/browse?o=222#x"), {}, "222"),
+    (("p",), ONE.replace("com/", "com/?workspace_id=222"), {}, "222"),
+    (("p",), ONE.replace("com/", "com/#job/7?o=222"), {}, "222"),
     (("p",), ONE.replace("111", "none"), {"WORKSPACE_ID": "333"}, ""),
     ((), "", {"HOST": A, "WORKSPACE_ID": "333"}, "333"),
     ((), "", {"HOST": f"{A}?o=222", "WORKSPACE_ID": "333"}, "222"),
@@ -365,6 +374,12 @@ def test_the_workspaces_number_comes_from_where_its_host_comes_from(
     config = load_databricks_config(*arguments)
     assert (config.host, config.workspace_id) == (A, number)
     assert config.workspace == (f"{A}/?o={number}" if number else A)
+
+
+def test_a_number_that_the_host_has_in_its_name_is_left_out_of_the_workspaces():
+    host = "https://adb-7.1.azuredatabricks.net"
+    assert DatabricksConfig(host, "t", workspace_id="7").workspace == DatabricksConfig(host, "t").workspace == host
+    assert DatabricksConfig(host, "t", workspace_id="71").workspace == f"{host}/?o=71"
 
 
 def test_two_workspaces_of_one_host_are_two(run, profiles):
@@ -653,6 +668,14 @@ def test_the_environment_without_a_token(environment, run):
         done = run(USER_LIST, "-o", "users.csv")
         assert (done.code, "we had ***, ***, Basic ***" in done.err) == (2, True), done
         assert_kept(SECRET, done.err)
+
+
+def test_a_host_whose_metadata_are_away_for_a_moment_has_a_login(work):
+    fault = Fault("503", path="/.well-known/databricks-config", times=1)
+    with FakeDatabricks(users=1, **LOGIN, faults=[fault]) as server:
+        work(server)
+        assert login("work")[1] in server.issued
+    assert fault.hits == 1
 
 
 def test_a_refused_secret_is_an_error_of_a_line(work, run):
