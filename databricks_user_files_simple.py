@@ -1,4 +1,8 @@
 #!/usr/bin/env python3
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["requests>=2.28.0", "tqdm"]
+# ///
 """Inventory of what every user of a Databricks workspace stores in DBFS and in the Workspace.
 
 Step 2 of two: walks dbfs:/Users/<user> and /Users/<user> of each user, adds both up and writes one CSV row per user.
@@ -61,8 +65,6 @@ from string import Template
 from typing import IO, Any, Literal, NamedTuple, TextIO
 from urllib.parse import urlsplit
 
-import requests
-
 if "DatabricksClient" not in globals():  # else step 1 was pasted into the notebook before
     # As a job's script task, or with PYTHONSAFEPATH, this file's folder is not on the path; only the code knows it.
     sys.path.append(os.path.dirname(os.path.realpath(sys._getframe().f_code.co_filename)))
@@ -111,6 +113,7 @@ if "DatabricksClient" not in globals():  # else step 1 was pasted into the noteb
         write_output,
     )
 
+import requests
 
 # --- Constants ------------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,8 @@
 #!/usr/bin/env python3
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["requests>=2.28.0", "tqdm"]
+# ///
 """Lists a Databricks workspace's users, through SCIM, into a CSV that databricks_user_files_simple.py reads.
 
 Step 1 of two. What both steps need stands here, too, since step 1 needs all of it:
@@ -55,8 +59,15 @@ from types import SimpleNamespace
 from typing import IO, Any, Literal, TextIO, TypeVar, cast
 from urllib.parse import parse_qs, unquote_plus, urlsplit
 
-import requests
-import urllib3
+if sys.version_info < (3, 10):  # noqa: UP036  # many systems' python3 is older
+    print("Python 3.10 or newer is needed (`uv run` brings one), and this is", sys.version.split()[0], file=sys.stderr)
+    raise SystemExit(2)
+try:
+    import requests
+    import urllib3
+except ImportError as error:
+    print(f"{error}: `python -m pip install requests`, or `uv run`, which brings it", file=sys.stderr)
+    raise SystemExit(2) from None
 
 logger = logging.getLogger("databricks_user_files")
 Returned = TypeVar("Returned")

@@ -2,6 +2,8 @@
 
 import json
 import random
+import subprocess
+import sys
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -11,7 +13,7 @@ import databricks_user_list
 from databricks_user_files_simple import read_usernames
 from databricks_user_list import DatabricksError, parse_page
 from tests.fake import Answer, FakeDatabricks, Fault
-from tests.helpers import USER_LIST, rows_of, set_constants
+from tests.helpers import ROOT, SCANNER, USER_LIST, rows_of, set_constants
 from tests.strategies import BODIES, HEADERS, JSON, STATUSES, answered
 
 HEADER = "username,display_name,active,user_id\n"
@@ -288,3 +290,14 @@ def test_an_output_that_cannot_be_written_is_found_out_before_the_listing(list_u
         assert (done.code, server.total_requests) == (2, 0)
     assert output in done.err
     assert len(done.err.splitlines()) <= 3
+
+
+@pytest.mark.usefixtures("processes")
+@pytest.mark.parametrize("script", [USER_LIST, SCANNER])
+def test_without_requests_a_line_names_the_remedy_and_uv_knows_what_is_needed(script):
+    words = [sys.executable, "-S", ROOT / script]  # -S: without any package
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    remedy = "No module named 'requests': `python -m pip install requests`, or `uv run`, which brings it\n"
+    assert (done.returncode, done.stderr) == (2, remedy)
+    head = '# /// script\n# requires-python = ">=3.10"\n# dependencies = ["requests>=2.28.0", "tqdm"]\n# ///\n'
+    assert (ROOT / script).read_text(encoding="utf-8").count(head) == 1
