@@ -174,7 +174,7 @@ KINDS = {  # of rows, as --details has them, and the titles of their groups
 UNTOUCHED = "Homes in DBFS without a file younger than a year"
 MOST_COMPARED = 20  # names that nobody has, for each of which the most similar home is looked for
 COMPARE_SECONDS = 1.0  # for all of them
-SIGNS = {"Grew": "+", "Shrank": "-", "Came": "+", "Went": "-"}
+YEAR_SECONDS = 365 * 24 * 3600
 SHOWN_FAILURES = 5  # in the closing summary
 STATUSES = ("success", "empty", "partial", "error")
 USERS_FOLDER = "/Users"  # of both file systems, with everybody's home
@@ -2579,63 +2579,43 @@ class Group:
         return f"{counted(self.rows, 'row')}, {counted(self.totals.files, 'file')}, {human_size(self.totals.bytes)}"
 
 
-@dataclass
-class Comparison:
-    """How the rows differ from those of an inventory of before; its names are as in a cell."""
+Sizes = dict[str, "int | None"]  # bytes by name, as it is in a cell; None where not all could be listed
 
-    path: str
-    before: dict[str, tuple[int, bool]]  # bytes, and whether all was listed
-    sources: set[str]  # those of its rows
-    sources_now: set[str] = field(default_factory=set)
-    groups: dict[str, Group] = field(default_factory=lambda: {title: Group() for title in SIGNS})
-    not_compared: int = 0
 
-    def add(self, result: UserResult) -> None:
-        self.sources_now.add(result.file_source)
-        size, was_complete = self.before.pop(safe_cell(result.username), (None, True))
-        if not was_complete or result.error:
-            self.not_compared += 1
-        elif size is None:
-            self.groups["Came"].add(result.username, FileSystemTotals(bytes=result.total_size))
-        elif size != result.total_size:
-            title = "Grew" if size < result.total_size else "Shrank"
-            self.groups[title].add(result.username, FileSystemTotals(bytes=abs(result.total_size - size)))
+def signed_size(size: int) -> str:
+    return f"{'-' if size < 0 else '+'}{human_size(abs(size))}"
 
-    def end(self) -> None:
-        """Whoever is left in the inventory of before is in this one no more."""
-        for cell, (size, was_complete) in self.before.items():
-            if was_complete:
-                self.groups["Went"].add(cell, FileSystemTotals(bytes=size))
-            else:
-                self.not_compared += 1
-        self.before = {}
 
-    def __str__(self) -> str:
-        change = sum(int(sign + "1") * self.groups[title].totals.bytes for title, sign in SIGNS.items())
-        text = f"Compared with {self.path}: {'-' if change < 0 else '+'}{human_size(abs(change))}"
-        if self.not_compared:
-            text += f"; not compared, since not complete in both: {self.not_compared:,}"
-        for name, record in FILE_SYSTEMS.items():
-            if self.sources_now & {name, "both"} and not self.sources & {name, "both"}:
-                text += f"; it has nothing of {record.label}: was that left out then?"
-        return text
-
-    def tables(self) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-        """Of each kind of change a title, and the largest: names and by how much."""
-        for title, sign in SIGNS.items():
-            group = self.groups[title]
-            if group.rows:
-                rows = [(name, sign + human_size(totals.bytes)) for name, totals in group.largest[:BIGGEST_USERS]]
-                yield f"{title}: {counted(group.rows, 'row')}, {sign}{human_size(group.totals.bytes)}", rows
+def compare(before: Sizes, now: Sizes) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """The change in all, and each kind of it: a title, and the names with the largest changes."""
+    kinds: dict[str, list[tuple[int, str]]] = {"Grew": [], "Shrank": [], "Came": [], "Went": []}
+    not_compared = 0
+    for name in {**before, **now}:
+        was, size = before.get(name, 0), now.get(name, 0)
+        if was is None or size is None:
+            not_compared += 1
+        elif name not in before or name not in now:
+            kinds["Came" if name in now else "Went"].append((size - was, name))
+        elif was != size:
+            kinds["Grew" if was < size else "Shrank"].append((size - was, name))
+    change = signed_size(sum(change for rows in kinds.values() for change, _ in rows))
+    yield f"In all {change}; {counted(not_compared, 'row')} not compared, since not complete in both", []
+    for kind, rows in kinds.items():
+        if rows:
+            largest = heapq.nlargest(BIGGEST_USERS, rows, key=lambda row: abs(row[0]))
+            title = f"{kind}: {counted(len(rows), 'row')}, {signed_size(sum(change for change, _ in rows))}"
+            yield title, [(name, signed_size(change)) for change, name in largest]
 
 
 class Summary:
     """The sums over all rows; `kinds` has the names of those that are of one of KINDS."""
 
-    def __init__(self, workspace: str, kinds: dict[str, str], comparison: Comparison | None) -> None:
+    def __init__(self, workspace: str, kinds: dict[str, str], before: tuple[str, Sizes] | None) -> None:
         self.workspace = workspace
         self.kinds = kinds
-        self.comparison = comparison
+        self.before = before
+        self.sizes: Sizes = {}  # only to be compared with those of before
+        self.year_ago = iso_time(int(time.time() - YEAR_SECONDS) * 1000)
         self.statuses: Counter[str] = Counter()
         self.totals: dict[str, FileSystemTotals] = {}
         self.groups = {title: Group() for title in (EVERYBODY, *KINDS.values(), UNTOUCHED)}
@@ -2658,13 +2638,12 @@ class Summary:
             self.homeless.append(result.username)
         if result.error and len(self.incomplete) < LARGEST:
             self.incomplete.append(result)
-        if self.comparison:
-            self.comparison.add(result)
+        if self.before:
+            self.sizes[safe_cell(result.username)] = None if result.error else result.total_size
         self.groups[EVERYBODY].add(result.username, *result.scanned.values())
         if kind := self.kinds.get(result.username):
             self.groups[KINDS[kind]].add(result.username, *result.scanned.values())
-        year_before = f"{int(result.scanned_at[:4]) - 1}{result.scanned_at[4:]}"
-        if result.dbfs and not result.dbfs.failures and "" < result.dbfs.last_modified < year_before:
+        if result.dbfs and not result.dbfs.failures and "" < result.dbfs.last_modified < self.year_ago:
             self.groups[UNTOUCHED].add(result.username, result.dbfs)
 
     @property
@@ -2684,14 +2663,6 @@ class Summary:
         statuses = [f"{self.statuses[status]:,} {status}" for status in STATUSES if self.statuses[status]]
         return f"{', '.join(whose)}: {', '.join(statuses)}"
 
-    def notebooks(self) -> Counter[str]:
-        """How many there are by language."""
-        types = Counter[str]()
-        for totals in self.totals.values():
-            types.update(totals.types)
-        names = [name for name in types if name.partition(" ")[0] == "NOTEBOOK"]
-        return Counter({name.partition(" ")[2] or "not told": types[name] for name in names})
-
     def lines(self, statistics: Counter[str], seconds: float, nobodys: dict[str, set[str]]) -> list[str]:
         count = self.statuses.total()
         failed = self.failed
@@ -2707,9 +2678,9 @@ class Summary:
             largest = self.groups[EVERYBODY].largest[:BIGGEST_USERS]
             lines += [size_line(totals, username) for username, totals in largest if totals.files]
         lines += self.home_lines(nobodys)
-        if self.comparison:
-            lines.append(str(self.comparison))
-            for title, rows in self.comparison.tables():
+        if self.before:
+            lines.append(self.before[0])
+            for title, rows in compare(self.before[1], self.sizes):
                 lines += [title, *(f"{change:>14}  {name}" for name, change in rows)]
         lines.append(
             f"{counted(statistics['requests'], 'request')}, {statistics['retries']:,} of them repeats, "
@@ -2772,8 +2743,6 @@ def write_results(
         summary.add(result)
         if journal:
             journal.want(result)
-    if summary.comparison:
-        summary.comparison.end()
     outputs: list[tuple[str, Callable[[TextIO], object]]] = []
     if args.details is not None:
         outputs.append((args.details, lambda file: write_details(file, results(), summary.kinds)))
@@ -2878,10 +2847,7 @@ class Progress:
 
 # A name is text and nothing else: it is escaped, and the page may load and run nothing.
 PAGE = Template("""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="robots" content="noindex">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
 <title>$title</title>
@@ -2890,9 +2856,9 @@ PAGE = Template("""<!doctype html>
 body { max-width: 90ch; margin: 2rem auto; padding: 0 1rem; overflow-wrap: anywhere }
 h1, h2 { line-height: 1.25; margin: 2.5rem 0 .5rem }
 table { border-collapse: collapse; width: 100% }
-caption { text-align: left }
 tr { border-bottom: 1px solid GrayText }
-th, td { padding: .25rem .5rem; text-align: left; vertical-align: top }
+caption, th, td { text-align: left; vertical-align: top }
+th, td { padding: .25rem .5rem }
 tbody th { font-weight: normal; width: 50% }
 .number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
 .bar { display: flex; height: .5rem; print-color-adjust: exact; -webkit-print-color-adjust: exact }
@@ -2904,44 +2870,43 @@ th:first-child, .text { grid-column: 1 / -1; width: auto }
 }
 @media print { body { max-width: none; margin: 0 } tr { break-inside: avoid } h2, caption { break-after: avoid } }
 </style>
-</head>
-<body>
 <h1>$title</h1>
 $body
-</body>
-</html>
 """)
 
 
 def report_page(summary: Summary, now: datetime) -> str:
     """The page of --report; `now` is UTC. What is missing stands above the first sum."""
-    count = counted(summary.statuses.total(), "row")
+    all_rows = counted(summary.statuses.total(), "row")
     scanned = " to ".join(dict.fromkeys(summary.dates)) or "never"
     left_out = "".join(
         f" {kind.label} was left out." for name, kind in FILE_SYSTEMS.items() if name not in summary.totals
     )
-    parts = [paragraph(f"Made {now:%Y-%m-%d %H:%M} UTC by version {VERSION}, of homes listed {scanned}.{left_out}")]
+    parts = [tag("p", f"Made {now:%Y-%m-%d %H:%M} UTC by version {VERSION}, of homes listed {scanned}.{left_out}")]
     if summary.incomplete:
-        parts.append(heading(f"Missing: {summary.failed:,} of {count} could not be listed completely"))
-        parts.append(paragraph("The numbers below are of what could be listed; --details names every directory."))
+        parts.append(tag("h2", f"Missing: {summary.failed:,} of {all_rows} could not be listed completely"))
+        parts.append(tag("p", "The numbers below are of what could be listed; --details names every directory."))
         rows = [(user.username, f"{user.status}: {one_line(user.error, 300)}") for user in summary.incomplete]
         parts.append(table(f"The first {len(rows)}", ("", "status and first failure"), rows, "text"))
     else:
-        parts.append(paragraph(f"All of {count} could be listed completely."))
-    parts += [heading("Sums"), paragraph(f"{summary.groups[EVERYBODY]}. {summary.counts}")]
+        parts.append(tag("p", f"All of {all_rows} could be listed completely."))
+    parts += [tag("h2", "Sums"), tag("p", f"{summary.groups[EVERYBODY]}. {summary.counts}")]
     estimate = f"Estimated: {WORKSPACE_OBJECT_SIZE:,} bytes for each object whose size the API does not tell"
     parts.append(ranking(estimate, [(FILE_SYSTEMS[name].label, totals) for name, totals in summary.totals.items()]))
     for title, group in summary.groups.items():
         if group.rows:
             largest = [(name, totals) for name, totals in group.largest if totals.files or totals.bytes]
-            parts += [heading(title), ranking(f"{group}; the largest {len(largest)}:", largest)]
-    if summary.comparison:
-        parts += [heading("What has changed"), paragraph(str(summary.comparison))]
-        parts += [table(title, ("", "change"), rows) for title, rows in summary.comparison.tables()]
-    notebooks = summary.notebooks()
+            parts += [tag("h2", title), ranking(f"{group}; the largest {len(largest)}:", largest)]
+    if summary.before:
+        parts.append(tag("h2", summary.before[0]))
+        for title, rows in compare(summary.before[1], summary.sizes):
+            parts.append(table(title, ("", "change"), rows) if rows else tag("p", title))
+    types = Counter[str]()
+    for totals in summary.totals.values():
+        types.update(totals.types)
+    notebooks = [(kind, f"{count:,}") for kind, count in types.most_common() if kind.startswith("NOTEBOOK")]
     if notebooks:
-        counts = [(language, f"{number:,}") for language, number in notebooks.most_common()]
-        parts += [heading("Notebooks"), table("By language", ("language", "notebooks"), counts)]
+        parts += [tag("h2", "Notebooks"), table("By language", ("", "notebooks"), notebooks)]
     return PAGE.substitute(title=escape(f"Who stores what in {summary.workspace}"), body="\n".join(parts))
 
 
@@ -2970,12 +2935,8 @@ def table(
     return "\n".join([*lines, "</tbody>\n</table>"])
 
 
-def heading(text: str) -> str:
-    return f"<h2>{escape(text)}</h2>"
-
-
-def paragraph(text: str) -> str:
-    return f"<p>{escape(text)}</p>"
+def tag(name: str, text: str) -> str:
+    return f"<{name}>{escape(text)}</{name}>"
 
 
 # --- Command --------------------------------------------------------------------------------------------------------
@@ -3090,33 +3051,36 @@ def read_lines(path: str, option: str = "--users-file") -> list[str]:
         raise InventoryError(f"{path} is neither UTF-8 nor UTF-16 with BOM: save it as UTF-8") from error
 
 
-def read_comparison(args: argparse.Namespace) -> Comparison | None:
-    """The inventory of --compare, where there is one. Raises InventoryError if it is none, or not to be compared."""
+def read_inventory(args: argparse.Namespace) -> tuple[str, Sizes] | None:
+    """What --compare names, and the sizes in it. Raises InventoryError if it is no inventory, or of something else."""
     path = args.compare
     if path is None:
         return None
     if not os.path.exists(path) and place_of(path) == place_of(args.output):
-        logger.info("there is no %s yet to compare with", path)
+        logger.info("there is no %s yet to compare with", shown(path))
         return None
     lines = read_lines(path, "--compare")
     reader = csv.DictReader(lines, delimiter=find_delimiter(lines[0] if lines else ""), strict=True)
-    before: dict[str, tuple[int, bool]] = {}
-    sources = set()
+    before: Sizes = {}
+    sources: set[str] = set()
     try:
         for row in reader:
             cell = safe_cell(row["username"])
             if cell in before or row["status"] not in STATUSES:
-                raise ValueError("twice the same, or no status")
-            before[cell] = int(row["total_size"]), row["status"] in ("success", "empty")
-            sources.add(row["file_source"])
+                raise ValueError("a name for the second time, or no status")
+            before[cell] = int(row["total_size"]) if row["status"] in ("success", "empty") else None
+            sources |= {*FILE_SYSTEMS} if row["file_source"] == "both" else {row["file_source"]}
         if not {*CSV_COLUMNS} <= {*(reader.fieldnames or ())}:
             raise ValueError("other columns")
     except (csv.Error, KeyError, TypeError, ValueError) as error:
-        raise InventoryError(f"--compare {path}, line {reader.line_num}: not an inventory of this program") from error
+        raise InventoryError(f"{shown(path)}, line {reader.line_num}: not a row of an inventory") from error
+    title = f"Compared with {shown(path)}"
     for name, record in FILE_SYSTEMS.items():
-        if name not in args.file_systems and sources & {name, "both"}:
-            raise InventoryError(f"--compare {path} has files of {record.label}, which this run leaves out")
-    return Comparison(path, before, sources)
+        if name in sources and name not in args.file_systems:
+            raise InventoryError(f"{shown(path)} has files of {record.label}, which this run leaves out")
+        if name not in sources and name in args.file_systems:
+            title += f", which has nothing of {record.label}"
+    return title, before
 
 
 def build_parser() -> Parser:
@@ -3201,7 +3165,7 @@ def run(args: argparse.Namespace) -> int:
         raise InventoryError("name users, or give --users-file; or --all-homes, for all homes there are")
     outputs = [name for name in (args.output, args.details, args.files, args.report) if name is not None]
     check_places(outputs, args.users_file, path)
-    args.comparison = read_comparison(args)
+    args.before = read_inventory(args)
     header = {"workspace_url": config.workspace, "options": {"file_systems": list(args.file_systems)}}
     with open_checkpoint(path, header, args.resume) as checkpoint, last_line(checkpoint, args):
         expected = checkpoint.lines if args.all_homes else {}  # until the homes are known
@@ -3263,7 +3227,7 @@ def scan_into(
         cluster = scan_left(checkpoint, homes, folders, admin, client, args)
         client.adapter.close()  # what idle connections hold, the outputs may need
         saved = checkpoint.path is not None
-        summary = Summary(client.config.workspace, kinds, args.comparison)
+        summary = Summary(client.config.workspace, kinds, args.before)
         failures = write_results(lambda: map(checkpoint.load, homes), summary, args, journal, saved)
     tell(*summary.lines(client.statistics, time.monotonic() - started, nobodys))
     if journal and args.files is not None and not failures:

@@ -156,7 +156,7 @@ def read_page(path="page.html"):
     text = Path(path).read_text(encoding="utf-8")
     assert not re.search(r"<(script|img|link|iframe|object)|\b(src|href|id|on\w+)=|url\(|@import", text)
     sections = {}
-    for title, section in re.findall("<h2>(.*?)</h2>(.*?)(?=<h2>|</body>)", text, re.S):
+    for title, section in re.findall("<h2>(.*?)</h2>(.*?)(?=<h2>|$)", text, re.S):
         rows = re.findall("<tr>(.*?)</tr>", section)
         cells = [re.findall("<t[dh].*?>(.*?)</t[dh]>", row) for row in rows[1:]]
         sections[unescape(title)] = [tuple(unescape(re.sub("<.*?>", "", cell)) for cell in row) for row in cells]
@@ -217,7 +217,7 @@ def test_every_number_of_the_page_is_that_of_the_rows(scan, people, words):
         "Homes of service principals": shares([row for row in files if username(row) == NOBODYS[1]], username),
         "Deactivated users": shares([row for row in files if username(row) in gone], username),
         "Homes in DBFS without a file younger than a year": shares(old, username)[:20],
-        "Notebooks": [(name, f"{count:,}") for name, count in languages.most_common()],
+        "Notebooks": [(f"NOTEBOOK {name}", f"{count:,}") for name, count in languages.most_common()],
     }
     assert sections == {title: table for title, table in expected.items() if table}
 
@@ -327,20 +327,20 @@ def test_every_change_is_that_between_the_two_inventories(scan, people):
         assert f"\n{heading}\n" in said
         for name, size in changes[title].items():
             assert f"{sign + human(size):>14}  {name}\n" in said
-            assert (name, sign + human(size)) in sections["What has changed"]
+            assert (name, sign + human(size)) in sections["Compared with out.csv"]
     change = f"{'-' if total < 0 else '+'}{human(abs(total))}"
-    line = f"Compared with out.csv: {change}; not compared, since not complete in both: 1"
-    assert (f"\n{line}\n" in said, f"<p>{line}</p>" in text) == (True, True)
+    line = f"In all {change}; 1 row not compared, since not complete in both"
+    assert (f"\nCompared with out.csv\n{line}\n" in said, f"<p>{line}</p>" in text) == (True, True)
 
 
 HEADER = "username,file_count,total_size,total_size_gb,status,file_source,error\n"
 NO_INVENTORY = [  # a file to compare with, the options, and what is said of it
     (None, (), "--compare old.csv cannot be read: No such file or directory\n"),
-    ("", (), "line 0: not an inventory"),
-    ("a\nb\n", (), "line 2: not an inventory"),
-    (HEADER + "a,1,1.2E+11,0.0,success,dbfs,\n", (), "line 2: not an inventory"),
-    (HEADER + "a,1,1,0.0,success,dbfs,\n" * 2, (), "line 3: not an inventory"),
-    (HEADER + "a,1,1,0.0,done,dbfs,\n", (), "line 2: not an inventory"),
+    ("", (), "line 0: not a row of an inventory"),
+    ("a\nb\n", (), "line 2: not a row of an inventory"),
+    (HEADER + "a,1,1.2E+11,0.0,success,dbfs,\n", (), "line 2: not a row of an inventory"),
+    (HEADER + "a,1,1,0.0,success,dbfs,\n" * 2, (), "line 3: not a row of an inventory"),
+    (HEADER + "a,1,1,0.0,done,dbfs,\n", (), "line 2: not a row of an inventory"),
     (
         HEADER + "a,1,1,0.0,success,both,\n",
         ("--dbfs-only",),
@@ -361,4 +361,4 @@ def test_what_cannot_be_compared_is_said_before_the_scan(scan, people, text, wor
 def test_an_inventory_without_a_file_system_is_said_to_be_that(scan, people):
     assert scan(people, *NAMES[1:3], "--dbfs-only", "-o", "old.csv").code == 0
     said = scan(people, *NAMES[1:3], "--compare", "old.csv").err
-    assert "; it has nothing of Workspace: was that left out then?" in said
+    assert "Compared with old.csv, which has nothing of Workspace\n" in said
