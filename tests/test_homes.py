@@ -93,23 +93,6 @@ def inventory_of(scan):
     return run
 
 
-def typical_server(users=1, **more):
-    """Everybody has a Workspace home, one of five a DBFS home with two directories below it."""
-    names = [f"user{number:02}@example.com" for number in range(users)]
-    server = FakeDatabricks(users=names, shape="none", **more)
-    for number, name in enumerate(names):
-        home = f"/Users/{name}"
-        server.add_tree("workspace", {home: [workspace_object(f"{home}/n")]})
-        if number % 5 == 0:
-            server.add_tree("dbfs", {
-                home: [dbfs_directory(f"{home}/a"), dbfs_directory(f"{home}/b")],
-                f"{home}/a": [dbfs_file(f"{home}/a/x", 1)], f"{home}/b": [],
-            })  # fmt: skip
-    write_users(names)
-    return server
-
-
-USER = "user00@example.com"
 ALL = ("--users-file", "users.txt")
 
 
@@ -119,13 +102,22 @@ def users_fault(names, **more):
     return Fault("body", body=body, api="dbfs", path="/Users", **more)
 
 
-def test_nothing_is_asked_for_that_is_not_there(inventory_of):
-    with typical_server(users=20) as server:
-        rows, said = inventory_of(server, *ALL)
-        asked = sum(number for (api, _), number in server.requests.items() if api == "dbfs")
-    assert asked == 4 * 3 + 2
-    assert {row["status"] for row in rows.values()} == {"success"}
-    assert "homes: 4 in DBFS, 20 in Workspace" in said
+@pytest.fixture
+def users():
+    """Ann has both homes, Ben none; nobody else is a user."""
+    with small_server([ANN]) as server:
+        server.add_user(BEN)
+        yield server
+
+
+def test_nothing_is_asked_for_that_is_not_there_and_who_has_no_home_is_told(inventory_of, users):
+    rows, said = inventory_of(users, ANN, BEN)
+    assert sum(number for (api, _), number in users.requests.items() if api == "dbfs") == 4 + 2
+    assert [row["status"] for row in rows.values()] == ["success", "empty"]
+    assert "homes: 1 in DBFS, 1 in Workspace" in said
+    assert f"no home anywhere: 1 user, the first is {BEN}" in said
+    assert "warning" not in said
+    assert "warning: none of these users has a home" in inventory_of(users, BEN)[1]
 
 
 @pytest.mark.parametrize(("more", "homes"), [
@@ -144,78 +136,58 @@ def test_a_home_that_nobody_has_seen_is_not_counted_as_one(inventory_of, more, h
 
 
 @pytest.mark.parametrize(("fault", "counts"), [
-    (users_fault([USER], times=1), ["2", "2"]),
-    (users_fault([USER]), ["2", "1"]),  # what is short twice alike is believed
-    (users_fault([]), ["2", "2"]),  # but not that nobody has a home
-    (Fault("body", body="{}", api="dbfs", path="/Users"), ["2", "2"]),
-    (Fault("403", api="dbfs", path="/Users", times=1), ["2", "2"]),
-    (Fault("404", api="dbfs", path="/Users", times=1), ["2", "2"]),
-    (Fault("404", api="dbfs", path="/Users"), ["1", "1"]),
+    (users_fault([ANN], times=1), ["6", "6"]),
+    (users_fault([ANN]), ["6", "2"]),  # what is short twice alike is believed
+    (users_fault([]), ["6", "6"]),  # but not that nobody has a home
+    (Fault("body", body="{}", api="dbfs", path="/Users"), ["6", "6"]),
+    (Fault("403", api="dbfs", path="/Users", times=1), ["6", "6"]),
+    (Fault("404", api="dbfs", path="/Users", times=1), ["6", "6"]),
+    (Fault("404", api="dbfs", path="/Users"), ["2", "2"]),
 ])  # fmt: skip
 def test_a_listing_of_users_that_is_short_loses_nobody(inventory_of, fault, counts):
-    with typical_server(users=6) as server:
-        server.change(faults=[fault])
-        rows, _ = inventory_of(server, *ALL)
-    assert [rows[name]["file_count"] for name in (USER, "user05@example.com")] == counts
-    assert {row["status"] for row in rows.values()} == {"success"}
+    with small_server([ANN, BEN], faults=[fault]) as server:
+        rows, _ = inventory_of(server, ANN, BEN)
+    assert [(row["file_count"], row["status"]) for row in rows.values()] == [(count, "success") for count in counts]
 
 
 @pytest.mark.parametrize("api", FILE_SYSTEMS)
 def test_where_users_cannot_be_listed_a_home_not_found_is_an_error(inventory_of, api):
     """Whatever it answers, the Workspace is never left out."""
     message = "Public DBFS root is disabled. Access is denied on path: /Users" if api == "workspace" else None
-    with typical_server(users=2) as server:
+    with small_server([ANN, BEN]) as server:
         server.change(faults=[Fault("403", api=api, path="/Users", message=message)])
-        rows, said = inventory_of(server, USER, "USER01@example.com", code=1)
-    assert (rows[USER]["status"], rows[USER]["file_source"]) == ("success", "both")
-    assert NOT_LISTED in rows["USER01@example.com"]["error"]
+        rows, said = inventory_of(server, ANN, BEN.upper(), code=1)
+    assert (rows[ANN]["status"], rows[ANN]["file_source"]) == ("success", "both")
+    assert NOT_LISTED in rows[BEN.upper()]["error"]
     assert said.count("/Users cannot be listed, homes in other letter case are not found") == 1
     assert "left out" not in said
 
 
-def test_a_home_that_was_listed_and_is_not_found_is_an_error(inventory_of):
-    with typical_server() as server:
-        server.change(faults=[Fault("404", api="dbfs", path=f"/Users/{USER}")])
-        rows, _ = inventory_of(server, USER, code=1)
-    assert rows[USER]["status"] == "partial"
+def test_a_home_that_was_listed_and_is_not_found_is_an_error(inventory_of, users):
+    users.change(faults=[Fault("404", api="dbfs", path=HOME)])
+    assert inventory_of(users, ANN, code=1)[0][ANN]["status"] == "partial"
 
 
 @pytest.mark.parametrize(("kind", "words"), [
     ("403", ()), ("404", ()), ("401", ()), ("403", ("--dbfs-only",)), ("400", ("--workspace-only",)),
 ])  # fmt: skip
-def test_a_login_that_is_refused_everything_ends_the_run(scan, kind, words):
-    with typical_server() as server:
-        server.change(faults=[Fault(kind)])
-        done = scan(server, USER, *words)
-        assert (done.code, done.out) == (2, "")
-        assert server.total_requests < 8
-    assert "Traceback" not in done.err
+def test_a_login_that_is_refused_everything_ends_the_run(scan, users, kind, words):
+    users.change(faults=[Fault(kind)])
+    done = scan(users, ANN, *words)
+    assert (done.code, done.out, "Traceback" in done.err) == (2, "", False)
+    assert users.total_requests < 8
 
 
-def test_a_dbfs_without_homes_is_no_login_that_is_refused(inventory_of):
-    with typical_server() as server:
-        server.change(faults=[Fault("404")])
-        rows, _ = inventory_of(server, USER, "--dbfs-only")
-    assert rows[USER]["status"] == "empty"
+def test_a_dbfs_without_homes_is_no_login_that_is_refused(inventory_of, users):
+    users.change(faults=[Fault("404", api="dbfs"), Fault("404", path="Me")])
+    assert inventory_of(users, ANN, "--dbfs-only")[0][ANN]["status"] == "empty"
 
 
-def test_names_without_any_home_are_told(inventory_of):
-    with typical_server() as server:
-        server.add_user(BEN)
-        server.add_user(CAL)
-        _, said = inventory_of(server, USER, BEN, CAL)
-        _, warned = inventory_of(server, BEN, CAL)
-    assert f"no home anywhere: 2 users, the first is {BEN}" in said
-    assert "warning" not in said
-    assert "warning: none of these users has a home" in warned
-
-
-def test_a_home_may_be_a_file(inventory_of):
-    with FakeDatabricks(users=[ANN], shape="none") as server:
-        listed = json.dumps({"files": [dbfs_file(HOME, 7)]})
-        server.change(faults=[Fault("body", body=listed, api="dbfs", path=path) for path in ("/Users", HOME)])
-        rows, _ = inventory_of(server, ANN, "--dbfs-only")
-    assert (rows[ANN]["file_count"], rows[ANN]["total_size"], rows[ANN]["status"]) == ("1", "7", "success")
+def test_a_home_may_be_a_file(inventory_of, users):
+    listed = json.dumps({"files": [dbfs_file(HOME, 7)]})
+    users.change(faults=[Fault("body", body=listed, api="dbfs", path=path) for path in ("/Users", HOME)])
+    row = inventory_of(users, ANN, "--dbfs-only")[0][ANN]
+    assert (row["file_count"], row["total_size"], row["status"]) == ("1", "7", "success")
 
 
 # Who is no admin
@@ -258,23 +230,15 @@ def test_who_is_an_admin_is_not_warned_and_a_home_not_found_is_empty(clock, capl
 # DBFS disabled
 
 
-def test_where_dbfs_is_disabled_rows_are_complete_without_it_and_it_is_said_once(clock, caplog):
-    with FakeDatabricks(users=5, shape="small", dbfs_disabled=True) as server:
-        results = crawl(server, clock)
-        assert not any(api == "dbfs" for api, _ in listings(server))
-        for name, result in results.items():
-            truth = server.truth(name)
-            assert (result.file_count, result.dbfs, result.error) == (truth.workspace.files, None, "")
-            assert result.status == ("success" if truth.workspace.files else "empty")
+def test_where_dbfs_is_disabled_rows_are_complete_without_it_and_it_is_said_once(clock, caplog, users):
+    users.change(dbfs_disabled=True)
+    results = crawl(users, clock)
+    found = {name: (result.status, result.dbfs, result.file_count) for name, result in results.items()}
+    assert found == {ANN: ("success", None, 2), BEN: ("empty", None, 0)}
+    assert not any(api == "dbfs" for api, _ in listings(users))
     assert caplog.text.count("DBFS is left out for all users: 403 PERMISSION_DENIED: Public DBFS root") == 1
-
-
-def test_where_dbfs_is_disabled_and_nothing_else_asked_for_the_run_ends(clock):
-    with FakeDatabricks(users=1, shape="small", dbfs_disabled=True) as server:
-        with pytest.raises(InventoryError, match="DBFS"):
-            crawl(server, clock, file_systems=("dbfs",))
-        with pytest.raises(InventoryError, match="DBFS"):
-            scan_dbfs(server.user_names[0], config_of(server))
+    with pytest.raises(InventoryError, match="DBFS"):
+        scan_dbfs(ANN, config_of(users))
 
 
 def test_dbfs_that_is_disabled_for_one_request_is_a_failure(clock, caplog):
@@ -310,14 +274,6 @@ def test_names_may_come_from_anywhere(users):
 UUID = "1a2b3c4d-0000-1111-2222-333344445555"
 GHOST = "an@example.com"
 NOBODY = f"dbfs:/Users/{GHOST}: no user of this workspace has this name, and no home in DBFS or the Workspace"
-
-
-@pytest.fixture
-def users():
-    """Ann has both homes, Ben none; nobody else is a user."""
-    with small_server([ANN]) as server:
-        server.add_user(BEN)
-        yield server
 
 
 def scim_requests(server):
@@ -438,26 +394,19 @@ def test_all_homes_goes_with_one_file_system(inventory_of, more, others):
     assert list(rows) == [ANN, *others]
 
 
-@pytest.mark.parametrize(("api", "body"), [
-    ("dbfs", {}), ("dbfs", {"files": [dbfs_directory(HOME), dbfs_file("/Users/a/b", 3)]}),
-    ("workspace", {"objects": [workspace_object(HOME, "DIRECTORY"), workspace_object("/Users/a/b")]}),
-    ("workspace", {"objects": [workspace_object(HOME, "DIRECTORY"), workspace_object("/Users/..", "DIRECTORY")]}),
-    ("workspace", None),
+@pytest.mark.parametrize(("api", "body", "more"), [
+    ("dbfs", {}, {}), ("dbfs", {"files": [dbfs_directory(HOME), dbfs_file("/Users/a/b", 3)]}, {}),
+    ("workspace", {"objects": [workspace_object(HOME, "DIRECTORY"), workspace_object("/Users/a/b")]}, {}),
+    ("workspace", {"objects": [workspace_object(HOME, "DIRECTORY"), workspace_object("/Users/..", "DIRECTORY")]}, {}),
+    ("workspace", {}, {"status": 403}), ("dbfs", {}, {"status": 403, "times": 1}),
+    ("dbfs", {"files": [dbfs_directory("/Users/x")]}, {"times": 1}),
 ])  # fmt: skip
-def test_all_homes_needs_whole_listings(inventory_of, api, body):
-    """Neither empty, nor refused, nor with an odd name, which is no home."""
-    with homes_server() as server:
-        server.change(faults=[Fault("body", body=json.dumps(body), status=403 if body is None else 200, api=api,
-                                    path="/Users")])  # fmt: skip
+def test_all_homes_needs_whole_listings(inventory_of, api, body, more):
+    """Neither empty, nor refused, nor with an odd name, which is no home, and both alike."""
+    with homes_server(faults=[Fault("body", body=json.dumps(body), api=api, path="/Users", **more)]) as server:
         rows, said = inventory_of(server, "--all-homes", ANN, code=2)
     assert rows == {}
     assert f"{api}:/Users could not be listed twice alike" in said
-
-
-@pytest.mark.parametrize("fault", [users_fault(["x"], times=1), Fault("403", api="dbfs", path="/Users", times=1)])
-def test_all_homes_needs_listings_that_are_alike(inventory_of, fault):
-    with homes_server(faults=[fault]) as server:
-        assert inventory_of(server, "--all-homes", ANN, code=2)[0] == {}
 
 
 def test_a_home_of_nobody_is_one_that_has_to_be_there(inventory_of):
@@ -476,12 +425,8 @@ def test_a_home_of_nobody_is_one_that_has_to_be_there(inventory_of):
 def test_what_is_saved_is_told_though_the_homes_are_not_known_yet(inventory_of):
     with homes_server(faults=[Fault("403", path=HOME)]) as server:
         inventory_of(server, "--all-homes", code=1)
-        for words, saved in (
-            (["--all-homes"], "7 of 7"),
-            (["--all-homes", ANN, BEN], "7 of 8"),
-            ([ANN, BEN], "1 of 2"),
-        ):
-            server.change(faults=[Fault("401")])
+        server.change(faults=[Fault("401")])
+        for words, saved in ((["--all-homes"], "7 of 7"), (["--all-homes", BEN], "7 of 8"), ([ANN, BEN], "1 of 2")):
             _, said = inventory_of(server, "--resume", "--checkpoint", NAME, *words, code=2)
             assert f"{saved} users saved in .checkpoint_progress.json" in said
 
@@ -490,17 +435,18 @@ def test_what_is_saved_is_told_though_the_homes_are_not_known_yet(inventory_of):
 
 
 def test_a_kept_row_whose_home_is_another_now_or_cannot_be_told_is_scanned_again(inventory_of):
-    titled, refused = "USER00@example.com", "user01@example.com"
-    with typical_server(users=2, faults=[Fault("403", path=f"/Users/{refused}")]) as server:
-        server.add_user(ANN)
-        server.add_user(BEN)
-        words = ["--resume", "--checkpoint", "progress", titled, refused, ANN, BEN]
+    titled = ANN.title()
+    with small_server([ANN], faults=[Fault("403", path="/Users/refused")]) as server:
+        server.add_tree("dbfs", {"/Users/refused": []})
+        for name in (BEN, CAL, "refused"):
+            server.add_user(name)
+        words = ["--resume", "--checkpoint", "progress", titled, "refused", BEN, CAL]
         before, _ = inventory_of(server, *words, code=1)
-        for name in (titled, ANN.upper(), ANN.title(), BEN):
+        for name in (titled, CAL.upper(), CAL.title(), BEN):
             server.add_tree("dbfs", {f"/Users/{name}": [dbfs_file(f"/Users/{name}/new", 9)]})
         server.change(faults=[])
         after, _ = inventory_of(server, *words, code=1)
-    assert [rows[titled]["total_size"] for rows in (before, after)] == ["10001", "10009"]
+    assert [rows[titled]["total_size"] for rows in (before, after)] == ["20128", "20009"]
     assert [rows[BEN]["total_size"] for rows in (before, after)] == ["0", "9"]
-    assert [rows[ANN]["status"] for rows in (before, after)] == ["empty", "error"]
-    assert "differ in letter case alone" in after[ANN]["error"]
+    assert [rows[CAL]["status"] for rows in (before, after)] == ["empty", "error"]
+    assert "differ in letter case alone" in after[CAL]["error"]

@@ -3,7 +3,6 @@
 import json
 import math
 from functools import partial
-from unittest.mock import ANY
 from zlib import crc32
 
 import pytest
@@ -34,14 +33,6 @@ workspace_directory = partial(workspace_object, object_type="DIRECTORY")
 
 
 # What is counted
-
-
-def test_a_scan_finds_the_truth_and_lists_no_directory_twice(clock):
-    shapes = {0: "deep", 3: "dbfs", 4: "workspace", 5: "empty", 6: "none", 7: "bench"}
-    with FakeDatabricks(users=10, shape="small", shapes=shapes) as server:
-        assert_all_true(server, crawl(server, clock))
-        assert set(listings(server).values()) == {1}
-    assert clock.waits == []
 
 
 def prune(path, tree, lost):
@@ -84,31 +75,24 @@ def test_trees_of_any_names_are_counted_as_a_plain_recursion_counts_them(dbfs, w
         assert (figures(results[name]), found) == (counts, lost)
         status = "success" if results[name].file_count else "empty"
         assert results[name].status == ("partial" if any(lost.values()) else status)
-    assert once == {1}
+    if kind == "403" and sum(map(len, failing.values())) < 10:  # else the API may be asked whether it is there
+        assert once == {1}
 
 
-def test_repos_are_descended_into_and_everything_else_is_a_file(clock):
+def test_what_the_workspace_shows_is_a_file_but_for_folders_and_its_size_counts_where_it_is_told(clock):
     types = ["NOTEBOOK", "LIBRARY", "FILE", "DASHBOARD", "SOMETHING_NEW", "MLFLOW_EXPERIMENT", None]
+    sized = [workspace_object(f"{HOME}/r/{size}", "FILE", size=size) for size in (0, 7, "8", -1, None)]
     with FakeDatabricks(users=[ANN], shape="none") as server:
         server.add_tree("workspace", {
             HOME: [workspace_object(f"{HOME}/r", "REPO"), workspace_object(f"{HOME}/folder", None),
                    *(workspace_object(f"{HOME}/{number}", name) for number, name in enumerate(types))],
-            f"{HOME}/r": [workspace_object(f"{HOME}/r/x")],
+            f"{HOME}/r": [workspace_object(f"{HOME}/r/x", "NOTEBOOK", language=None), *sized],
             f"{HOME}/folder": [workspace_object(f"{HOME}/folder/x")],
         })  # fmt: skip
         found = crawl(server, clock)[ANN].workspace
-    assert (found.files, found.bytes, found.directories) == (9, 90_000, 3)
-    assert found.types == {
-        **dict.fromkeys(types[1:-1], 1), "NOTEBOOK PYTHON": 1, "NOTEBOOK SCALA": 2, "REPO": 1, "UNKNOWN": 1,
-    }  # fmt: skip
-
-
-def test_a_size_that_the_workspace_tells_counts_and_the_rest_is_estimated(clock):
-    told = [workspace_object(f"{HOME}/{size}", "FILE", size=size) for size in (0, 7, "8", -1, None)]
-    with FakeDatabricks(users=[ANN], shape="none") as server:
-        server.add_tree("workspace", {HOME: told})
-        found = crawl(server, clock)[ANN].workspace
-    assert (found.files, found.bytes, found.estimated) == (5, 7 + 3 * 10_000, 3)
+    assert (found.files, found.bytes, found.estimated, found.directories) == (14, 120_007, 12, 3)
+    assert found.types == {**dict.fromkeys(types[1:-1], 1), "FILE": 6, "NOTEBOOK PYTHON": 1, "NOTEBOOK SCALA": 1,
+                           "NOTEBOOK": 1, "REPO": 1, "UNKNOWN": 1}  # fmt: skip
 
 
 def test_the_newest_modification_is_told(clock):
@@ -215,6 +199,7 @@ def test_what_is_no_listing_is_refused(api, key, table):
 @pytest.mark.parametrize("body", [{}, *({"files": files, "more": 1} for files in ([], None, [dbfs_directory(B)]))])
 def test_a_directory_with_nothing_in_it_is_empty(body):
     assert parse_listing("dbfs", B, body) == Listing()
+    assert parse_listing("workspace", B, {"objects": [workspace_object(B, "REPO")]}) == Listing()
 
 
 ITSELF = [dbfs_directory(B), dbfs_directory(f"{B}/"), dbfs_file(B, 0), dbfs_file(f"{B}/", 0)]
@@ -228,21 +213,9 @@ DIFFERENT = [[dbfs_file(B, 1)], [dbfs_directory(f"{B}/y"), dbfs_file(f"{B}/y", 0
 def test_what_is_listed_twice_counts_once_or_fails_and_the_directory_itself_is_passed_over(more, failures):
     """Neither counts of what is different under one path, as a file and a directory in an object store."""
     listing = parse_listing("dbfs", B, {"files": [*more, X, dbfs_directory(f"{B}/c")]})
-    assert (listing.files, listing.totals.bytes, listing.directories) == (
-        [(X["path"], "FILE", "", None, 1, ANY)],
-        1,
-        [f"{B}/c"],
-    )
+    assert ([entry.path for entry in listing.files], listing.totals.bytes) == ([X["path"]], 1)
+    assert listing.directories == [f"{B}/c"]
     assert lost(listing) == [more[-1]["path"]] * failures
-
-
-def test_the_workspace_directory_itself_is_passed_over():
-    for name in ("DIRECTORY", "REPO"):
-        assert parse_listing("workspace", B, {"objects": [workspace_object(B, name)]}) == Listing()
-
-
-def test_what_does_not_say_that_it_is_a_directory_is_a_file():
-    assert parse_listing("dbfs", B, {"files": [{"path": f"{B}/x", "file_size": 5}]}).totals.bytes == 5
 
 
 @pytest.mark.parametrize(("api", "path", "found"), [
@@ -278,20 +251,21 @@ def test_an_odd_name_does_not_condemn_the_others_of_its_listing(api, key, as_fil
 
 
 def test_an_odd_name_alone_is_a_listing():
-    """Only among several does one have to lie directly in the directory."""
-    assert parse_listing("dbfs", B, {"files": [dbfs_file(f"{B}/x/y", 5)]}).totals.bytes == 5
+    """Only among several does one have to lie directly in the directory. What is not said to be a directory is none."""
+    assert parse_listing("dbfs", B, {"files": [{"path": f"{B}/x/y", "file_size": 5}]}).totals.bytes == 5
     assert parse_listing("dbfs", B, {"files": [dbfs_directory(f"{B}/x/y")]}).totals.failures[0]["path"] == f"{B}/x/y"
 
 
 def test_an_odd_name_is_a_failure_of_that_entry_alone(clock):
-    """One with a / in it, and one that is no Unicode."""
-    lost = [f"{B}/\ud800", f"{B}/p/q"]
-    listed = [*map(dbfs_directory, lost), dbfs_file(f"{B}/\udfff", 9), dbfs_directory(f"{B}/c")]
+    """One with a / in it, one that is no Unicode, and one of two files; the directory itself and a double are none."""
+    odd = [f"{B}/\ud800", f"{B}/p/q", f"{B}/z"]
+    listed = [*map(dbfs_directory, [*odd, B, f"{B}/c", f"{B}/c"]), dbfs_file(f"{B}/\udfff", 9), dbfs_file(odd[-1], 1)]
     with small_server() as server:
         server.change(faults=[Fault("body", body=json.dumps({"files": listed}), api="dbfs", path=B)])
         result = crawl(server, clock)[ANN]
+        assert server.requests["dbfs", f"{B}/c"] == 1
     assert (result.status, figures(result)[:3]) == ("partial", (4, 117, 4))
-    assert sorted(failure["path"] for failure in result.dbfs.failures) == sorted(lost)
+    assert sorted(failure["path"] for failure in result.dbfs.failures) == sorted(odd)
 
 
 # Any answer at all
