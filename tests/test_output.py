@@ -38,7 +38,7 @@ from tests.helpers import (
     true_csv,
     until,
     write_users,
-)
+)  # fmt: skip
 
 HEADER = "username,file_count,total_size,total_size_gb,status,file_source,error\n"
 CSV = HEADER + "a,0,0,0.0000,empty,none,\n"
