@@ -126,7 +126,7 @@ FORMULA_STARTS = "=+@\uff1d\uff0b\uff0d\uff20-"  # of a cell; the middle ones ar
 NOT_IN_NAMES = '/"<>,;'  # what no user name has: it would be a path, an address with a name, or several columns
 DASHES = "-\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d"  # that documents make of a -
 BUILT_INS = (  # that are used here or in step 2, but for those that notebooks replace
-    "all", "any", "bool", "bytearray", "bytes", "classmethod", "dict", "enumerate", "filter", "float", "frozenset",
+    "abs", "all", "any", "bool", "bytearray", "bytes", "classmethod", "dict", "enumerate", "filter", "float", "frozenset",
     "getattr", "globals", "hasattr", "int", "isinstance", "iter", "len", "list", "map", "max", "min", "next", "object",
     "property", "range", "repr", "round", "set", "sorted", "str", "sum", "super", "tuple", "type", "vars", "zip",
 )  # fmt: skip

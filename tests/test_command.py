@@ -360,14 +360,6 @@ def test_debug_names_each_directory_and_the_token_option_is_shown_and_saved_nowh
     assert NAME in map(os.path.basename, files)
 
 
-@pytest.mark.usefixtures("processes")
-def test_an_interrupt_after_the_end_is_no_traceback():
-    text = "import databricks_user_list as it\ndef main(_): raise KeyboardInterrupt\nit.run_as_script(main)"
-    done = subprocess.run([sys.executable, "-c", text], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False,
-                          capture_output=True)  # fmt: skip
-    assert (done.returncode, done.stderr) == (130, b"")
-
-
 @needs_posix
 def test_an_interrupt_that_falls_into_a_finalizer_is_not_lost(capsys):
     class Finalized:

@@ -4,10 +4,15 @@ The fake workspace issues the tokens. They say that they live LIFETIME seconds, 
 were made: as databricks-sdk renews a token 40 s before its end, that is an hour's life within two seconds.
 """
 
+import ast
 import base64
+import builtins
+import logging
 import os
 import re
 import shlex
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -23,8 +28,9 @@ from hypothesis import HealthCheck, example, given, settings
 
 pytest.importorskip("databricks.sdk.core")
 
-from databricks_user_files_simple import scan_users
+from databricks_user_files_simple import scan_users, user_files
 from databricks_user_list import (
+    BUILT_INS,
     DatabricksClient,
     DatabricksConfig,
     DatabricksError,
@@ -35,6 +41,7 @@ from databricks_user_list import (
 from tests.fake import TOKEN_URL, FakeDatabricks, Fault
 from tests.helpers import (
     NAME,
+    ROOT,
     SCANNER,
     USER_LIST,
     assert_kept,
@@ -803,3 +810,82 @@ def test_a_notebook_whose_sdk_is_too_old_says_how_to_get_a_newer_one(monkeypatch
         "databricks-sdk 0.1.6 is too old for the notebook's own login: run "
         "`%pip install --upgrade databricks-sdk`, then `dbutils.library.restartPython()`"
     )
+
+
+# A guest in the process
+
+
+def test_what_a_run_changes_in_the_process_is_as_before_and_disabled_loggers_silence_no_error(profiles, run):
+    ours, sdk = (logging.getLogger(name) for name in ("databricks_user_files", "databricks.sdk"))
+    ours.setLevel(logging.ERROR)
+    sdk.setLevel(logging.DEBUG)
+    before = dict(os.environ), sys.stderr
+    for silence in (lambda: logging.disable(logging.CRITICAL), lambda: setattr(ours, "disabled", True)):
+        silence()
+        try:
+            assert run(USER_LIST, "--debug").err.startswith("error: no login found in ")
+        finally:
+            logging.disable(logging.NOTSET)
+            ours.disabled = False
+    assert (ours.level, sdk.level, ours.propagate, ours.handlers) == (logging.ERROR, logging.DEBUG, True, [])
+    assert (dict(os.environ), sys.stderr) == before
+
+
+@needs_posix
+def test_an_exception_of_the_callers_own_reaches_the_caller(environment):
+    def give_up(*_):
+        raise ZeroDivisionError("the caller's time is over")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    with FakeDatabricks(users=["a"], faults=[Fault("hang", seconds=20)]) as server:
+        environment(HOST=server.url, TOKEN=server.settings.token)
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        with pytest.raises(ZeroDivisionError):
+            user_files(["a"])
+    assert signal.signal(signal.SIGALRM, before) is give_up
+
+
+@pytest.mark.usefixtures("processes")
+@pytest.mark.parametrize(("raised", "code", "says"), [
+    ("KeyboardInterrupt", 130, ""), ("ValueError('x')", 2, "error: ValueError: x; --debug shows where\n"),
+])  # fmt: skip
+def test_what_is_no_error_of_ours_is_a_line_of_a_script(raised, code, says):
+    text = f"import databricks_user_list as it\ndef main(words): raise {raised}\nit.run_as_script(main)"
+    done = subprocess.run([sys.executable, "-c", text], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False,
+                          capture_output=True, text=True)  # fmt: skip
+    assert (done.returncode, done.stderr) == (code, says)
+
+
+def test_without_words_a_command_called_from_python_takes_none_of_its_process(environment, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["kernel", "-f", "kernel.json"])
+    assert user_files() == 2
+    assert capsys.readouterr().err.startswith("error: no login found")
+
+
+@pytest.fixture(scope="module")
+def pasted():
+    """The names of both files when their texts were run in one cell after the other."""
+    names = {"__name__": "__main__", "__builtins__": builtins}
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: True))
+    for script in (USER_LIST, SCANNER):
+        exec(compile((ROOT / script).read_text(encoding="utf-8"), "<cell>", "exec"), names)
+    monkeypatch.undo()
+    return names
+
+
+@pytest.mark.parametrize("name", ["max", "all", "str"])
+def test_beside_a_replaced_built_in_pasted_code_refuses_to_run(pasted, monkeypatch, capsys, name):
+    monkeypatch.setitem(pasted, name, lambda *_: None)
+    for command in ("user_list", "user_files"):
+        assert pasted[command]([]) == 2
+        assert f"a cell has replaced Python's {name} (" in capsys.readouterr().err
+    with pytest.raises(pasted["InventoryError"], match="%%writefile"):
+        next(pasted["scan_users"](["a"], pasted["DatabricksConfig"](A, "t")))
+
+
+def test_every_built_in_that_is_used_is_known():
+    trees = [ast.parse((ROOT / script).read_text(encoding="utf-8")) for script in (USER_LIST, SCANNER)]
+    used = {node.id for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    small = {name for name in used if hasattr(builtins, name) and name[0].islower()}
+    assert small - {"open", "print"} <= set(BUILT_INS)
