@@ -5,14 +5,12 @@ Processes are stopped by what they have done (requests, users saved), never afte
 
 import json
 import os
-import random
 import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,8 +26,6 @@ from tests.fake import FakeDatabricks, Fault, Folder, World, dbfs_file
 from tests.helpers import (
     HEADER,
     NAME,
-    ROOT,
-    SCANNER,
     WORDS,
     asked_for,
     hang_when,
@@ -37,7 +33,6 @@ from tests.helpers import (
     make_result,
     needs_posix,
     rows_of,
-    run_and_kill,
     running,
     saved_users,
     set_constants,
@@ -118,146 +113,6 @@ def test_it_is_synced_to_disk_at_most_once_a_second(tmp_path, monkeypatch):
         assert 1 <= len(synced) <= 1 + time.monotonic() - started
 
 
-# Killed and interrupted
-
-
-@needs_posix
-@pytest.mark.parametrize(("unit", "number"), [("requests", 1), ("requests", 60), ("users", 4)])
-def test_killed_at_any_moment_nothing_saved_is_lost(server, scan, login, unit, number):
-    def reached():
-        return (server.total_requests if unit == "requests" else len(saved_users())) >= number
-
-    run_and_kill(server, login, reached)
-    first = saved_users()
-    assert not Path("out.csv").exists()
-    server.counts_reset()
-    run_and_kill(server, login, lambda: len(saved_users()) > len(first), *WORDS, "--resume")
-    assert [asked_for(server, name) for name in first] == [0] * len(first)
-    second = saved_users()
-    assert second[: len(first)] == first
-    assert scan(server, *WORDS, "--resume").code == 0
-    assert [asked_for(server, name) for name in second] == [0] * len(second)
-    assert output() == true_csv(server)
-    assert set(os.listdir()) == {"users.txt", "out.csv", "home"}
-
-
-@needs_posix
-def test_an_interrupt_ends_a_run_whose_messages_nobody_reads(server, login):
-    """As those that go to a pager, or to a log whose reader has stopped."""
-    gate = hang_when(server, saved_users)
-    os.mkfifo("messages")
-    reader, filler = os.open("messages", os.O_RDONLY | os.O_NONBLOCK), os.open("messages", os.O_WRONLY | os.O_NONBLOCK)
-    with open("messages", "wb") as messages, suppress(BlockingIOError):
-        process = subprocess.Popen([sys.executable, "-B", ROOT / SCANNER, *WORDS], env={**os.environ, **login(server)},
-                                   stderr=messages)  # fmt: skip
-        until(lambda: process.poll() is not None or gate.hits)
-        while True:
-            os.write(filler, b"x")
-    process.send_signal(signal.SIGINT)
-    try:
-        assert process.wait(10) == 130
-    finally:
-        process.kill()
-        os.close(filler)
-        os.close(reader)
-
-
-@needs_posix
-@pytest.mark.soak
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_ended_at_100_random_moments(server, login, number):
-    """From the first line on to after the end: what was saved stays, each user once, and the CSV is the truth."""
-    server.change(latency=0.01)
-    generator, saved, ended = random.Random(4), [], 0
-    for _ in range(100):
-        with running(server, login, *WORDS, "--resume") as process:
-            process.stderr.readline()
-            try:
-                _, err = process.communicate(timeout=generator.uniform(0.0, 1.2))
-            except subprocess.TimeoutExpired:
-                process.send_signal(number)
-                _, err = process.communicate(timeout=20)
-        assert "Traceback" not in err
-        if Path("out.csv").exists():
-            assert output() == true_csv(server)
-            os.unlink("out.csv")
-            ended += 1
-        before, saved = saved, saved_users()
-        assert not saved or saved[: len(before)] == before
-        assert len(set(saved)) == len(saved)
-    print(f"{ended} of 100 runs had ended")
-    assert 5 < ended < 95
-
-
-@needs_posix
-def test_interrupted_while_the_disk_is_waited_for_the_first_user_is_saved(scan, server, monkeypatch):
-    fsync = os.fsync
-
-    def interrupted(number):
-        fsync(number)
-        if len(saved_users()) == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(os, "fsync", interrupted)
-    done = scan(server, *WORDS)
-    assert done.code == 130, done
-    assert f"1 of {len(server.user_names)} users saved in {NAME}" in done.err
-    assert len(saved_users()) == 1
-
-
-@needs_posix
-@pytest.mark.parametrize(("name", "words"), [
-    ("SIGINT", WORDS), ("SIGTERM", WORDS), ("SIGHUP", ("--all-homes", *WORDS[2:])),
-])  # fmt: skip
-def test_interrupted_it_ends_at_once_and_says_how_to_go_on(server, scan, login, name, words):
-    names = server.user_names
-    if "--all-homes" in words:
-        truths = map(server.truth, sorted(names))
-        names = [truth.username for truth in truths if truth.dbfs.directories or truth.workspace.directories]
-    gate = hang_when(server, lambda: len(saved_users()) >= 2)
-    with running(server, login, *words) as process:
-        until(lambda: gate.hits >= 4)
-        process.send_signal(getattr(signal, name))
-        _, err = process.communicate(timeout=20)  # what hangs would last a minute
-    assert process.returncode == 130, err
-    assert "Traceback" not in err
-    saved = saved_users()
-    error, last_line = err.splitlines()[-2:]
-    assert error == "interrupted"
-    assert re.fullmatch(
-        rf"{len(saved)} of {len(names)} users saved in {re.escape(NAME)}(, \d+ users? in progress, \d+ director(y|ies) "
-        "listed)?; the same command with --resume goes on", last_line)  # fmt: skip
-    assert not Path("out.csv").exists()
-    assert len(json.loads(Path(NAME).read_bytes())["results"]) == len(saved) >= 2
-    server.change(faults=[])
-    assert scan(server, *words, "--resume").code == 0
-    assert [asked_for(server, name) for name in saved] == [0] * len(saved)
-    assert output() == true_csv(server, names)
-
-
-@needs_posix
-def test_interrupted_before_the_first_answer_it_leaves_nothing(server, login):
-    gate = hang_when(server, lambda: True)
-    with running(server, login) as process:
-        until(lambda: gate.hits)
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=20)
-    assert process.returncode == 130
-    assert not Path(NAME).exists()
-
-
-@needs_posix
-def test_a_hangup_that_is_ignored_stays_ignored(server, login):
-    with running(server, login, *WORDS, prefix=("sh", "-c", 'trap "" HUP; exec "$@"', "sh")) as process:
-        until(saved_users)
-        server.change(latency=0.03)
-        assert process.poll() is None
-        process.send_signal(signal.SIGHUP)
-        process.communicate(timeout=20)
-    assert process.returncode == 0
-    assert output() == true_csv(server)
-
-
 # Torn tails, and what is no checkpoint
 
 
@@ -298,51 +153,41 @@ def test_an_end_that_is_torn_costs_no_result_and_is_told(tmp_path, caplog, end):
 
 
 GOOD_LINE = json.dumps(make_result(9).as_dict()).encode() + b","
-BAD_LINES = {
-    "garbage": b"garbage,", "half a line": GOOD_LINE[:50], "a list": b"[],",
-    "no user": b'{"status": "success"},', "an end": b"]}", "unknown status": GOOD_LINE.replace(b'"success"', b'"fine"'),
-    "two in one": GOOD_LINE * 2, "not UTF-8": b'{"username": "\xff"},', "deep nesting": b"[" * 100_000,
-    "text for a count": GOOD_LINE.replace(b'"files": 1,', b'"files": "1",', 1),
-    "true": GOOD_LINE.replace(b'"files": 1,', b'"files": true,', 1),
-    "too many digits": GOOD_LINE.replace(b'"files": 1,', b'"files": ' + b"9" * 5000 + b",", 1),
-    "null for a list": GOOD_LINE.replace(b'"failures": []', b'"failures": null', 1),
-    "a list for a file system": GOOD_LINE.replace(b'"dbfs": {', b'"dbfs": [], "x": {', 1),
-    "a status not that of its counts": GOOD_LINE.replace(b"[]", b'[{"path": "/x", "error": "500"}]', 1),
-    "a key more": GOOD_LINE.replace(b'{"username"', b'{"note": "mine", "username"', 1),
-    "a key more inside": GOOD_LINE.replace(b'"files": 1,', b'"files": 1, "more": 2,', 1),
-}  # fmt: skip
+BAD_LINES = [
+    b"garbage,", GOOD_LINE[:50], b"[],", b'{"status": "success"},', b"]}", GOOD_LINE * 2, b'{"username": "\xff"},',
+    b"[" * 100_000, GOOD_LINE.replace(b'"files": 1,', b'"files": "1",', 1),
+    GOOD_LINE.replace(b'"dbfs": {', b'"dbfs": [], "x": {', 1),
+    GOOD_LINE.replace(b"[]", b'[{"path": "/x", "error": "500"}]', 1),  # its status is not that of its counts
+    GOOD_LINE.replace(b'{"username"', b'{"note": "mine", "username"', 1),  # of a later version, maybe
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("bad", BAD_LINES)
-def test_a_bad_line_before_the_last_is_named_and_nothing_changed(server, scan, bad):
-    lines = write_checkpoint(Path(NAME), map(make_result, range(4)), server.url).split(b"\n")
-    assert BAD_LINES[bad] != GOOD_LINE
-    lines[2] = BAD_LINES[bad]
-    Path(NAME).write_bytes(b"\n".join(lines))
-    done = scan(server, *WORDS, "--resume")
-    assert (done.code, server.total_requests) == (2, 0), done
-    assert f"{NAME}, line 3: not a user's result" in done.err
-    assert Path(NAME).read_bytes() == b"\n".join(lines)
+@pytest.mark.parametrize("bad", BAD_LINES, ids=lambda bad: repr(bad[:9]))
+def test_a_bad_line_before_the_last_is_named_and_nothing_changed(tmp_path, bad):
+    path = tmp_path / "c.json"
+    lines = write_checkpoint(path, map(make_result, range(4))).split(b"\n")
+    lines[2] = bad
+    path.write_bytes(b"\n".join(lines))
+    with pytest.raises(InventoryError, match="line 3: not a user's result"), open_checkpoint(path, HEADER, True):
+        pass
+    assert path.read_bytes() == b"\n".join(lines)
 
 
-NO_CHECKPOINTS = {
-    "text": b"my notes\n", "empty object": b"{}\n", "null": b"null", "binary": b"\x00\xff" * 40,
-    "other version": json.dumps({"version": 3, "run": "1f", **HEADER, "results": []})[:-2].encode(), "space": b"\n",
-    "half a header": b'{"version": 1, "works',
-    "deep nesting": b'{"version": ' + b"[" * 90_000 + b"\n",
-    "a number for options": b'{"version": 2, "run": "1f", "workspace_url": "u", "options": 7, "results": [\n]}\n',
-    "no file systems": b'{"version": 2, "run": "1f", "workspace_url": "u", "options": {}, "results": [\n]}\n',
-}  # fmt: skip
+NO_CHECKPOINTS = [
+    b"my notes\n", b"{}\n", b"null", b"\x00\xff" * 40, b"\n", b'{"version": 1, "works', b'{"version": ' + b"[" * 90_000,
+    b'{"version": 2, "run": "1f", "workspace_url": "u", "options": 7, "results": [\n]}\n',
+    json.dumps({"version": 3, "run": "1f", **HEADER, "results": []})[:-2].encode(),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("resume", [(), ("--resume",)], ids=["new", "resume"])
-@pytest.mark.parametrize("content", NO_CHECKPOINTS)
-def test_a_file_that_is_no_checkpoint_is_left_alone(server, scan, content, resume):
-    Path("notes").write_bytes(NO_CHECKPOINTS[content])
-    done = scan(server, *WORDS, "--checkpoint", "notes", *resume)
-    assert (done.code, server.total_requests) == (2, 0), done
-    assert "notes, line 1: not a checkpoint" in done.err
-    assert Path("notes").read_bytes() == NO_CHECKPOINTS[content]
+def test_a_file_that_is_no_checkpoint_is_left_alone(server, scan, resume):
+    for content in NO_CHECKPOINTS:
+        Path("notes").write_bytes(content)
+        done = scan(server, *WORDS, "--checkpoint", "notes", *resume)
+        assert (done.code, server.total_requests) == (2, 0), done
+        assert "notes, line 1: not a checkpoint" in done.err
+        assert Path("notes").read_bytes() == content
 
 
 @needs_posix
@@ -362,15 +207,6 @@ def test_only_a_regular_file_can_be_a_checkpoint(server, scan, kind):
     assert (path.lstat().st_ino, path.lstat().st_mode) == (before.st_ino, before.st_mode)
 
 
-def edited(draw, data):
-    """The bytes with some of them cut out, doubled, or replaced by others."""
-    for _ in range(draw(st.integers(1, 3))):
-        start = draw(st.integers(0, len(data)))
-        end = min(start + draw(st.integers(0, 40)), len(data))
-        data = data[:start] + draw(st.binary(max_size=4) | st.just(data[start:end] * 2)) + data[end:]
-    return data
-
-
 def loaded(path):
     """What a run with --resume would keep, or None if it refuses; what it keeps it can also go on with."""
     try:
@@ -386,23 +222,11 @@ def loaded(path):
     return results
 
 
-SOME = st.lists(RESULTS, min_size=1, max_size=3, unique_by=lambda result: result.username)
-
-
-@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(results=SOME, data=st.data())
-def test_an_edited_checkpoint_is_refused_or_read_as_what_it_says(tmp_path, results, data):
-    path = tmp_path / "c.json"
-    path.unlink(missing_ok=True)
-    path.write_bytes(edited(data.draw, write_checkpoint(path, results)))
-    loaded(path)
-
-
 HEADER_LINE = json.dumps({"version": 2, "run": "1f", **HEADER, "results": []})[:-2].encode() + b"\n"
 
 
 @settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(bytes_of(HEADER_LINE, b"]}", b'{"username": "a"}'))
+@given(bytes_of(HEADER_LINE, b"]}", GOOD_LINE, b'{"username": "a"}'))
 def test_any_bytes_as_checkpoint(tmp_path, data):
     path = tmp_path / "c.json"
     path.write_bytes(data)
@@ -427,7 +251,7 @@ def test_of_two_runs_at_once_the_second_is_refused_also_through_a_link(server, s
             assert (second.code, server.total_requests) == (2, 0), second
             assert f"another run is using {words[-1]}" in second.err
         assert Path("kept/c.json").read_bytes() == data
-        assert [path.name for path in Path("kept").glob("*c*")] == ["c.json"]
+        assert [path.name for path in Path("kept").glob("c*")] == ["c.json"]
         process.kill()
         process.wait()
     server.change(faults=[Fault("403", api="dbfs", path=f"/Users/{server.user_names[-1]}")])
@@ -761,30 +585,23 @@ def test_a_folder_where_files_are_not_written_in_place_is_found_out_before_the_s
     assert f"{NAME}: nothing can be kept here (Operation not supported)" in err
 
 
-ERRORS = {"unlink": "EACCES", "openat": "EACCES", "write": "ENOSPC", "ftruncate": "EIO", "fsync": "EIO",
-          "rename": "EACCES", "read": "EIO"}  # fmt: skip
-
-
 @needs_strace
-@pytest.mark.parametrize("resume", [(), ("--resume",)], ids=["new", "resume"])
-@pytest.mark.parametrize("operation", [name if name == "unlink" else pytest.param(name, marks=pytest.mark.soak)
-                                       for name in ERRORS])  # fmt: skip
-def test_an_operation_on_its_files_that_fails_is_said_and_costs_nothing(server, scan, login, operation, resume):
+@pytest.mark.parametrize(("operation", "error"), [
+    ("unlink", "EACCES"), pytest.param("write", "ENOSPC", marks=pytest.mark.soak),
+])  # fmt: skip
+def test_an_operation_on_its_files_that_fails_is_said_and_costs_nothing(server, scan, login, operation, error):
     """Each one of a run in turn."""
     spoiled, number = True, 0
     while spoiled:
         number += 1
-        if resume:
-            leave_unfinished(server, login, 3)
+        leave_unfinished(server, login, 3)
         saved = saved_users()
-        rule = f"{operation}:error={ERRORS[operation]}:when={number}"
-        code, err, spoiled = run_spoiled(rule, server, login, *resume)
+        code, err, spoiled = run_spoiled(f"{operation}:error={error}:when={number}", server, login, "--resume")
         assert code in (0, 2), err
         assert "Traceback" not in err
-        assert "--debug" not in err, err
         if code == 2:
-            assert any(word in err for word in ("--checkpoint", "--output", "out.csv", "delete")), err
-            assert not saved or saved_users()[: len(saved)] == saved
+            assert any(word in err for word in ("--checkpoint", "--output", "out.csv")), err
+            assert saved_users()[: len(saved)] == saved
             saved = saved_users()
             assert scan(server, *WORDS, "--resume").code == 0
             assert [asked_for(server, name) for name in saved] == [0] * len(saved)

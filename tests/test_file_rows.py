@@ -13,14 +13,12 @@ from databricks_user_list import InventoryError
 from tests.fake import FakeDatabricks, Fault, Folder, World, workspace_object
 from tests.helpers import (
     NAME,
-    SCANNER,
     WORDS,
     asked_for,
     config_of,
     needs_posix,
     read_file_rows,
     rows_of,
-    run_and_kill,
     saved_users,
     write_users,
 )
@@ -197,41 +195,3 @@ def test_a_full_disk(scan, small_disk, size, words, message):
         small_disk("size=10m")
         assert scan(server, *WORDS, *words, "--resume").code == 0
         assert_files(server, words[1])
-
-
-# Killed
-
-
-def kill_often(server, login, kills, requests, *words):
-    """Runs that are killed after so many requests, every third one when it has saved a user."""
-    for number in range(kills):
-        saved, last = len(saved_users()), server.total_requests + requests
-
-        def reached(number=number, saved=saved, last=last):
-            return server.total_requests > last if number % 3 else len(saved_users()) > saved
-
-        run_and_kill(server, login, reached, *words, *(("--resume",) if number else ()))
-
-
-@needs_posix
-def test_killed_again_and_again(scan, login):
-    with FakeDatabricks(users=20, shape="small", latency=0.004) as server:
-        write_users(server.user_names)
-        kill_often(server, login, 6, 30, *FILES)
-        done = scan(server, *FILES, "--resume")
-        assert done.code == 0, done
-        assert_files(server)
-    assert f"{len(read_file_rows()):,} rows in files.csv, one for each file" in done.err
-    assert set(os.listdir()) == {"users.txt", "out.csv", "files.csv", "home"}
-
-
-@needs_posix
-def test_killed_with_a_cluster(connect_server, command, login):
-    words = (*FILES, "--spark-remote", connect_server.remote)
-    with FakeDatabricks(users=10, shape="bench", directories=60, latency=0.05) as server:
-        write_users(server.user_names)
-        kill_often(server, login, 2, 150, *words)
-        ended = command(SCANNER, *words, "--resume", env=login(server), timeout=90)
-        assert ended.code == 0, ended
-        assert server.workers
-        assert_files(server)

@@ -1,16 +1,36 @@
 """Ended at any moment, in any way, a run goes on where it was: what was in flight is lost, nothing else."""
 
+import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from tests.fake import FakeDatabricks, Fault, Folder, World
-from tests.helpers import NAME, ROOT, listings, needs_posix, read_file_rows, running, true_csv, until, write_users
+from tests.helpers import (
+    NAME,
+    ROOT,
+    SCANNER,
+    asked_for,
+    hang_when,
+    listings,
+    needs_posix,
+    read_file_rows,
+    rows_of,
+    run_and_kill,
+    running,
+    saved_users,
+    set_constants,
+    true_csv,
+    until,
+    write_users,
+)
 
 WITH_WORKERS = f"""
 import pathlib, sys, tempfile
@@ -29,6 +49,10 @@ def giant_world(directories, small):
     return World(names, shape="small", shapes={0: "bench"}, directories=directories, files_per_directory=2)
 
 
+def directories_of(server):
+    return sum(truth.dbfs.directories + truth.workspace.directories for truth in map(server.truth, server.user_names))
+
+
 def end_often(server, login, kills, words, prefix, generator):
     """Runs that are ended at random moments after their first request."""
     for number in range(kills):
@@ -42,6 +66,120 @@ def end_often(server, login, kills, words, prefix, generator):
                 _, err = process.communicate(timeout=20)
                 assert prefix or "Traceback" not in err
         assert not Path("out.csv").exists(), f"it ended before the kill of number {number}"
+
+
+# Killed and interrupted
+
+
+@needs_posix
+@pytest.mark.parametrize("more", [(), ("--files", "files.csv")], ids=["rows", "files"])
+def test_killed_in_a_giant_it_goes_on(login, more):
+    """Twice; what was listed is not asked for again, but for what was in flight."""
+    world = giant_world(120, 2)
+    with FakeDatabricks(world, latency=0.004) as server:
+        write_users(server.user_names)
+        for requests in (50, 50):
+            last = server.total_requests + requests
+            run_and_kill(server, login, lambda last=last: server.total_requests > last, *WORDS, *more)
+        with running(server, login, *WORDS, *more) as process:
+            _, err = process.communicate(timeout=30)
+        asked = sum(listings(server).values())
+        directories = directories_of(server)
+        assert Path("out.csv").read_bytes() == true_csv(server)
+    assert asked <= 1.15 * directories
+    assert re.search(r"kept from the checkpoint: .*\d users? in progress, \d+ directories listed; to scan: ", err), err
+    assert not more or read_file_rows() == world.file_rows()
+    assert set(os.listdir()) == {"users.txt", "out.csv", "home", *more[1:]}
+
+
+@needs_posix
+def test_interrupted_while_the_disk_is_waited_for_the_first_user_is_saved(scan, server, monkeypatch):
+    fsync = os.fsync
+
+    def interrupted(number):
+        fsync(number)
+        if len(saved_users()) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    done = scan(server, *WORDS)
+    assert done.code == 130, done
+    assert f"1 of {len(server.user_names)} users saved in {NAME}" in done.err
+    assert len(saved_users()) == 1
+
+
+@needs_posix
+@pytest.mark.parametrize(("name", "words"), [
+    ("SIGINT", WORDS), ("SIGTERM", WORDS), ("SIGHUP", ("--all-homes", *WORDS[2:])),
+])  # fmt: skip
+def test_interrupted_it_ends_at_once_and_says_how_to_go_on(server, scan, login, name, words):
+    names = server.user_names
+    if "--all-homes" in words:
+        truths = map(server.truth, sorted(names))
+        names = [truth.username for truth in truths if truth.dbfs.directories or truth.workspace.directories]
+    gate = hang_when(server, lambda: len(saved_users()) >= 2)
+    with running(server, login, *words) as process:
+        until(lambda: gate.hits >= 4)
+        process.send_signal(getattr(signal, name))
+        _, err = process.communicate(timeout=20)  # what hangs would last a minute
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    saved = saved_users()
+    error, last_line = err.splitlines()[-2:]
+    assert error == "interrupted"
+    assert re.fullmatch(
+        rf"{len(saved)} of {len(names)} users saved in {re.escape(NAME)}(, \d+ users? in progress, \d+ director(y|ies) "
+        "listed)?; the same command with --resume goes on", last_line)  # fmt: skip
+    assert not Path("out.csv").exists()
+    assert len(json.loads(Path(NAME).read_bytes())["results"]) == len(saved) >= 2
+    server.change(faults=[])
+    assert scan(server, *words, "--resume").code == 0
+    assert [asked_for(server, name) for name in saved] == [0] * len(saved)
+    assert Path("out.csv").read_bytes() == true_csv(server, names)
+
+
+@needs_posix
+def test_interrupted_before_the_first_answer_it_leaves_nothing(server, login):
+    gate = hang_when(server, lambda: True)
+    with running(server, login) as process:
+        until(lambda: gate.hits)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert not Path(NAME).exists()
+
+
+@needs_posix
+def test_a_hangup_that_is_ignored_stays_ignored(server, login):
+    with running(server, login, *WORDS, prefix=("sh", "-c", 'trap "" HUP; exec "$@"', "sh")) as process:
+        until(saved_users)
+        server.change(latency=0.03)
+        assert process.poll() is None
+        process.send_signal(signal.SIGHUP)
+        process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert Path("out.csv").read_bytes() == true_csv(server)
+
+
+@needs_posix
+def test_an_interrupt_ends_a_run_whose_messages_nobody_reads(server, login):
+    """As those that go to a pager, or to a log whose reader has stopped."""
+    gate = hang_when(server, saved_users)
+    os.mkfifo("messages")
+    reader, filler = os.open("messages", os.O_RDONLY | os.O_NONBLOCK), os.open("messages", os.O_WRONLY | os.O_NONBLOCK)
+    with open("messages", "wb") as messages, suppress(BlockingIOError):
+        process = subprocess.Popen([sys.executable, "-B", ROOT / SCANNER, *WORDS], env={**os.environ, **login(server)},
+                                   stderr=messages)  # fmt: skip
+        until(lambda: process.poll() is not None or gate.hits)
+        while True:
+            os.write(filler, b"x")
+    process.send_signal(signal.SIGINT)
+    try:
+        assert process.wait(10) == 130
+    finally:
+        process.kill()
+        os.close(filler)
+        os.close(reader)
 
 
 @needs_posix
@@ -62,22 +200,119 @@ def test_ended_at_25_random_moments(login, small, more, prefix):
         if more:
             assert read_file_rows() == world.file_rows()
         asked = sum(listings(server).values())
-        directories = sum(
-            row.dbfs.directories + row.workspace.directories for row in map(server.truth, server.user_names)
-        )
+        directories = directories_of(server)
         print(f"{asked / directories:.3f} times the directories")
         assert asked <= 1.15 * directories + 25 * len(world.usernames)
     left = {name for name in os.listdir() if not name.startswith("tmp")}
     assert left == {"users.txt", "out.csv", "home", *more[1:]}
 
 
-@pytest.mark.parametrize("more", [(), ("--files", "files.csv")], ids=["rows", "files"])
-@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.soak), 41])
-def test_a_journal_that_is_cut_or_damaged_at_any_byte(scan, more, step):
-    """Right rows come of it, and of the whole one what it has is not asked for again."""
+# Stopped at a directory, as by a login that is refused there
+
+
+@pytest.fixture
+def world():
     world = World()
     world.add_user("ann", Folder({"f": 3, "d": Folder({"g": 4, "e": Folder({"h": 5}), "last": Folder()})}), Folder())
-    world.add_user("bob", Folder({"f": 5}))
+    world.add_user("bob", Folder({"f": 5}), Folder())
+    return world
+
+
+@pytest.fixture
+def stopped(world, scan):
+    """A server, and the words of a run that has ended when it asked for ann's dbfs:/Users/ann/d/e."""
+    words = ("--users-file", "users.txt", "-o", "out.csv", "--threads", "1")
+    with FakeDatabricks(world) as server:
+        write_users(server.user_names)
+        server.change(faults=[Fault("401", path="/Users/ann/d/e")])
+        done = scan(server, *words)
+        assert done.code == 2, done
+        assert "0 of 2 users saved in .checkpoint_progress.json, 1 user in progress, 4 directories listed; " in done.err
+        server.change(faults=[])
+        yield server, words
+
+
+def goes_on(scan, server, *words):
+    """The messages of a run with --resume whose rows are right."""
+    done = scan(server, *words, "--resume")
+    assert (done.code, Path("out.csv").read_bytes()) == (0, true_csv(server)), done
+    return done.err
+
+
+@pytest.mark.parametrize(("change", "why"), [
+    ("", ""), ("home", "whose homes are others by now"), ("week", "begun more than a week ago"),
+    ("files", "with no rows for --files from before"),
+])  # fmt: skip
+def test_a_user_in_progress_goes_on_or_begins_anew_with_a_reason(scan, stopped, monkeypatch, change, why):
+    server, words = stopped
+    if change == "home":
+        server.world.add_folder("dbfs", "/Users/Ann", Folder({"other": 1}))
+        server.world.explicit_homes["dbfs"].discard("ann")
+        server.world.home_of["ann"] = "Ann"
+    elif change == "week":
+        set_constants(monkeypatch, LONGEST_PROGRESS=-1.0)
+    err = goes_on(scan, server, *words, *(("--files", "files.csv") if change == "files" else ()))
+    assert (f"1 user in progress from the beginning, {why}: the first is ann" in err) == bool(why), err
+    assert ("1 user in progress, 4 directories listed; to scan: 2 users" in err) != bool(why), err
+    assert (("dbfs", "/Users/ann/d") in listings(server)) == (change in ("week", "files"))
+
+
+def test_a_user_in_progress_who_is_not_asked_for_keeps_the_checkpoint(scan, stopped):
+    server, words = stopped
+    write_users(["bob"])
+    done = scan(server, *words, "--resume")
+    assert done.code == 0, done
+    assert done.err.splitlines()[-1].endswith("stays: it has 1 user that this run was not asked for")
+    write_users(["ann", "bob"])
+    goes_on(scan, server, *words)
+    assert ("dbfs", "/Users/ann/d") not in listings(server)
+    assert not Path(NAME).exists()
+
+
+def test_one_that_ends_before_it_goes_on_loses_nothing(scan, stopped):
+    server, words = stopped
+    server.change(faults=[Fault("403")])
+    assert scan(server, *words, "--resume").code == 2
+    server.change(faults=[])
+    assert "1 user in progress, 4 directories listed" in goes_on(scan, server, *words)
+
+
+def test_what_a_second_listing_found_is_not_listed_twice(scan, world):
+    """A directory that was renamed, and the run that ends below its new name."""
+    below = Folder({"f": 1, "g": Folder({"h": 1})})
+    world.add_user("cy", Folder({"a": below, "top": 1}))
+    words = ("cy", "-o", "out.csv", "--checkpoint", NAME, "--threads", "1")
+    with FakeDatabricks(world) as server:
+        rename, refuse = Fault("404", path="/Users/cy/a"), Fault("401", path="/Users/cy/b/g")
+        rename.when = lambda: world.add_folder("dbfs", "/Users/cy", Folder({"b": below, "top": 1})) is None
+        server.change(faults=[rename, refuse])
+        assert scan(server, *words).code == 2
+        server.change(faults=[rename])
+        done = scan(server, *words, "--resume")
+        assert (done.code, rows_of()[0]["file_count"]) == (0, "3"), done
+        assert ("dbfs", "/Users/cy/b") not in listings(server)
+
+
+def test_what_saw_a_part_is_scanned_again_for_an_admin(scan, stopped):
+    """A row, and a user in progress."""
+    server, words = stopped
+    server.change(admin=False, faults=[Fault("401", path="/Users/bob")])
+    done = scan(server, *words, "--resume", "--details", "details.jsonl")
+    assert "1 user in progress from the beginning, begun by another kind of login: the first is ann" in done.err, done
+    assert '"username": "ann", ' in Path(NAME).read_text()
+    assert '"admin": false, ' in Path(NAME).read_text()
+    server.change(faults=[Fault("403", path="/Users/bob")])
+    for admin in (False, True):
+        server.change(admin=admin)
+        assert scan(server, *words, "--resume").code == 1
+        assert (("dbfs", "/Users/ann") in listings(server)) == admin
+    assert '"admin": false, ' not in Path(NAME).read_text().splitlines()[-2]
+
+
+@pytest.mark.parametrize("more", [(), ("--files", "files.csv")], ids=["rows", "files"])
+@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.soak), 41])
+def test_a_journal_that_is_cut_or_damaged_at_any_byte(scan, world, more, step):
+    """Right rows come of it, and of the whole one what it has is not asked for again."""
     words = ("--users-file", "users.txt", "-o", "out.csv", "--threads", "1", *more)
     with FakeDatabricks(world) as server:
         write_users(server.user_names)
