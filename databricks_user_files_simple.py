@@ -2403,7 +2403,7 @@ class Journal:
         self.wanted[result.scan] = (result.username, result.file_count)
 
     def publish(self, file: TextIO) -> None:
-        """Writes the CSV. Raises RuntimeError where rows are missing or too many."""
+        """Writes the CSV. Raises InventoryError where rows are missing or too many."""
         rows: Counter[str] = Counter()
         file.write(csv_row(FILE_COLUMNS))
         for scan, record in self.read(set()):
@@ -2412,7 +2412,8 @@ class Journal:
                 rows[scan] += record["rows"]
         for scan, (username, count) in self.wanted.items():
             if rows[scan] != count:
-                raise RuntimeError(f"{username} has {counted(count, 'file')}, the journal {rows[scan]:,}")
+                found = f"{username} has {counted(count, 'file')}, the journal {rows[scan]:,}"
+                raise InventoryError(f"--files: {found}; somebody has changed it, scan this user again")
 
 
 def file_row(start: str, entry: FileEntry) -> str:

@@ -170,7 +170,7 @@ def test_rows_that_are_not_as_many_as_the_files_are_not_written(scan, server, wo
     done = scan(server, *FILES, "--threads", "1")
     assert done.code == 2, done
     assert "denied@example.com has 1 file, the journal 0" in done.err
-    assert not {"out.csv", "files.csv"} & set(os.listdir())
+    assert not [name for name in os.listdir() if name.startswith(("files", ".files"))]
     server.change(faults=server.settings.faults[:-1])
     done = scan(server, *FILES, "--resume")
     assert (done.code, read_file_rows()) == (1, world.file_rows()), done
@@ -189,7 +189,6 @@ def test_a_full_disk(scan, small_disk, size, words, message):
         done = scan(server, *WORDS, *words)
         assert done.code == 2, done
         assert message in done.err
-        assert ("/disk/.journal-" in done.err) == ("kept" in message)
         assert (os.path.exists("out.csv"), os.path.exists("files.csv")) == ("written" in message, False)
         assert [path for path in os.listdir("disk") if ".csv" in path] == []
         small_disk("size=10m")
