@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fake import FakeDatabricks, Fault, dbfs_file, workspace_object
+from tests.fake import FakeDatabricks, Fault, dbfs_directory, dbfs_file, workspace_object
 from tests.helpers import ROOT, SCANNER, needs_posix, rows_of, set_constants
 
 # Progress
@@ -40,7 +40,7 @@ def test_without_a_terminal_lines_tell_how_far_it_is(scan, monkeypatch, small):
     assert 0 < max(longest) < max(waiting)
     # The user who is named longest is the first one until that one is done.
     assert re.findall(LINE, said, re.M)[0][5] == small.user_names[0]
-    assert "longest: " not in scan(small, *small.user_names, "-q", "-o", "out.csv").err
+    assert " users, " not in scan(small, *small.user_names, "-q", "-o", "out.csv").err
 
 
 def test_before_the_first_user_a_line_says_how_many_requests_there_are_at_least(scan, small):
@@ -126,22 +126,21 @@ ODD_NAMES = ["o'brien&amp@x", "=1+1@x", "long" * 75, "דוד@x", "😀@x"]
 NAMES = [*(f"user{number}@example.com" for number in range(22)), *ODD_NAMES]
 NOBODYS = ["<script>alert(1)<b>", "3f2b8c1e-0000-4000-8000-123456789abc"]
 OLD, YOUNG = 1_600_000_000_000, 32_000_000_000_000
-REFUSED = "/Users/user3@example.com"
+REFUSED = f"/Users/{NAMES[3]}/no"
+WORDS = ("--users-file", "users.csv", "-o", "out.csv", "--files", "files.csv", "--report", "page.html")
 
 
 @pytest.fixture
 def people():
     """Users of all kinds, every fifth of them deactivated, and two homes of nobody; no two have the same size."""
-    with FakeDatabricks(users=NAMES, shape="none", faults=[Fault("403", path=REFUSED, api="workspace")]) as server:
+    with FakeDatabricks(users=NAMES, shape="none", faults=[Fault("403", path=REFUSED)]) as server:
         for number, name in enumerate([*NAMES, *NOBODYS]):
-            home = f"/Users/{name}"
-            if number % 6:
-                times = [OLD, OLD if number % 4 else YOUNG]
-                files = [
-                    dbfs_file(f"{home}/{time}-{size}", 100 * (number + 1) ** 5 + size, time)
-                    for size, time in enumerate(times)
-                ]
-                server.add_tree("dbfs", {home: files})
+            home, size = f"/Users/{name}", 100 * (number + 1) ** 5
+            times = [OLD, OLD if number % 4 else YOUNG] if number % 6 else []
+            files = [dbfs_file(f"{home}/{odd}", size + odd, time) for odd, time in enumerate(times)]
+            directories = [dbfs_directory(REFUSED)] if number == 3 else []
+            if number % 12:
+                server.add_tree("dbfs", {home: [*files, *directories]})
             languages = ["PYTHON", "SQL", "SCALA"][: number % 5]
             objects = [workspace_object(f"{home}/{language}", language=language) for language in languages]
             sized = workspace_object(f"{home}/sized", "FILE", size=number)
@@ -151,34 +150,23 @@ def people():
         yield server
 
 
-def read_page(path="page.html"):
-    """Heading -> the cells of each row of the table below it, without its titles; and the whole text."""
-    text = Path(path).read_text(encoding="utf-8")
+def read_page():
+    """Heading -> the caption of the table below it, and the cells of each row behind its titles; and the whole text."""
+    text = Path("page.html").read_text(encoding="utf-8")
     assert not re.search(r"<(script|img|link|iframe|object)|\b(src|href|id|on\w+)=|url\(|@import", text)
     sections = {}
     for title, section in re.findall("<h2>(.*?)</h2>(.*?)(?=<h2>|$)", text, re.S):
-        rows = re.findall("<tr>(.*?)</tr>", section)
-        cells = [re.findall("<t[dh].*?>(.*?)</t[dh]>", row) for row in rows[1:]]
-        sections[unescape(title)] = [tuple(unescape(re.sub("<.*?>", "", cell)) for cell in row) for row in cells]
+        cells = [re.findall("<t[dh].*?>(.*?)</t[dh]>", row) for row in re.findall("<tr>(.*?)</tr>", section)[1:]]
+        rows = [tuple(unescape(re.sub("<.*?>", "", cell)) for cell in row) for row in cells]
+        sections[unescape(title)] = re.search("<caption>(.*?)</caption>", section)[1], rows
     return sections, unescape(text)
 
 
 def human(size):
-    for unit, below in (("B", 1024), ("KiB", 1024**2), ("MiB", 1024**3), ("GiB", 1024**4), ("TiB", 1024**5)):
+    for unit, below in (("B", 1024), ("KiB", 1024**2), ("MiB", 1024**3), ("GiB", 1024**4)):
         if size < below:
             return f"{size:,} B" if unit == "B" else f"{size / below * 1024:,.1f} {unit}"
-    return f"{size / 1024**5:,.1f} PiB"
-
-
-def shares(files, key):
-    """What --files says, added up by that key and sorted by size: key, files, size, what of it is estimated."""
-    sums = {}
-    for row in files:
-        count, size, estimated = sums.get(key(row), (0, 0, 0))
-        sums[key(row)] = (count + 1, size + int(row["size"] or 10_000), estimated + (0 if row["size"] else 10_000))
-    rows = [(name, f"{count:,}", size, estimated) for name, (count, size, estimated) in sums.items()]
-    rows.sort(key=lambda row: -row[2])
-    return [(name, count, human(size), human(estimated) if estimated else "-") for name, count, size, estimated in rows]
+    return f"{size / 1024**4:,.1f} TiB"
 
 
 def username(row):
@@ -186,48 +174,62 @@ def username(row):
     return row["username"].removeprefix("'")
 
 
+def shares(files, key=username, count=None):
+    """The caption and the cells of a table of these rows of --files by that key; `count` is that of the users."""
+    sums = {}
+    for row in files:
+        so_far = sums.get(key(row), (0, 0, 0))
+        size = int(row["size"] or 10_000)
+        sums[key(row)] = (so_far[0] + 1, so_far[1] + size, so_far[2] + (0 if row["size"] else size))
+    count = count or len(sums)
+    total = human(sum(size for _, size, _ in sums.values()))
+    rows = [(name, f"{files:,}", human(size), human(estimated) if estimated else "-")
+            for name, (files, size, estimated) in sorted(sums.items(), key=lambda item: -item[1][1])[:20]]  # fmt: skip
+    return f"{count:,} row{'s' * (count > 1)}, {len(files):,} files, {total}; the largest {len(rows)}:", rows
+
+
 @pytest.mark.parametrize("words", [(), ("--resume",), ("--all-homes",), ("--dbfs-only",), ("--workspace-only",)])
 def test_every_number_of_the_page_is_that_of_the_rows(scan, people, words):
-    words = ("--users-file", "users.csv", "-o", "out.csv", "--files", "files.csv", "--report", "page.html", *words)
     if "--resume" in words:
-        people.change(faults=[Fault("403", path="/Users/user7@example.com"), *people.settings.faults])
-        assert scan(people, *words[:-1]).code == 1
+        people.change(faults=[Fault("403", path=f"/Users/{NAMES[7]}"), *people.settings.faults])
+        assert scan(people, *WORDS).code == 1
         people.change(faults=people.settings.faults[1:])
-    failed = "--dbfs-only" not in words
-    assert scan(people, *words).code == failed
+    failed = "--workspace-only" not in words
+    assert scan(people, *WORDS, *words).code == failed
     rows, files = rows_of("out.csv"), rows_of("files.csv")
     sections, text = read_page()
     assert len(rows) == len({*map(username, rows)}) == (29 if "--all-homes" in words else 27)
     if failed:
-        status = "error" if "--workspace-only" in words else "partial"
-        error = f"{status}: workspace:{REFUSED}: 403 PERMISSION_DENIED: The caller may not list this path."
+        error = f"partial: dbfs:{REFUSED}: 403 PERMISSION_DENIED: The caller may not list this path."
         title = f"Missing: 1 of {len(rows)} rows could not be listed completely"
-        assert sections.pop(title) == [(REFUSED[7:], error)]
+        assert sections.pop(title) == ("The first 1", [(NAMES[3], error)])
     total = human(sum(int(row["total_size"]) for row in rows))
     assert f"<p>{len(rows):,} rows, {len(files):,} files, {total}. 27 users" in text
     labels = {"dbfs": "DBFS", "workspace": "Workspace"}
-    gone = {name for number, name in enumerate(NAMES) if number % 5 == 1}
-    young = {username(row) for row in files if row["modified"] > "2025"}
-    old = [row for row in files if row["file_system"] == "dbfs" and username(row) not in young]
+    assert sections.pop("Sums")[1] == shares(files, lambda row: labels[row["file_system"]])[1]
     languages = Counter(row["language"] for row in files if row["object_type"] == "NOTEBOOK")
+    if languages:
+        table = [(f"NOTEBOOK {name}", f"{count:,}") for name, count in languages.most_common()]
+        assert sections.pop("Notebooks")[1] == table
+    gone = {name for number, name in enumerate(NAMES) if number % 5 == 1}
+    not_old = {username(row) for row in files if row["modified"] > "2025"} | {NAMES[3]}
+    old = [row for row in files if row["file_system"] == "dbfs" and username(row) not in not_old]
     expected = {
-        "Sums": shares(files, lambda row: labels[row["file_system"]]),
-        "The largest": shares(files, username)[:20],
-        "Homes of nobody": shares([row for row in files if username(row) == NOBODYS[0]], username),
-        "Homes of service principals": shares([row for row in files if username(row) == NOBODYS[1]], username),
-        "Deactivated users": shares([row for row in files if username(row) in gone], username),
-        "Homes in DBFS without a file younger than a year": shares(old, username)[:20],
-        "Notebooks": [(f"NOTEBOOK {name}", f"{count:,}") for name, count in languages.most_common()],
+        "The largest": shares(files, count=len(rows)),
+        "Homes of nobody": shares([row for row in files if username(row) == NOBODYS[0]]),
+        "Homes of service principals": shares([row for row in files if username(row) == NOBODYS[1]]),
+        "Deactivated users": shares([row for row in files if username(row) in gone], count=len(gone)),
+        "Homes in DBFS without a file younger than a year": shares(old),
     }
-    assert sections == {title: table for title, table in expected.items() if table}
+    assert sections == {title: table for title, table in expected.items() if table[1]}
 
 
 def test_a_page_of_one_user_and_of_none(scan, people):
-    assert scan(people, "user5@example.com", "--report", "page.html").code == 0
+    assert scan(people, NAMES[5], "--report", "page.html").code == 0
     assert "<p>All of 1 row could be listed completely.</p>" in read_page()[1]
     with FakeDatabricks(users=[], shape="none") as nobody:
         assert scan(nobody, "--all-homes", "--workspace-only", "--report", "page.html").code == 0
-    assert read_page()[0] == {"Sums": []}
+    assert read_page()[0]["Sums"][1] == []
 
 
 def test_whose_a_home_is_the_workspaces_users_tell(scan, people):
@@ -278,8 +280,7 @@ def browse():
 
 
 def test_in_a_browser_the_page_fits_and_its_bars_are_in_proportion(scan, people, browse):
-    words = ("--users-file", "users.csv", "--all-homes", "-o", "out.csv", "--files", "files.csv")
-    assert scan(people, *words, "--report", "page.html").code == 1
+    assert scan(people, *WORDS, "--all-homes").code == 1
     sums = Counter()
     for row in rows_of("files.csv"):
         sums[username(row), row["size"] == ""] += int(row["size"] or 10_000)
@@ -299,7 +300,7 @@ def test_in_a_browser_the_page_fits_and_its_bars_are_in_proportion(scan, people,
 
 
 def test_every_change_is_that_between_the_two_inventories(scan, people):
-    words = ("--users-file", "users.csv", "--compare", "out.csv", "-o", "out.csv", "--report", "page.html")
+    words = (*WORDS, "--compare", "out.csv")
     first = scan(people, *words)
     assert "there is no out.csv yet to compare with" in first.err
     assert "Compared" not in first.err + read_page()[1]
@@ -310,7 +311,7 @@ def test_every_change_is_that_between_the_two_inventories(scan, people):
     said = scan(people, *words).err
     after = {username(row): row for row in rows_of("out.csv")}
     changes = {"Grew": {}, "Shrank": {}, "Came": {}, "Went": {}}
-    for name in {*before, *after} - {REFUSED[7:]}:
+    for name in {*before, *after} - {NAMES[3]}:
         sizes = [int(rows[name]["total_size"]) if name in rows else None for rows in (before, after)]
         if None in sizes:
             changes["Came" if sizes[0] is None else "Went"][name] = max(size or 0 for size in sizes)
@@ -327,7 +328,7 @@ def test_every_change_is_that_between_the_two_inventories(scan, people):
         assert f"\n{heading}\n" in said
         for name, size in changes[title].items():
             assert f"{sign + human(size):>14}  {name}\n" in said
-            assert (name, sign + human(size)) in sections["Compared with out.csv"]
+            assert (name, sign + human(size)) in sections["Compared with out.csv"][1]
     change = f"{'-' if total < 0 else '+'}{human(abs(total))}"
     line = f"In all {change}; 1 row not compared, since not complete in both"
     assert (f"\nCompared with out.csv\n{line}\n" in said, f"<p>{line}</p>" in text) == (True, True)
