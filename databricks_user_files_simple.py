@@ -242,32 +242,26 @@ def whole_or_none(value: Any) -> int | None:
 
 
 class FileSystem(NamedTuple):
-    """What is told of one file system; `key` is that of the entries in an answer of its `list_path`.
+    """What is told of a file system beside its name; `key` is that of the entries in an answer of its `list_path`.
 
     An `optional` one may be disabled, and who has no home in it is nobody to worry about: homes that /Users does not
     have are not asked for. /Users of one that is not shows the caller only what that may see.
     """
 
-    name: str
     label: str
     in_words: str
     list_path: str
     key: str
     parse_entry: Callable[[Any], FileEntry]
     optional: bool
-    only_option: str
 
 
 FILE_SYSTEMS = {
-    record.name: record
-    for record in (
-        FileSystem("dbfs", "DBFS", "DBFS", "/api/2.0/dbfs/list", "files", parse_dbfs_entry, True, "--dbfs-only"),
-        FileSystem(
-            "workspace", "Workspace", "the Workspace", "/api/2.0/workspace/list", "objects", parse_workspace_entry,
-            False, "--workspace-only",
-        ),
-    )
-}  # fmt: skip
+    "dbfs": FileSystem("DBFS", "DBFS", "/api/2.0/dbfs/list", "files", parse_dbfs_entry, True),
+    "workspace": FileSystem(
+        "Workspace", "the Workspace", "/api/2.0/workspace/list", "objects", parse_workspace_entry, False
+    ),
+}
 
 
 # --- Records --------------------------------------------------------------------------------------------------------
@@ -652,8 +646,11 @@ def assign_homes(
             alike = same_homes.get(name.lower(), [])
             if name in folder.names or not alike or not use_case:
                 home = home_of_exactly(name, file_system, folder, admin)
+            elif len(alike) == len(same_names[name.lower()]) == 1:
+                home = Home.listed(alike[0])
             else:
-                home = home_of_alike(same_names[name.lower()], alike)
+                texts = ", ".join(same_names[name.lower()]), ", ".join(alike)
+                home = Home.conflict("the names {} and the homes {} differ in letter case alone".format(*texts))
             homes[name][file_system] = home
         taken = {home[file_system].path for home in homes.values()}
         nobodys[file_system] = {name for name in folder.names if f"{USERS_FOLDER}/{name}" not in taken}
@@ -679,19 +676,11 @@ def home_of_exactly(name: str, file_system: str, folder: UsersFolder, admin: boo
     return Home.unlisted(name, "" if admin else NOT_READABLE)
 
 
-def home_of_alike(names: list[str], homes: list[str]) -> Home:
-    """The home of each of the names, which are equal but for letter case, as are the homes."""
-    if len(names) == len(homes) == 1:
-        return Home.listed(homes[0])
-    users = "the users" if len(names) > 1 else "the user"
-    return Home.conflict(f"{users} {', '.join(names)} and the homes {', '.join(homes)} differ in letter case alone")
-
-
 def nobodys_homes(folders: dict[str, UsersFolder], nobodys: dict[str, set[str]]) -> dict[str, dict[str, Home]]:
     """The homes of nobody by their names, sorted. Raises InventoryError where there may be further ones."""
     for file_system, folder in folders.items():
         if folder.state != "whole":
-            others = [record.only_option for name, record in FILE_SYSTEMS.items() if name != file_system]
+            others = [f"--{name}-only" for name in FILE_SYSTEMS if name != file_system]
             raise InventoryError(
                 f"{file_system}:/Users could not be listed twice alike, or is empty, which is not believed of DBFS: "
                 f"--all-homes may miss some; run it again, or with {' or '.join(others)}"
@@ -3141,7 +3130,7 @@ def build_parser() -> Parser:
     only.set_defaults(file_systems=tuple(FILE_SYSTEMS))
     choice = partial(only.add_argument, dest="file_systems", action="store_const")
     for name, record in FILE_SYSTEMS.items():
-        choice(record.only_option, const=(name,), help=f"scan {record.in_words} alone")
+        choice(f"--{name}-only", const=(name,), help=f"scan {record.in_words} alone")
     parser.add_argument(
         "--resume",
         action="store_true",

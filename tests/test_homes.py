@@ -34,8 +34,8 @@ NOT_LISTED = "not found in this spelling, and /Users cannot be listed"
 NOT_READABLE = "not found, or not readable with this token"
 
 WHOLE, SHORT, UNKNOWN = "whole", "doubtful", "not listed"
-ALIKE = "the user aa and the homes AA, aA differ in letter case alone"
-ALIKE_TO_TWO = (None, "the users aA, aa and the homes AA differ in letter case alone")
+ALIKE = "the names aa and the homes AA, aA differ in letter case alone"
+ALIKE_TO_TWO = (None, "the names aA, aa and the homes AA differ in letter case alone")
 TABLE = [  # file system, admin, /Users, its state, name -> asked as, what a 404 means; homes of nobody
     ("dbfs", True, {"a"}, WHOLE, {"a": ("a", NOT_READABLE)}, []),
     ("dbfs", False, {"A"}, WHOLE, {"a": ("A", NOT_READABLE)}, []),
