@@ -2878,7 +2878,7 @@ def report_page(summary: Summary, now: datetime) -> str:
         parts.append(tag("h2", f"Missing: {summary.failed:,} of {all_rows} could not be listed completely"))
         parts.append(tag("p", "The numbers below are of what could be listed; --details names every directory."))
         rows = [(user.username, f"{user.status}: {one_line(user.error, 300)}") for user in summary.incomplete]
-        parts.append(table(f"The first {len(rows)}", ("", "status and first failure"), rows, "text"))
+        parts.append(html_table(f"The first {len(rows)}", ("", "status and first failure"), rows, "text"))
     else:
         parts.append(tag("p", f"All of {all_rows} could be listed completely."))
     parts += [tag("h2", "Sums"), tag("p", f"{summary.groups[EVERYBODY]}. {summary.counts}")]
@@ -2891,13 +2891,13 @@ def report_page(summary: Summary, now: datetime) -> str:
     if summary.before:
         parts.append(tag("h2", summary.before[0]))
         for title, rows in compare(summary.before[1], summary.sizes):
-            parts.append(table(title, ("", "change"), rows) if rows else tag("p", title))
+            parts.append(html_table(title, ("", "change"), rows) if rows else tag("p", title))
     types = Counter[str]()
     for totals in summary.totals.values():
         types.update(totals.types)
     notebooks = [(kind, f"{count:,}") for kind, count in types.most_common() if kind.startswith("NOTEBOOK")]
     if notebooks:
-        parts += [tag("h2", "Notebooks"), table("By language", ("", "notebooks"), notebooks)]
+        parts += [tag("h2", "Notebooks"), html_table("By language", ("", "notebooks"), notebooks)]
     return PAGE.substitute(title=escape(f"Who stores what in {summary.workspace}"), body="\n".join(parts))
 
 
@@ -2910,10 +2910,10 @@ def ranking(caption: str, shares: list[tuple[str, FileSystemTotals]]) -> str:
         parts = f'<i style="width:{exact:.2%}"></i><i class="estimated" style="width:{estimated:.2%}"></i>'
         bars.append(f'<div class="bar">{parts}</div>')
     rows = [(name, *figures(totals)) for name, totals in shares]
-    return table(caption, ("", "files", "size", "estimated"), rows, bars=bars)
+    return html_table(caption, ("", "files", "size", "estimated"), rows, bars=bars)
 
 
-def table(
+def html_table(
     caption: str, head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "number", bars: Iterable[str] = ()
 ) -> str:
     """Cells are texts, those behind the first one of that kind; bars are HTML below the first cell's text."""
