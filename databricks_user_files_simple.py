@@ -1053,7 +1053,10 @@ class Tally:
             return False
         number = self.opened
         username, homes = self.users[number]
-        begun = self.journal.begin(username, homes, self.admin) if self.journal else Begun.anew(homes)
+        paths = {name: home.path for name, home in homes.items()}
+        begun = Begun(os.urandom(8).hex(), paths, self.admin, time.time())
+        if self.journal:
+            begun = self.journal.begin(username, begun)
         user = OpenUser(username, dict(homes), begun.totals, begun.scan)
         self.opened = number + 1
         self.open[number] = user
@@ -1078,7 +1081,7 @@ class Tally:
         else:
             found = listing.totals
             if self.journal:  # first: what is in the totals is in the journal, too
-                self.journal.add(user, directory, found, listing.directories, listing.files)
+                self.journal.add(user, directory, found, listing, listing.directories)
             user.totals[directory.file_system].merge(found)
             known = Known(directory.path, directory.parent, len(listing.files), listing.directories)
             self.push_all(directory, known, listing.directories)
@@ -1113,7 +1116,7 @@ class Tally:
             found.failures.append({"path": directory.path, "error": f"changed while it was scanned: {change}"})
         user = self.open[directory.user]
         if self.journal:
-            self.journal.add(user, directory, found, new, files_now=len(listing.files))
+            self.journal.add(user, directory, found, listing, new)
         user.totals[directory.file_system].merge(found)
         known.files, known.directories = len(listing.files), listing.directories
         self.push_all(directory, known, new)
@@ -2002,10 +2005,8 @@ class Checkpoint:
                     end += line.strip()
                 else:
                     if bad:
-                        raise InventoryError(
-                            f"{self.path}, line {bad}: not a user's result; delete that line, "
-                            "and the user is scanned again"
-                        )
+                        what = f"{self.path}, line {bad}: not a user's result"
+                        raise InventoryError(f"{what}; delete that line, and the user is scanned again")
                     if not self.read_line(line, offset):
                         bad, end = number, line.strip()
                 offset += len(line)
@@ -2199,11 +2200,9 @@ def move_aside(file: IO[bytes], path: Path) -> None:
     """Gives a checkpoint a name with the time of its last save, which no other file has."""
     saved_at = datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, timezone.utc)
     stem = f"{path.stem}.{saved_at:%Y-%m-%dT%H-%M-%S}"
-    aside = path.with_name(stem + path.suffix)
-    number = 1
-    while os.path.lexists(aside):
-        number += 1
-        aside = path.with_name(f"{stem}-{number}{path.suffix}")
+    endings = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+    places = (path.with_name(f"{stem}{ending}{path.suffix}") for ending in endings)
+    aside = next(place for place in places if not os.path.lexists(place))
     if ON_WINDOWS:  # which renames no open file
         file.close()
     path.rename(aside)
@@ -2218,26 +2217,18 @@ def move_aside(file: IO[bytes], path: Path) -> None:
 
 @dataclass
 class Begun:
-    """A user who was begun: what was found, and what is left to be listed, by file system and path, with its parent."""
+    """A user who was begun, as its first line says; what was found, and what is left to be listed, with its parent."""
 
     scan: str
-    totals: dict[str, FileSystemTotals]
-    left: dict[str, dict[str, Known | None]]
     homes: dict[str, str | None]
-    admin: bool = True
-    began: float = 0.0  # seconds since 1970
+    admin: bool
+    began: float  # seconds since 1970
+    totals: dict[str, FileSystemTotals] = field(init=False)
+    left: dict[str, dict[str, Known | None]] = field(init=False)  # by file system and path
 
-    @classmethod
-    def anew(cls, homes: dict[str, Home]) -> Begun:
-        paths = {name: home.path for name, home in homes.items()}
-        return cls.of_homes(os.urandom(8).hex(), paths)
-
-    @classmethod
-    def of_homes(cls, scan: str, homes: dict[str, str | None], admin: bool = True, began: float = 0.0) -> Begun:
-        left: dict[str, dict[str, Known | None]] = {
-            name: {} if path is None else {path: None} for name, path in homes.items()
-        }
-        return cls(scan, {name: FileSystemTotals() for name in homes}, left, homes, admin, began)
+    def __post_init__(self) -> None:
+        self.totals = {name: FileSystemTotals() for name in self.homes}
+        self.left = {name: {} if path is None else {path: None} for name, path in self.homes.items()}
 
     def take(self, record: dict[str, Any]) -> None:
         """A listing's line; one of a directory that nobody named (that line was lost) does not count."""
@@ -2287,11 +2278,11 @@ class Journal:
         for scan, record in self.read(set() if self.csv_path is not None else saved):
             self.earlier[scan] += record.get("rows", 0)
             if "username" in record:
-                before = self.in_progress.pop(record["username"], None)
-                begun.pop(before.scan if before else "", None)
+                username = record.pop("username")
+                if before := self.in_progress.pop(username, None):
+                    del begun[before.scan]
                 if scan not in saved:
-                    begun[scan] = Begun.of_homes(scan, record["homes"], record["admin"], record["began"])
-                    self.in_progress[record["username"]] = begun[scan]
+                    self.in_progress[username] = begun[scan] = Begun(**record)
             elif scan in begun:
                 begun[scan].take(record)
 
@@ -2320,40 +2311,33 @@ class Journal:
             return "with no rows for --files from before"
         return ""
 
-    def begin(self, username: str, homes: dict[str, Home], admin: bool) -> Begun:
-        """What is known of the user; a new one gets its first line."""
-        begun = self.in_progress.get(username)
-        if not isinstance(begun, Begun):
-            begun = Begun.anew(homes)
-            head = {"username": username, "homes": begun.homes, "admin": admin, "began": time.time()}
-            self.write_line({"scan": begun.scan, **head})
-            self.in_progress[username] = begun
+    def begin(self, username: str, begun: Begun) -> Begun:
+        """The user as an earlier run has left it; else as given, with its first line."""
+        before = self.in_progress.get(username)
+        if isinstance(before, Begun):
+            return before
+        self.in_progress[username] = begun
+        head = {"username": username, "homes": begun.homes, "admin": begun.admin, "began": begun.began}
+        self.write_line({"scan": begun.scan, **head})
         return begun
 
     def add(
-        self,
-        user: OpenUser,
-        directory: Directory,
-        found: FileSystemTotals,
-        directories: list[str],
-        files: Iterable[FileEntry] = (),
-        files_now: int = 0,
+        self, user: OpenUser, directory: Directory, found: FileSystemTotals, listing: Listing, new: list[str]
     ) -> None:
-        """A listing: what it adds, and the directories that it names. Raises InventoryError."""
+        """A listing: what it adds, and the directories that it is the first to name. Raises InventoryError."""
         self.in_progress[user.username] = user
         cut = len(directory.path) + 1
-        at = directory.file_system, directory.path
-        adds = {name: value for name, value in vars(found).items() if value}
-        record: dict[str, Any] = {"scan": user.scan, "at": at, "found": adds}
-        record["directories"] = [path[cut:] for path in directories]
+        record: dict[str, Any] = {"scan": user.scan, "at": (directory.file_system, directory.path)}
+        record["found"] = {name: value for name, value in vars(found).items() if value}
+        record["directories"] = [path[cut:] for path in new]
         if directory.known:
             lowest = directory
             while lowest.missing:
                 lowest = lowest.missing[0]
-            record |= {"files_now": files_now, "below": lowest.path}
-        if self.csv_path is not None and files:
+            record |= {"files_now": len(listing.files), "below": lowest.path}
+        elif self.csv_path is not None and listing.files:
             start = f"{csv_cell(safe_cell(user.username))},{directory.file_system}"
-            record |= {"rows": found.files, "csv": "".join([file_row(start, entry) for entry in files])}
+            record |= {"rows": found.files, "csv": "".join([file_row(start, entry) for entry in listing.files])}
         self.write_line(record)
 
     def write_line(self, record: dict[str, Any]) -> None:
@@ -2382,10 +2366,6 @@ class Journal:
             return ""
         listed = "directory" if sum(counts) == 1 else "directories"
         return f"{counted(len(counts), 'user')} in progress, {sum(counts):,} {listed} listed"
-
-    def done(self, result: UserResult) -> None:
-        """It is saved, or taken by whoever called."""
-        self.in_progress.pop(result.username, None)
 
     def want(self, result: UserResult) -> None:
         """The CSV is to have the files of this result."""
@@ -2464,7 +2444,7 @@ def scan_users(
             tell_unknown(result, unknown)
             if journal:
                 journal.want(result)
-                journal.done(result)
+                journal.in_progress.pop(result.username, None)
             yield result
         if journal:
             write_output(str(files), journal.publish)
@@ -3184,16 +3164,16 @@ def last_line(checkpoint: Checkpoint, args: argparse.Namespace) -> Iterator[None
     try:
         yield
     except BaseException:
-        has_progress = checkpoint.journal is not None and checkpoint.journal.progress() != ""
-        if checkpoint.is_new and not checkpoint.lines and not has_progress:
+        journal = checkpoint.journal
+        if checkpoint.is_new and not checkpoint.lines and not (journal and journal.progress()):
             checkpoint.remove()
         elif checkpoint.path and not checkpoint.is_stale:
             saved = sum(name in checkpoint.lines for name in checkpoint.asked)
-            progress = checkpoint.journal.progress(checkpoint.asked) if checkpoint.journal else ""
-            args.saved = (
-                f"{saved:,} of {len(checkpoint.asked):,} users saved in {checkpoint.path}"
-                f"{progress and ', '}{progress}; the same command with --resume goes on"
+            progress = journal.progress(checkpoint.asked) if journal else ""
+            users = (
+                f"{saved:,} of {len(checkpoint.asked):,} users saved in {checkpoint.path}{progress and ', '}{progress}"
             )
+            args.saved = f"{users}; the same command with --resume goes on"
         raise
 
 
@@ -3259,7 +3239,7 @@ def scan_left(
             tell_unknown(result, unknown)
             checkpoint.save(result)
             if journal:
-                journal.done(result)
+                journal.in_progress.pop(result.username, None)
             progress.user_done()
     return cluster
 
@@ -3276,15 +3256,12 @@ def is_kept(checkpoint: Checkpoint, name: str, homes: dict[str, Home], admin: bo
 
 def tell_kept(checkpoint: Checkpoint, kept: list[str], left: list[str]) -> None:
     """Says of which dates the rows are that are not scanned again, what is in progress, and who is scanned again."""
-    progress = checkpoint.journal.progress(left) if checkpoint.journal else ""
-    if kept or progress:
-        dates = Counter(checkpoint.lines[name].date for name in kept)
-        rows = [f"{counted(count, 'row')} of {date}" for date, count in sorted(dates.items())]
-        logger.info(
-            "kept from the checkpoint: %s; to scan: %s",
-            ", ".join([*rows, progress] if progress else rows),
-            counted(len(left), "user"),
-        )
+    dates = Counter(checkpoint.lines[name].date for name in kept)
+    parts = [f"{counted(count, 'row')} of {date}" for date, count in sorted(dates.items())]
+    if checkpoint.journal and (progress := checkpoint.journal.progress(left)):
+        parts.append(progress)
+    if parts:
+        logger.info("kept from the checkpoint: %s; to scan: %s", ", ".join(parts), counted(len(left), "user"))
     if again := sum(map(checkpoint.done, left)):
         logger.info(
             "%s to scan again: other homes, no admin's login before, or no rows for --files",
