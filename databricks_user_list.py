@@ -27,12 +27,12 @@ import difflib
 import errno
 import gzip
 import io
+import itertools
 import json
 import logging
 import math
 import os
 import re
-import shlex
 import signal
 import ssl
 import stat
@@ -55,7 +55,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from random import random as random_fraction
-from types import SimpleNamespace
+from types import BuiltinFunctionType, SimpleNamespace
 from typing import IO, Any, Literal, TextIO, TypeVar, cast
 from urllib.parse import parse_qs, unquote_plus, urlsplit
 
@@ -86,17 +86,11 @@ LOGIN_KEYS = {  # of a profile, and the kind of login (auth_type of databricks-s
     "metadata_service_url": "metadata-service",
 }
 LOGIN_VARIABLES = (  # any of them says that the environment has a login for databricks-sdk
-    "DATABRICKS_AUTH_TYPE",
-    "DATABRICKS_CLIENT_ID",
-    "DATABRICKS_OIDC_TOKEN",
-    "DATABRICKS_METADATA_SERVICE_URL",
-    "DATABRICKS_GOOGLE_SERVICE_ACCOUNT",
-    "GOOGLE_CREDENTIALS",
-    "ARM_CLIENT_ID",
-    "ARM_USE_MSI",
-)
+    "DATABRICKS_AUTH_TYPE", "DATABRICKS_CLIENT_ID", "DATABRICKS_OIDC_TOKEN", "DATABRICKS_METADATA_SERVICE_URL",
+    "DATABRICKS_GOOGLE_SERVICE_ACCOUNT", "GOOGLE_CREDENTIALS", "ARM_CLIENT_ID", "ARM_USE_MSI",
+)  # fmt: skip
 MACHINE_SETTINGS = ("config_file", "databricks_cli_path", "azure_environment", "azure_tenant_id")  # not a login's own
-TWICE = "\0"  # in the name of a profile that is there before: no name has it
+TWICE = {"host": "twice"}  # in the place of a profile that is there twice
 NOTEBOOK_LOGIN = {"auth_type": "runtime"}
 # What OAuth servers (RFC 6749) and the command lines of Databricks and Azure say of a login that will not come back
 REFUSED_LOGIN = r"invalid_(client|grant|scope|request)|unauthorized_client|access_denied|auth login|az login"
@@ -125,11 +119,7 @@ RETRIES = {  # kind of error: attempts in all, seconds before the second (double
 FORMULA_STARTS = "=+@\uff1d\uff0b\uff0d\uff20-"  # of a cell; the middle ones are the full-width forms
 NOT_IN_NAMES = '/"<>,;'  # what no user name has: it would be a path, an address with a name, or several columns
 DASHES = "-\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d"  # that documents make of a -
-BUILT_INS = (  # that are used here or in step 2, but for those that notebooks replace
-    "abs", "all", "any", "bool", "bytearray", "bytes", "classmethod", "dict", "enumerate", "filter", "float", "frozenset",
-    "getattr", "globals", "hasattr", "int", "isinstance", "iter", "len", "list", "map", "max", "min", "next", "object",
-    "property", "range", "repr", "round", "set", "sorted", "str", "sum", "super", "tuple", "type", "vars", "zip",
-)  # fmt: skip
+NOT_USED = ("open", "print", "id", "input", "dir", "hash", "format")  # built-ins that may be replaced beside this
 LONGEST_LINE = 200  # characters of a message
 TELL_SECONDS = 0.5  # for what an interrupted run says, of the 2 s in which it ends
 PAGE_SIZE = 1000  # users asked for at a time; the service may send fewer
@@ -297,7 +287,7 @@ def choose_profile(option: str | None) -> tuple[str, dict[str, str], bool] | Non
     if profile not in profiles:
         where = where if named is not None else "default_profile"
         raise InventoryError(f"{where} names no profile of {path}; it has: {names_of(profiles)}")
-    if f"{profile}{TWICE}2" in profiles:
+    if profiles[profile] is TWICE:
         raise InventoryError(f"profile {profile} is there twice in {path}: take one of the two out")
     return profile, profiles[profile], named is not None
 
@@ -367,12 +357,7 @@ def profile_file() -> Path:
 def read_profiles() -> tuple[dict[str, dict[str, str]], str | None]:
     """The profiles in the profile file by name, and the one it names as default. Raises InventoryError."""
     path = profile_file()
-    times: Counter[str] = Counter()
-
-    def told_apart(header: re.Match[str]) -> str:  # the parser would merge a profile that is there twice
-        times[header[1]] += 1
-        return f"[{header[1]}]" if times[header[1]] == 1 else f"[{header[1]}{TWICE}{times[header[1]]}]"
-
+    numbers = itertools.count()
     parser = configparser.ConfigParser(
         interpolation=None,
         default_section="\0",  # [DEFAULT] is not inherited
@@ -381,25 +366,27 @@ def read_profiles() -> tuple[dict[str, dict[str, str]], str | None]:
     try:
         data = path.read_bytes()
         text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig", "replace")
-        parser.read_string(re.sub(r"^\[ *(.+?) *\]", told_apart, text, flags=re.M))
+        # Numbered: the parser would merge a profile that is there twice.
+        parser.read_string(re.sub(r"^\[ *(.+?) *\]", lambda at: f"[{at[1]}\0{next(numbers)}]", text, flags=re.M))
     except configparser.Error as error:  # whose message would show the line, and so the token
         line = getattr(error, "lineno", None) or next((number for number, _ in getattr(error, "errors", [])), "?")
         raise InventoryError(f"{path}, line {line}: not a profile file (INI)") from None
     except OSError as error:
         raise InventoryError(f"{path} cannot be read: {error.strerror}") from error
-    profiles = {name: dict(parser.items(name)) for name in parser.sections()}
-    for name, values in profiles.items():
-        for key, value in values.items():
+    profiles: dict[str, dict[str, str]] = {}
+    for section in parser.sections():
+        name = section.partition("\0")[0]
+        profiles[name] = TWICE if name in profiles else dict(parser.items(section))
+        for key, value in profiles[name].items():
             if "\n" in value:
                 raise InventoryError(f"{key} of profile {name} in {path} goes over two lines, one begins with a blank")
-            values[key] = unquoted(value)
-    file_settings = profiles.pop("__settings__", {})
-    return profiles, file_settings.get("default_profile")
+            profiles[name][key] = unquoted(value)
+    return profiles, profiles.pop("__settings__", {}).get("default_profile")
 
 
 def names_of(profiles: dict[str, dict[str, str]]) -> str:
     """For a message."""
-    return one_line(", ".join(name for name in profiles if profiles[name] and TWICE not in name), 80) or "none"
+    return one_line(", ".join(name for name in profiles if profiles[name]), 80) or "none"
 
 
 def read_environment() -> tuple[str, str]:
@@ -619,28 +606,6 @@ def retry_wait(error: DatabricksError, attempts: int, jitter: float) -> float | 
     return max(jittered, error.retry_after)
 
 
-class Adapter(requests.adapters.HTTPAdapter):
-    """With the certificates of a context, if there is one, besides those of requests."""
-
-    def __init__(self, context: ssl.SSLContext | None, threads: int):
-        self.tls: dict[str, Any] = {"ssl_context": context} if context else {}
-        super().__init__(pool_connections=1, pool_maxsize=threads)
-
-    def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **more: Any) -> None:
-        super().init_poolmanager(connections, maxsize, block, **more, **self.tls)
-
-    def proxy_manager_for(self, proxy: str, **more: Any) -> Any:
-        return super().proxy_manager_for(proxy, **more, **self.tls)
-
-
-def system_certificates() -> ssl.SSLContext | None:
-    """The system's, where truststore is installed, which knows those of a company, too."""
-    if not find_spec("truststore"):
-        return None
-    context: ssl.SSLContext = import_module("truststore").SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    return context
-
-
 class DatabricksClient:
     """The one place that makes requests. attempt() tries once, get() tries again and waits in between."""
 
@@ -664,8 +629,11 @@ class DatabricksClient:
         # Proxies and CA bundle: read from the environment once. A session would do it, and more, at every request.
         with requests.Session() as session:
             self.settings: dict[str, Any] = {**session.merge_environment_settings(config.host, {}, True, None, None)}
-        # A file of certificates that is named wins over the system's.
-        self.adapter = Adapter(system_certificates() if self.settings["verify"] is True else None, threads)
+        self.adapter = requests.adapters.HTTPAdapter(pool_connections=1, pool_maxsize=threads)
+        if self.settings["verify"] is True and find_spec("truststore"):  # else a file of certificates is named
+            tls = {"ssl_context": import_module("truststore").SSLContext(ssl.PROTOCOL_TLS_CLIENT)}
+            self.adapter.init_poolmanager(1, threads, **tls)
+            self.adapter.proxy_manager_for = partial(self.adapter.proxy_manager_for, **tls)  # type: ignore[method-assign]
         if config.host.startswith("http:"):  # a loopback address: through a proxy the token would travel unencrypted
             self.settings["proxies"] = {}
 
@@ -722,7 +690,8 @@ class DatabricksClient:
     def send(self, token: str, api_path: str, params: dict[str, Any]) -> tuple[requests.Response, Bytes]:
         """The answer, for its status and headers, and its body as read_body() has it."""
         url = self.config.host + api_path
-        request = requests.Request("GET", url, self.headers, params=params, auth=partial(authorize, token)).prepare()
+        headers = self.headers | {"Authorization": f"Bearer {token}"}
+        request = requests.Request("GET", url, headers, params=params).prepare()
         try:
             sent = self.adapter.send(request, timeout=(CONNECT_SECONDS, READ_SECONDS), **self.settings)
         except (TypeError, UnicodeError, urllib3.exceptions.LocationParseError):  # of a proxy whose URL is none
@@ -755,12 +724,6 @@ class DatabricksClient:
     def mask(self, text: str) -> str:
         """The text without the tokens that were sent."""
         return masked(text, tuple(self.tokens))
-
-
-def authorize(token: str, request: requests.PreparedRequest) -> requests.PreparedRequest:
-    """As an auth object of requests: a header set on the session would be replaced from ~/.netrc."""
-    request.headers["Authorization"] = f"Bearer {token}"
-    return request
 
 
 def read_body(response: requests.Response) -> bytearray:
@@ -1287,9 +1250,6 @@ def log_in(args: argparse.Namespace) -> DatabricksConfig:
     """The login that the options ask for, named in a line."""
     config = load_databricks_config(args.profile, args.workspace_url, args.token)
     tell(f"Workspace {config.workspace}, login from {config.source}")
-    path = profile_file()
-    if config.source.startswith("profile ") and not ON_WINDOWS and path.stat().st_mode & 0o077:
-        logger.warning("%s is open to other users of this machine: chmod 600 %s", path, shlex.quote(str(path)))
     return config
 
 
@@ -1363,13 +1323,13 @@ def log_on_stderr() -> Iterator[None]:
 
 def check_built_ins(names: dict[str, Any]) -> None:
     """Raises InventoryError where a cell has replaced a built-in that code uses which was pasted beside it."""
-    ours = builtins.__dict__
-    replaced = [name for name in BUILT_INS if names.get(name, ours[name]) is not ours[name]]
-    if replaced:
-        raise InventoryError(
-            f"a cell has replaced Python's {', '.join(replaced)} (`import *` of pyspark or numpy does): "
-            "put both files beside the notebook, by %%writefile, and import them"
-        )
+    for name, built_in in builtins.__dict__.items():
+        is_pythons = isinstance(built_in, (builtins.type, BuiltinFunctionType)) and name not in NOT_USED
+        if is_pythons and names.get(name, built_in) is not built_in:
+            raise InventoryError(
+                f"a cell has replaced Python's own {name} (`import *` of pyspark or numpy does): put both files beside "
+                "the notebook by %%writefile, and import them"
+            )
 
 
 def run_command(parser: Parser, argv: list[str] | None, run: Callable[[argparse.Namespace], int]) -> int:
