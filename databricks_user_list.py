@@ -1324,8 +1324,8 @@ def log_on_stderr() -> Iterator[None]:
 def check_built_ins(names: dict[str, Any]) -> None:
     """Raises InventoryError where a cell has replaced a built-in that code uses which was pasted beside it."""
     for name, built_in in builtins.__dict__.items():
-        is_pythons = isinstance(built_in, (builtins.type, BuiltinFunctionType)) and name not in NOT_USED
-        if is_pythons and names.get(name, built_in) is not built_in:
+        is_pythons = isinstance(built_in, (builtins.type, BuiltinFunctionType)) and not name.startswith("_")
+        if is_pythons and name not in NOT_USED and names.get(name, built_in) is not built_in:
             raise InventoryError(
                 f"a cell has replaced Python's own {name} (`import *` of pyspark or numpy does): put both files beside "
                 "the notebook by %%writefile, and import them"
