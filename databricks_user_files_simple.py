@@ -138,6 +138,7 @@ LAST_QUESTION = 60.0  # seconds between two of them, to which they double
 LONGEST_WAIT = 0.2  # seconds that the gathering thread waits for an answer: no signal comes through then (Windows)
 DEFAULT_THREADS = 16
 MOST_THREADS = 64
+MOST_RATE = 1000  # requests/s, of --rate
 OPEN_USERS = 500  # scanned at the same time at most: bounds the memory
 CHECKPOINT_FILE = ".checkpoint_progress.json"
 SYNC_SECONDS = 1.0
@@ -793,7 +794,7 @@ def next_rate(rate: float, limited: bool, achieved: float, row: int, quiet: floa
     it would run away.
     """
     reached = max(achieved, FIRST_RATE)
-    if limited and rate == math.inf:
+    if limited and rate > 2 * reached:
         return reached
     if limited:
         return max(rate * (1 - 1 / (row + 10)), LOWEST_RATE)
@@ -830,9 +831,10 @@ class Pacer:
     workers were answered comes late and in lumps, so it counts for the pace alone, as of when their batch left.
     """
 
-    def __init__(self, file_system: str) -> None:
+    def __init__(self, file_system: str, ceiling: float) -> None:
         self.file_system = file_system
-        self.rate = math.inf
+        self.ceiling = ceiling  # requests/s
+        self.rate = ceiling
         self.lent = 0.0  # of the rate, to batches
         self.listed_last = ""  # the directory of that API which this process listed last
         self.next_at = 0.0
@@ -861,7 +863,7 @@ class Pacer:
         if sent_at > self.changed_at:  # else it says nothing about the rate of now
             self.row += 1
             achieved = len(self.recent) / RECENT_SECONDS
-            self.rate = next_rate(self.rate, False, achieved, self.row, now - self.changed_at)
+            self.rate = min(next_rate(self.rate, False, achieved, self.row, now - self.changed_at), self.ceiling)
 
     def limited(self, sent_at: float, now: float) -> bool:
         """Less, after a 429. Returns whether it counts: the last change was for all that had left by then."""
@@ -1216,12 +1218,19 @@ class Crawler:
     and takes its reports. Other threads tell it what they have by a call in `answers`.
     """
 
-    def __init__(self, client: DatabricksClient, tally: Tally, threads: int, cluster: Cluster | None = None):
+    def __init__(
+        self,
+        client: DatabricksClient,
+        tally: Tally,
+        threads: int,
+        cluster: Cluster | None = None,
+        rate: float | None = None,
+    ):
         self.client = client
         self.tally = tally
         self.frontier = tally.frontier
         self.threads = threads
-        self.pacers = {name: Pacer(name) for name in FILE_SYSTEMS}
+        self.pacers = {name: Pacer(name, rate or math.inf) for name in FILE_SYSTEMS}
         self.work: queue.SimpleQueue[tuple[str, str, Take] | None] = queue.SimpleQueue()
         self.answers: queue.Queue[Callable[[], None]] = queue.Queue()  # a SimpleQueue's time-out may hang (Python 3.10)
         self.in_flight = 0
@@ -1644,10 +1653,14 @@ class Cluster:
         logger.warning("%s; this machine goes on alone", reason)
 
     def lend_pace(self, crawler: Crawler, now: float) -> None:
-        """Tells the pacers what the batches under way use. Those that are only on their way home use nothing."""
-        asking = [batch.rates for batch in self.out if now < batch.sent_at + batch.seconds]
+        """Tells the pacers what the batches under way use. Those that are only on their way home use nothing.
+
+        Below a ceiling they may: a worker that began late asks for longer.
+        """
         for name, pacer in crawler.pacers.items():
-            pacer.lent = sum(rates[name] for rates in asking if rates.get(name, math.inf) < math.inf)
+            asking = [batch for batch in self.out if now < batch.sent_at + batch.seconds or pacer.ceiling < math.inf]
+            shares = [batch.rates.get(name, math.inf) for batch in asking]
+            pacer.lent = sum(share for share in shares if share < math.inf)
 
     def send_batch(self, crawler: Crawler, now: float) -> bool:
         """Sends one, if there are a free slot, enough to do, and pace to share."""
@@ -1705,7 +1718,7 @@ class Cluster:
     def take_limit(self, crawler: Crawler, pacer: Pacer, sent_at: float, now: float) -> None:
         """A 429 that a worker was answered, as of the time at which its batch left."""
         crawler.client.statistics["rate_limited"] += 1
-        is_first = pacer.rate == math.inf
+        is_first = pacer.rate == pacer.ceiling
         if pacer.limited(sent_at, now) and is_first:
             self.most_out = 1
 
@@ -2416,14 +2429,16 @@ def scan_users(
     everyone: Iterable[str] = (),
     cluster: Cluster | None = None,
     files: str | Path | None = None,
+    rate: float | None = None,
 ) -> Iterator[UserResult]:
     """Scans users from this process; yields each result when it is complete, nearly in order.
 
     `on_tick` is called at least once a second. `everyone` names further users of the same inventory, whose homes are
     not anybody else's in other letter case. `files` names a CSV (.gz: gzipped) that gets a row for each file of these
-    users, FILE_COLUMNS; it is written when the last result has been taken. Directories that could not be listed are in
-    the results. Raises TypeError for one text or a DataFrame, ValueError for a name that is none, InventoryError if the
-    login is refused, the workspace stays away, or the CSV cannot be written.
+    users, FILE_COLUMNS; it is written when the last result has been taken. `rate` is the most requests/s to each file
+    system, 1 to MOST_RATE. Directories that could not be listed are in the results. Raises TypeError for one text or a
+    DataFrame, ValueError for a name or a rate that is none, InventoryError if the login is refused, the workspace stays
+    away, or the CSV cannot be written.
     """
     check_built_ins(globals())
     if isinstance(usernames, (str, bytes)) or hasattr(usernames, "columns"):
@@ -2432,6 +2447,8 @@ def scan_users(
     for name in names:
         check_username(name)
     names = list(dict.fromkeys(names))
+    if rate is not None and not 1 <= rate <= MOST_RATE:
+        raise ValueError(f"rate is to be from 1 to {MOST_RATE} requests/s")
     if files is not None:
         check_output(files := lasting(str(files)))
     client = client or DatabricksClient(config, threads)
@@ -2440,7 +2457,7 @@ def scan_users(
     left = {name: homes[name] for name in names}
     unknown = find_unknown(client, left, folders)
     with open_journal(None, None if files is None else str(files), set()) as journal:
-        for result in crawl(left, client, threads, admin, lambda _: on_tick(), cluster, journal):
+        for result in crawl(left, client, threads, admin, lambda _: on_tick(), cluster, journal, rate):
             tell_unknown(result, unknown)
             if journal:
                 journal.want(result)
@@ -2458,10 +2475,11 @@ def crawl(
     on_tick: Callable[[Tally], None],
     cluster: Cluster | None = None,
     journal: Journal | None = None,
+    rate: float | None = None,
 ) -> Generator[UserResult, None, None]:
     """scan_users() where everybody's homes are known; the journal gets every listing."""
     tally = Tally(homes, client.statistics, admin, journal)
-    yield from Crawler(client, tally, threads, cluster).run(on_tick)
+    yield from Crawler(client, tally, threads, cluster, rate).run(on_tick)
     if tally.open or tally.opened < len(homes):
         raise RuntimeError("the scan ended before its last user")
 
@@ -3097,6 +3115,12 @@ def build_parser() -> Parser:
         default=DEFAULT_THREADS,
         help="requests in flight at the most, 1 to 64 (default: %(default)s)",
     )
+    parser.add_argument(
+        "--rate",
+        metavar="N",
+        type=partial(whole_number, most=MOST_RATE),
+        help="requests a second at the most to each file system, 1 to 1000 (default: what the service allows)",
+    )
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--cluster-id", metavar="ID", help="spread the scan over this Databricks cluster")
     where.add_argument(
@@ -3233,7 +3257,7 @@ def scan_left(
     tell_homes({name: left[name] for name in left if name not in begun})
     cluster = choose_cluster(args, client.config)
     progress = Progress(len(homes), len(homes) - len(left), client.statistics, args.quiet)
-    results = crawl(left, client, args.threads, admin, progress.tick, cluster, journal)
+    results = crawl(left, client, args.threads, admin, progress.tick, cluster, journal, args.rate)
     with closing(progress), closing(results):  # an interrupt ends the cluster before it is told
         for result in results:
             tell_unknown(result, unknown)

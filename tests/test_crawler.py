@@ -15,7 +15,7 @@ from random import Random
 import pytest
 
 from databricks_user_files_simple import next_rate, scan_dbfs, scan_user_directory, scan_users, scan_workspace
-from databricks_user_list import InventoryError
+from databricks_user_list import DatabricksConfig, InventoryError
 from tests.fake import FakeDatabricks, Fault, dbfs_directory, dbfs_file
 from tests.helpers import (
     ANN,
@@ -268,6 +268,26 @@ def test_time_that_was_lost_is_not_made_up_for_by_a_burst(clock, recorder):
         server.change(faults=[recorder, Fault("429", api="dbfs", path=HOME, times=1)])
         assert crawl(server, clock, threads=4, on_tick=lose_a_minute)[ANN].file_count == 200
     assert sum(gaps_of(recorder, lost[0] + 2)[:10]) > 0.1
+
+
+@pytest.mark.parametrize("rate", [1, 10, 60])
+def test_a_rate_is_the_most_there_are_of_each_api_from_the_first_user_on(clock, recorder, rate):
+    """Whatever was answered meanwhile: here ten seconds of 429s."""
+    with wide_server(40 if rate == 1 else 400) as server:
+        limited = rule("429", lambda *_: 1002 < clock.now < 1012)
+        server.change(faults=[recorder, limited])
+        assert crawl(server, clock, rate=rate)[ANN].status == "success"
+    times = [now for now, api, _ in recorder.seen if api == "dbfs"]
+    for first in times:
+        assert sum(first <= now < first + 10 for now in times) <= 10 * rate + 1
+    before = [now for now in times if now < 1002]
+    assert len(before) >= 0.9 * 2 * rate
+
+
+@pytest.mark.parametrize("rate", [0, 0.5, 1001])
+def test_a_rate_that_is_none_is_refused(rate):
+    with pytest.raises(ValueError, match="1 to 1000"):
+        next(scan_users([ANN], DatabricksConfig("https://example.com", "token", ""), rate=rate))
 
 
 # Pauses: an outage, or only those directories
