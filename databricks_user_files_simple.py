@@ -3220,7 +3220,7 @@ def scan_into(
     with open_journal(checkpoint.journal_path, args.files, scans) as journal:
         checkpoint.journal = journal
         cluster = scan_left(checkpoint, homes, folders, admin, client, args)
-        client.adapter.close()  # what idle connections hold, the outputs may need
+        client.close()  # what idle connections hold, the outputs may need
         saved = checkpoint.path is not None
         summary = Summary(client.config.workspace, kinds, args.before)
         failures = write_results(lambda: map(checkpoint.load, homes), summary, args, journal, saved)

@@ -637,6 +637,12 @@ class DatabricksClient:
         if config.host.startswith("http:"):  # a loopback address: through a proxy the token would travel unencrypted
             self.settings["proxies"] = {}
 
+    def close(self) -> None:
+        """Closes idle connections, which HTTPAdapter.close() leaves to the garbage collector with urllib3 2."""
+        for manager in (self.adapter.poolmanager, *self.adapter.proxy_manager.values()):
+            for pool in map(manager.pools.get, manager.pools.keys()):
+                pool.close()
+
     def get(self, api_path: str, params: dict[str, Any], parse: Callable[[Any], Returned]) -> Returned:
         """attempt(), as often as RETRIES says. A host that was never reached is not asked again."""
         attempts = 0
@@ -1414,7 +1420,7 @@ def check_username(username: str) -> None:
     Whoever is nobody would have no home, and so an inventory of nothing that looks right.
     """
     if not isinstance(username, str):  # from Python: NaN of a table, None, bytes
-        raise ValueError(f"{one_line(repr(username), 200)} is not a user name: it is no text")
+        raise ValueError(f"{one_line(repr(username), 60)} is not a user name: it is no text")
     hidden = [sign for sign in username if unicodedata.category(sign) in ("Cc", "Cf", "Cs")]
     reason = ""
     if username in ("", ".", ".."):
@@ -1426,7 +1432,7 @@ def check_username(username: str) -> None:
     elif username.startswith("'") or username.endswith("'"):
         reason = "it begins or ends with an apostrophe"
     if reason:
-        raise ValueError(f"{one_line(repr(username), 200)} is not a user name: {reason}")
+        raise ValueError(f"{one_line(repr(username), 60)} is not a user name: {reason}")
 
 
 def list_users(
@@ -1544,7 +1550,7 @@ def run_user_list(args: argparse.Namespace) -> int:
         place = config.workspace
         raise InventoryError(f"nothing was written, the users of {place} could not be listed: {error}") from error
     taken = leave_out_odd(rows)
-    client.adapter.close()  # what idle connections hold, the output may need
+    client.close()  # what idle connections hold, the output may need
     write_users(taken, args.output)
     logger.info("%s", counted(len(taken), "user"))
     return 1 if missing or len(taken) < len(rows) else 0

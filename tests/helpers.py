@@ -376,7 +376,7 @@ def crawl(
     with ended_threads():
         names = names or server.user_names
         results = list(scanner.scan_users(names, client.config, threads, client=client, on_tick=tick, **more))
-    client.adapter.close()
+    client.close()
     assert len(results) == len({result.username for result in results})
     return {result.username: result for result in results}
 
