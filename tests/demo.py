@@ -21,6 +21,10 @@ from tests.fake import FakeDatabricks
 ROOT = Path(__file__).resolve().parent.parent
 INTERRUPT_AFTER = 6  # seconds
 LIMITS = {"dbfs": 30, "workspace": 50}  # requests/s, as published
+NEXT = """Next, with your own workspace:
+  1. "Log in" in README.md
+  2. python databricks_user_list.py -o users.csv
+  3. python databricks_user_files_simple.py --users-file users.csv -o inventory.csv"""
 SHAPES = {17: "small", 23: "small"}  # instead of the giant and the deep user, who take a minute at these limits
 
 
@@ -38,26 +42,14 @@ def main() -> int:
         type_command(scan, folder, environment, interrupt_after=INTERRUPT_AFTER)
         say("It goes on where it stopped:")
         type_command(f"{scan} --resume", folder, environment)
-        return show_result(Path(folder) / "inventory.csv", server)
-
-
-def show_result(path: Path, server: FakeDatabricks) -> int:
-    """The CSV, compared with the truth; the exit code."""
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    say("The first rows of inventory.csv:")
-    print(*text.splitlines()[:6], sep="\n", flush=True)
-    rows = {row["username"]: (row["file_count"], row["total_size"]) for row in csv.DictReader(text.splitlines())}
-    truths = map(server.truth, server.user_names)
-    if rows != {truth.username: (str(truth.file_count), str(truth.total_size)) for truth in truths}:
-        print("\nThe rows are WRONG.")
-        return 1
-    print(
-        f"\nAll {len(rows)} rows equal what the fake workspace holds.\n\nNext, with your own workspace:\n"
-        '  1. "Log in" in README.md\n'
-        "  2. python databricks_user_list.py -o users.csv\n"
-        "  3. python databricks_user_files_simple.py --users-file users.csv -o inventory.csv"
-    )
-    return 0
+        text = (Path(folder) / "inventory.csv").read_text(encoding="utf-8")
+        say("The first rows of inventory.csv:")
+        print(*text.splitlines()[:6], sep="\n", flush=True)
+        if list(csv.DictReader(text.splitlines())) != [server.truth(name).row for name in server.user_names]:
+            print("\nThe rows are WRONG.")
+            return 1
+        say(f"All {len(server.user_names)} rows equal what the fake workspace holds. {NEXT}")
+        return 0
 
 
 def type_command(words: str, folder: str, environment: dict[str, str], interrupt_after: float | None = None) -> None:

@@ -280,7 +280,7 @@ def run_here(many, log, monkeypatch, capsys):
 
 
 def cluster(state):
-    return {"c": [{"state": state, "state_message": "Inactive for 60 minutes."}]}
+    return {"c": {"state": state, "state_message": "Inactive for 60 minutes."}}
 
 
 @pytest.mark.parametrize(("words", "blocked", "clusters", "texts"), [

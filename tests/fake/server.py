@@ -49,7 +49,7 @@ class Settings:
     workspace_ids: of a unified host: a request has to name one of them in X-Databricks-Workspace-Id.
     forms: in which answers come, each path in one of them: see in_form(). encoding: what Content-Encoding claims.
     outage: None, `close` or `503`. groups: None leaves them out of Me; else names, by default those that admin implies.
-    clusters: id -> what clusters/get shows of it, or a list of what it shows in turn, the last one for good.
+    clusters: id -> what clusters/get shows of it.
     """
 
     latency: float = 0.0
@@ -345,10 +345,7 @@ class FakeDatabricks:
             elif not f"{path}/".startswith(f"{own}/"):
                 entries = None
         if entries is None:
-            message = (
-                f"No file or directory exists on path {path}." if api == "dbfs" else f"Path ({path}) doesn't exist."
-            )
-            return error_answer(api, 404, "RESOURCE_DOES_NOT_EXIST", message)
+            return error_answer(api, 404, "RESOURCE_DOES_NOT_EXIST", f"Path ({path}) doesn't exist.")
         return Answer(200, encode({"files" if api == "dbfs" else "objects": entries}) if entries else b"{}")
 
     def caller(self) -> str:
@@ -365,12 +362,9 @@ class FakeDatabricks:
         return Answer(200, encode(resource))
 
     def cluster(self, cluster_id: str) -> Answer:
-        """A cluster, in the next of its states."""
         shown = self.settings.clusters.get(cluster_id)
         if not shown:
             return error_answer("clusters", 400, "INVALID_PARAMETER_VALUE", f"Cluster {cluster_id} does not exist")
-        if isinstance(shown, list):
-            shown = shown.pop(0) if len(shown) > 1 else shown[0]
         return Answer(200, encode({"cluster_id": cluster_id, **shown}))
 
     def login_endpoints(self, path: str) -> dict[str, str]:
