@@ -18,7 +18,6 @@ from tests.helpers import (
     FILE_SYSTEMS,
     HOME,
     FakeClock,
-    assert_all_true,
     assert_truth,
     crawl,
     figures,
@@ -97,15 +96,12 @@ def test_what_the_workspace_shows_is_a_file_but_for_folders_and_its_size_counts_
 
 def test_the_newest_modification_is_told(clock):
     times = [1_700_000_001_007, 1_700_000_000_007, 32_503_680_000_000, -1, "soon"]  # none is told from the year 3000 on
+    listed = {f"{HOME}/{name}": [dbfs_file(f"{HOME}/{name}/{at}", 2**53 + 1, at) for at in times] for name in "ab"}
     with small_server() as server:
-        server.add_tree("dbfs", {f"{HOME}/a": [dbfs_file(f"{HOME}/a/{at}", 2**53 + 1, at) for at in times]})
-        server.add_tree("dbfs", {f"{HOME}/b": [dbfs_file(f"{HOME}/b/x", 1, times[2])]})
-        result = crawl(server, clock, file_systems=("dbfs",))[ANN]
-        server.add_tree("dbfs", {HOME: [dbfs_directory(f"{HOME}/b")]})
-        none = crawl(server, clock, file_systems=("dbfs",))[ANN]
-    assert (result.status, result.dbfs.last_modified) == ("success", "2023-11-14T22:13:21Z")
-    assert result.total_size == 5 * (2**53 + 1) + 5 + 1
-    assert (none.status, none.dbfs.last_modified) == ("success", "")
+        server.add_tree("dbfs", listed)
+        found = crawl(server, clock, file_systems=("dbfs",))[ANN].dbfs
+    assert (found.bytes, found.last_modified) == (10 * (2**53 + 1) + 5, "2023-11-14T22:13:21Z")
+    assert parse_listing("dbfs", B, {"files": listed[B][2:]}).totals.last_modified == ""
 
 
 # A failed listing is never an empty directory
@@ -144,15 +140,6 @@ def test_what_cannot_be_listed_is_in_its_users_row(clock, kind):
     assert (found[CAL].status, found[CAL].file_source) == ("partial", "dbfs")
     assert figures(found[CAL]) == (4, 128, 4, 0, 0, 0)
     assert (clock.waits == []) == (kind in REFUSED)
-
-
-@pytest.mark.parametrize("kind", MENDED)
-def test_what_fails_once_is_tried_again_and_counted_once(clock, kind):
-    times = 1 if kind == "slow" else 2
-    with small_server() as server:
-        server.change(faults=[Fault(**MENDED[kind], api="dbfs", path=path, times=times) for path in (HOME, B)])
-        assert_all_true(server, crawl(server, clock))
-        assert [server.requests["dbfs", path] for path in (HOME, B)] == [times + 1] * 2
 
 
 # What is a listing
