@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 import databricks_user_files_simple as scanner
-import databricks_user_list
 from tests.fake import FORMS, FakeDatabricks, Fault
 from tests.fake.awkward import make_world, passing_faults
 from tests.helpers import (
+    FILE_SYSTEMS,
     SCANNER,
     config_of,
-    log_in,
+    make_client,
     needs_posix,
     read_file_rows,
     running,
@@ -26,18 +26,17 @@ from tests.helpers import (
     write_users,
 )
 
-COLUMNS = ["username", "file_count", "total_size", "total_size_gb", "status", "file_source", "error"]
 OUTPUTS = ("--users-file", "users.txt", "-o", "out.csv", "--details", "details.jsonl", "--files", "files.csv")
 
 
 def assert_truth(world, rows, details):
     """Every column of every row, in the order of the users; what --details has of each file system; every file."""
-    assert read_file_rows() == world.file_rows()
     truths = list(map(world.truth, world.usernames))
+    assert read_file_rows() == world.file_rows()
     assert rows == [truth.row for truth in truths]
     for truth, found in zip(truths, details, strict=True):
         assert (found["username"], found["status"]) == (truth.username, truth.row["status"])
-        for file_system in ("dbfs", "workspace"):
+        for file_system in FILE_SYSTEMS:
             expected = vars(getattr(truth, file_system))
             shown = {key: found[file_system][key] for key in expected}
             if truth.username.startswith("deleted"):  # nobody can say whether the folder is in the types
@@ -47,17 +46,14 @@ def assert_truth(world, rows, details):
 
 def assert_results(world, results):
     """The same of results, which come in any order."""
-    found = {result.username: result for result in results}
-    rows = [{key: str(value) for key, value in found[name].row().items()} for name in world.usernames]
-    assert_truth(world, rows, [found[name].as_dict() for name in world.usernames])
+    found = sorted(results, key=lambda result: world.usernames.index(result.username))
+    rows = [{key: str(value) for key, value in result.row().items()} for result in found]
+    assert_truth(world, rows, [result.as_dict() for result in found])
 
 
 def assert_outputs(world):
     """The same of the files that a command has written."""
-    with open("out.csv", encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        rows = list(reader)
-    assert reader.fieldnames == COLUMNS
+    rows = list(csv.DictReader(Path("out.csv").read_text(encoding="utf-8").splitlines()))
     details = [json.loads(line) for line in Path("details.jsonl").read_text(encoding="utf-8").splitlines()]
     assert_truth(world, rows, details)
 
@@ -76,29 +72,25 @@ def server(world):
 
 @pytest.mark.parametrize("threads", [1, 16])
 def test_the_function(world, server, clock, threads):
-    config = config_of(server)
-    client = databricks_user_list.DatabricksClient(config, threads, clock=clock, sleep=clock.sleep)
-    assert_results(world, scanner.scan_users(world.usernames, config, threads, client=client, files="files.csv"))
+    client = make_client(server, clock, threads)
+    assert_results(world, scanner.scan_users(world.usernames, client.config, threads, client=client, files="files.csv"))
 
 
-def test_the_command_in_this_process(world, server, hasty, monkeypatch):
-    log_in(monkeypatch, server)
-    assert scanner.main([*OUTPUTS]) == 1
+def test_the_command_in_this_process(world, server, hasty, scan):
+    assert scan(server, *OUTPUTS).code == 1
     assert_outputs(world)
 
 
 @needs_posix
 def test_the_command_that_was_killed_and_goes_on(world, server, command, login):
-    gate = Fault("hang", seconds=600)
-    gate.applies = lambda *_: len(saved_users()) >= 4
+    gate = Fault("hang", seconds=600, when=lambda: len(saved_users()) >= 4)
     server.change(faults=[*server.settings.faults, gate])
     with running(server, login, *OUTPUTS) as process:
         until(lambda: process.poll() is not None or gate.hits, 60)
         process.kill()
         process.communicate()
     assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
-    assert len(saved_users()) >= 4
-    gate.applies = lambda *_: False
+    server.change(faults=server.settings.faults[:-1])
     ended = command(SCANNER, *OUTPUTS, "--resume", env=login(server), timeout=120)
     assert ended.code == 1, ended
     assert_outputs(world)
@@ -109,6 +101,5 @@ def test_the_function_on_a_cluster(spark, hasty, monkeypatch):
     world = make_world(bulk=8, directories=25)
     served = FakeDatabricks(world, faults=passing_faults(), forms=FORMS)
     with served as server, slow_until(server, workers_help(server)):
-        names = world.usernames
-        results = scanner.process_user_batch_parallel(spark, names, config_of(server), 4, files="files.csv")
-        assert_results(world, results)
+        names, config = world.usernames, config_of(server)
+        assert_results(world, scanner.process_user_batch_parallel(spark, names, config, 4, files="files.csv"))
