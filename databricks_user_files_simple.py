@@ -1133,9 +1133,8 @@ class Tally:
         elif error.kind == "not found":
             self.not_found(directory)
         elif directory.missing:  # nobody can tell about what answered 404
-            self.decide(
-                directory, {missing.path for missing in directory.missing}, f"404, and of its directory: {error}"
-            )
+            paths = {missing.path for missing in directory.missing}
+            self.decide(directory, paths, f"404, and of its directory: {error}")
         else:
             self.give_up(directory, str(error))
         self.settle(directory.user)
@@ -2095,16 +2094,20 @@ def lines_of(file: IO[bytes]) -> IO[bytes]:
     return open(file.fileno(), "rb", closefd=False)
 
 
+def cannot_keep(path: Path | None, error: OSError) -> InventoryError:
+    return InventoryError(
+        f"{path or tempfile.gettempdir()}: nothing can be kept here ({error.strerror or error}); make room, "
+        "or name a checkpoint on a local disk with --checkpoint"
+    )
+
+
 @contextmanager
 def checkpoint_errors(path: Path | None) -> Iterator[None]:
     """Turns what the disk refuses into an InventoryError."""
     try:
         yield
     except OSError as error:
-        raise InventoryError(
-            f"{path or tempfile.gettempdir()}: nothing can be kept here ({error.strerror or error}); make room, "
-            "or name a checkpoint on a local disk with --checkpoint"
-        ) from error
+        raise cannot_keep(path, error) from error
 
 
 @contextmanager
@@ -2279,17 +2282,18 @@ class Journal:
         self.path = path
         self.csv_path = csv_path
         self.in_progress: dict[str, Begun | OpenUser] = {}  # by username
-        self.earlier: Counter[str] = Counter()  # rows of each scan of earlier runs
+        self.rows: Counter[str] = Counter()  # rows of each scan of earlier runs
         self.replay(saved)
-        file.seek(0, os.SEEK_END)
-        self.write(b"\n")  # so that a last line that a kill has torn is one of its own
+        with checkpoint_errors(path):
+            file.seek(0, os.SEEK_END)
+            write_all(file, b"\n")  # so that a last line that a kill has torn is one of its own
         self.wanted: dict[str, tuple[str, int]] = {}  # scans for the CSV: the user, and how many files there are
 
     def replay(self, saved: set[str]) -> None:
         """Takes up the last scan of each user that is not in the checkpoint."""
         begun: dict[str, Begun] = {}
         for scan, record in self.read(set() if self.csv_path is not None else saved):
-            self.earlier[scan] += record.get("rows", 0)
+            self.rows[scan] += record.get("rows", 0)
             if "username" in record:
                 username = record.pop("username")
                 if before := self.in_progress.pop(username, None):
@@ -2301,28 +2305,23 @@ class Journal:
 
     def keep(self, homes: dict[str, dict[str, Home]], admin: bool) -> None:
         """Of these users, who are to be scanned, forgets those who have to begin anew, and says why."""
-        reasons: dict[str, list[str]] = {}
-        for name in homes.keys() & self.in_progress.keys():
+        dropped: dict[str, list[str]] = {}
+        for name in sorted(homes.keys() & self.in_progress.keys()):
             begun = self.in_progress[name]
-            if isinstance(begun, Begun) and (reason := self.why_not(begun, homes[name], admin)):
+            assert isinstance(begun, Begun)
+            files = sum(totals.files for totals in begun.totals.values())
+            reasons = {
+                "whose homes are others by now": begun.homes != {at: home.path for at, home in homes[name].items()},
+                "begun by another kind of login": begun.admin != admin,
+                "begun more than a week ago": time.time() - begun.began > LONGEST_PROGRESS,
+                "with no rows for --files from before": self.csv_path is not None and self.rows[begun.scan] != files,
+            }
+            if any(reasons.values()):
                 del self.in_progress[name]
-                reasons.setdefault(reason, []).append(name)
-        for reason, names in reasons.items():
+                dropped.setdefault(max(reasons, key=lambda reason: reasons[reason]), []).append(name)
+        for reason, names in dropped.items():
             users = counted(len(names), "user")
-            logger.info("%s in progress from the beginning, %s: the first is %s", users, reason, min(names))
-
-    def why_not(self, begun: Begun, homes: dict[str, Home], admin: bool) -> str:
-        """Why a user cannot go on from where an earlier run was; "" if that is possible."""
-        if begun.homes != {name: home.path for name, home in homes.items()}:
-            return "whose homes are others by now"
-        if begun.admin != admin:
-            return "begun by another kind of login"
-        if time.time() - begun.began > LONGEST_PROGRESS:
-            return "begun more than a week ago"
-        files = sum(totals.files for totals in begun.totals.values())
-        if self.csv_path is not None and self.earlier[begun.scan] != files:
-            return "with no rows for --files from before"
-        return ""
+            logger.info("%s in progress from the beginning, %s: the first is %s", users, reason, names[0])
 
     def begin(self, username: str, begun: Begun) -> Begun:
         """The user as an earlier run has left it; else as given, with its first line."""
@@ -2331,7 +2330,7 @@ class Journal:
             return before
         self.in_progress[username] = begun
         head = {"username": username, "homes": begun.homes, "admin": begun.admin, "began": begun.began}
-        self.write_line({"scan": begun.scan, **head})
+        self.write({"scan": begun.scan, **head})
         return begun
 
     def add(
@@ -2351,15 +2350,15 @@ class Journal:
         elif self.csv_path is not None and listing.files:
             start = f"{csv_cell(safe_cell(user.username))},{directory.file_system}"
             record |= {"rows": found.files, "csv": "".join([file_row(start, entry) for entry in listing.files])}
-        self.write_line(record)
+        self.write(record)
 
-    def write_line(self, record: dict[str, Any]) -> None:
+    def write(self, record: dict[str, Any]) -> None:
+        """Raises InventoryError."""
         text = json.dumps(record).encode()
-        self.write(b"%08x %b\n" % (zlib.crc32(text), text))
-
-    def write(self, data: bytes) -> None:
-        with checkpoint_errors(self.path):
-            write_all(self.file, data)
+        try:  # for each listing: a with statement costs more than the write
+            write_all(self.file, b"%08x %b\n" % (zlib.crc32(text), text))
+        except OSError as error:
+            raise cannot_keep(self.path, error) from error
 
     def read(self, unwanted: set[str]) -> Iterator[tuple[str, dict[str, Any]]]:
         """Scan and record of each line; the listings of unwanted scans are passed over without a look."""
@@ -3274,7 +3273,7 @@ def is_kept(checkpoint: Checkpoint, name: str, homes: dict[str, Home], admin: bo
         return False
     result = checkpoint.load(name)
     journal = checkpoint.journal
-    has_rows = journal is None or journal.csv_path is None or journal.earlier[result.scan] == result.file_count
+    has_rows = journal is None or journal.csv_path is None or journal.rows[result.scan] == result.file_count
     return has_homes(result.homes, homes) and (result.admin or not admin) and has_rows
 
 
