@@ -738,7 +738,8 @@ def known_users(client: DatabricksClient) -> frozenset[str] | None:
                 raise run_error(error, client.config) from error
             reason = str(error)
         if reason:
-            logger.warning("it cannot be told which names are no user's (%s)", reason)
+            told = "it cannot be told which names are no user's (%s): such a row may be empty, and look right"
+            logger.warning(told, one_line(reason, 90))
         else:
             client.noted["users"] = names
     users: frozenset[str] | None = client.noted["users"]
