@@ -1903,6 +1903,8 @@ def build_channel(url: str) -> Any:
     new_builder = getattr(core, "DefaultChannelBuilder", None) or core.ChannelBuilder  # 4.x, 3.5
     is_here = re.fullmatch(r"sc://(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?(/.*)?", url, re.I)
     builder = new_builder(url, [("grpc.enable_http_proxy", 0)] if is_here else [])
+    if "SPARK_LOCAL_REMOTE" in os.environ and "token=" not in url and hasattr(builder, "set"):  # 4.x
+        builder.set("token", None)  # else it takes the one of the caller's local server from the environment
     if not is_here and not builder.secure:
         raise InventoryError(
             "the Spark Connect server is another machine, and the token would go there in clear; "

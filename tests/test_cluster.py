@@ -29,6 +29,7 @@ from databricks_user_list import DatabricksClient, DatabricksConfig, InventoryEr
 from tests.fake import FakeDatabricks, Fault
 from tests.helpers import (
     NAME,
+    ROOT,
     SCANNER,
     WORDS,
     asked_for,
@@ -760,6 +761,32 @@ def test_a_connect_server_that_is_killed_and_stays_away(connect_servers, tmp_pat
         assert Path("out.csv").read_bytes() == true_csv(server)
     assert "Traceback" not in err, err
     assert "RETRIES_EXCEEDED" not in said + err, err
+
+
+GUEST = """
+import os, sys
+sys.path.insert(0, {root!r})
+from pyspark.sql import SparkSession
+from databricks_user_files_simple import user_files
+theirs = SparkSession.builder.remote("local[1]").getOrCreate()
+before = dict(os.environ)
+assert user_files({words!r}) == 0
+assert theirs.range(3).count() == 3, "it was ended"
+assert SparkSession.getActiveSession() is theirs
+assert dict(os.environ) == before
+"""
+
+
+def test_the_callers_own_session_survives_a_scan_with_another_server(connect_server, many, login):
+    write_users(many.user_names)
+    text = GUEST.format(root=str(ROOT), words=[*WORDS, "--spark-remote", connect_server.remote])
+    with slow_until(many, workers_help(many)):
+        environment = {**os.environ, **login(many), "PYSPARK_PYTHON": sys.executable}
+        done = subprocess.run(
+            [sys.executable, "-c", text], env=environment, capture_output=True, text=True, check=False
+        )
+    assert done.returncode == 0, done.stderr
+    assert Path("out.csv").read_bytes() == true_csv(many)
 
 
 # Workers that cannot do it
