@@ -282,7 +282,7 @@ def test_a_mounted_file_is_copied_in_and_a_copy_that_ends_early_leaves_no_short_
         subprocess.run(["umount", "-l", "out.csv"], check=True)
 
 
-@pytest.mark.parametrize(("number", "code"), [(errno.EINVAL, 0), (errno.ENOTSUP, 0), (errno.EIO, 2)])
+@pytest.mark.parametrize(("number", "code"), [(errno.EINVAL, 0), (errno.EBADF, 0), (errno.ENOTSUP, 0), (errno.EIO, 2)])
 def test_a_disk_without_fsync_is_no_obstacle_but_one_that_fails_is(scan, nobody, monkeypatch, number, code):
     def fail(_):
         raise OSError(number, "refused")
