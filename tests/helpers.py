@@ -26,7 +26,7 @@ import databricks_user_files_simple as scanner
 import databricks_user_list
 from databricks_user_files_simple import FileSystemTotals, UserResult, open_checkpoint
 from databricks_user_list import DatabricksClient, DatabricksConfig
-from tests.fake import FakeDatabricks, Fault, Key, Truth, dbfs_directory, dbfs_file, workspace_object
+from tests.fake import FakeDatabricks, Fault, Folder, Key, Truth, World
 
 PYENV = Path.home() / ".pyenv"  # other interpreters; tests have another home
 ROOT = Path(__file__).resolve().parent.parent
@@ -388,13 +388,10 @@ def figures(result: UserResult) -> tuple[int, ...]:
 
 
 def assert_truth(result: UserResult, truth: Truth) -> None:
-    found = [getattr(truth, name) for name in FILE_SYSTEMS]
-    assert figures(result) == tuple(count for one in found for count in (one.files, one.bytes, one.directories))
-    assert (result.file_count, result.total_size) == (truth.file_count, truth.total_size)
-    assert (result.status, result.error) == ("success" if truth.file_count else "empty", "")
-    for name, one in zip(FILE_SYSTEMS, found, strict=True):
-        totals = getattr(result, name)
-        assert totals is None or totals.types == dict(one.types)
+    assert {name: str(value) for name, value in result.row().items()} == truth.row
+    for name in FILE_SYSTEMS:
+        totals, found = getattr(result, name) or FileSystemTotals(), vars(getattr(truth, name))
+        assert {count: getattr(totals, count) for count in found} == found
 
 
 def assert_all_true(server: FakeDatabricks, results: dict[str, UserResult]) -> None:
@@ -408,19 +405,10 @@ def listings(server: FakeDatabricks) -> dict[tuple[str, Key], int]:
     return {key: number for key, number in server.requests.items() if key[0] in FILE_SYSTEMS and key[1] != "/Users"}
 
 
-def small_server(names: Iterable[str] = (ANN,), **more: Any) -> FakeDatabricks:
+def small_server(names: Iterable[str] = (ANN,), **settings: Any) -> FakeDatabricks:
     """Users with four directories in DBFS (files of 128 bytes in all) and two in the Workspace (two objects)."""
-    server = FakeDatabricks(users=list(names), shape="none", **more)
+    world = World()
     for name in names:
-        home = f"/Users/{name}"
-        server.add_tree("dbfs", {
-            home: [dbfs_directory(f"{home}/a"), dbfs_file(f"{home}/top", 5), dbfs_directory(f"{home}/b")],
-            f"{home}/a": [dbfs_file(f"{home}/a/one", 100)],
-            f"{home}/b": [dbfs_file(f"{home}/b/two", 20), dbfs_directory(f"{home}/b/c")],
-            f"{home}/b/c": [dbfs_file(f"{home}/b/c/three", 3)],
-        })  # fmt: skip
-        server.add_tree("workspace", {
-            home: [workspace_object(f"{home}/n"), workspace_object(f"{home}/w", "DIRECTORY")],
-            f"{home}/w": [workspace_object(f"{home}/w/f", "FILE")],
-        })  # fmt: skip
-    return server
+        files = {"a": Folder({"one": 100}), "top": 5, "b": Folder({"two": 20, "c": Folder({"three": 3})})}
+        world.add_user(name, Folder(files), Folder({"n": "NOTEBOOK", "w": Folder({"f": "FILE"})}))
+    return FakeDatabricks(world, **settings)
