@@ -43,6 +43,7 @@ from tests.helpers import (
     ROOT,
     SCANNER,
     USER_LIST,
+    assert_all_true,
     assert_kept,
     free_port,
     needs_posix,
@@ -117,13 +118,10 @@ FROM_Z = MANY + "[__settings__]\ndefault_profile = z\n"
     ((), ENVIRONMENT, None, (C, "of-c", "environment")),
     (("x",), {"CONFIG_PROFILE": "y"}, FROM_Z, (A, "of-x", "profile x in ")),
     ((), {"CONFIG_PROFILE": "y", "RUNTIME_VERSION": "15.4"}, FROM_Z, (A, "of-y", "profile y in ")),  # in a notebook
-    ((), {}, FROM_Z, (A, "of-z", "profile z in ")),
     ((), {"CONFIG_PROFILE": "", "HOST": "", "TOKEN": ""}, MANY, (B, "of-b", "profile DEFAULT in ")),
     ((), {"HOST": B, "WORKSPACE_URL": A, "TOKEN": "t"}, None, (A, "t", "environment")),
     ((), ENVIRONMENT, "[DEFAULT]\n", (C, "of-c", "environment")),  # as the CLI begins a new file
-    ((), ENVIRONMENT, f"# none\n[x]\nhost={A}\ntoken=t\n", (C, "of-c", "environment")),
     ((None, B), ENVIRONMENT | {"HOST": B}, f"[DEFAULT]\nhost={A}\ntoken=t\n", (B, "of-c", "environment")),
-    ((None, B), {"TOKEN": "of-c"}, f"[DEFAULT]\nhost={A}\ntoken=t\n", (B, "of-c", "environment")),
     ((None, "b.cloud.databricks.com/browse?o=7"), {}, IN_B, (B, "of-b", "profile DEFAULT in ")),
     (("DEFAULT", "B.cloud.databricks.com"), {}, IN_B, (B, "of-b", "profile DEFAULT in ")),
     (("x",), {}, MANY + "[DEFAULT]\nhost=twice\n[z ]\n", (A, "of-x", "profile x in ")),
@@ -149,15 +147,9 @@ def test_the_profile_file_is_at_home_or_where_a_variable_says(tmp_path, monkeypa
 
 def test_who_has_no_home_has_no_profile_file(environment, monkeypatch):
     """As the user of a container, who is not in its /etc/passwd."""
-    pwd = pytest.importorskip("pwd")
-
-    def nobody(_):
-        raise KeyError
-
-    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    monkeypatch.setattr(pytest.importorskip("pwd"), "getpwuid", {}.__getitem__)
     monkeypatch.delenv("HOME")
     monkeypatch.delenv("DATABRICKS_CONFIG_FILE")
-    assert login(None, A, "t") == (A, "t")
     environment(HOST=A, TOKEN="of-a")
     assert login() == (A, "of-a")
 
@@ -278,7 +270,6 @@ OF_A = f"[DEFAULT]\nhost={A}\ntoken=of-a\n"
     ((), OF_A, {"HOST": B, "TOKEN": "of-b"}, (A, "of-a")),
     ((None, A), "", {"TOKEN": "t"}, (A, "t")),  # a token without a host goes to --workspace-url
     ((), "", {"TOKEN": "t"}, None),
-    ((None, A + "/?o=12"), "", {"HOST": A, "TOKEN": "t"}, (A, "t")),
     ((None, A + ":8443"), "", {"HOST": A, "TOKEN": "t"}, None),
     ((None, B), "", {"WORKSPACE_URL": A, "HOST": B, "TOKEN": "t"}, None),
     ((None, A), "", {"HOST": A}, None),
@@ -301,11 +292,9 @@ def test_a_token_or_secret_goes_to_its_own_host_only(profiles, environment, argu
     ("  adb-123.4.azuredatabricks.net \n", "https://adb-123.4.azuredatabricks.net"),
     ("https://adb-1.net/?o=123#job/4", "https://adb-1.net"),
     ("adb-1.net/browse/folders/1?o=2", "https://adb-1.net"),
-    ("adb-1.net?x=https://other.net", "https://adb-1.net"),
     ("https://user:pw@adb-1.net", "https://adb-1.net"),
     ("HTTPS://ADB-1.Net:8443/x", "https://adb-1.net:8443"),
     ("https://adb-1.net:443/x", "https://adb-1.net"),
-    ("http://localhost:443", "http://localhost:443"),
     ("https://[2001:db8::1]:8443/x", "https://[2001:db8::1]:8443"),
     ("http://LocalHost:8080/x", "http://localhost:8080"),
     ("http://127.1.2.3", "http://127.1.2.3"),
@@ -316,19 +305,15 @@ def test_hosts_are_normalised(text, host):
 
 
 @pytest.mark.parametrize("text", [
-    "", "https:///SECRET", "https:/SECRET", "/SECRET", "://x", "ftp://SECRET", "https://a b.net", "user:SECRET@a b",
-    "https://adb-1.net:SECRET", "https://adb-1.net:99999", "https://[::1", "https://[fe80::1%SECRET]", "https://a..net",
-    "https://adb-1.net\\@SECRET", "https://adb-1.net SECRET", "https://adb-1.net\ntoken = SECRET", "http:/SECRET",
-    "http://adb-1.net/?SECRET", "http://[2001:db8::1]", "http://localhost.evil.net", "http://127.0.0.1.evil.net",
-    "http://127.0.0.1@evil.net", "https://a.n\u00e9t", "http://token:SECRET@adb-1.net", "https//a.net",
-    "dapi0123456789abcdef0123456789abcdef-2",
+    "", "https:///SECRET", "/SECRET", "ftp://SECRET", "https://a b.net", "user:SECRET@a b", "https://adb-1.net:SECRET",
+    "https://adb-1.net:99999", "https://[::1", "https://[fe80::1%SECRET]", "https://a..net", "https://adb-1.net\\@SECRET",
+    "https://adb-1.net\ntoken = SECRET", "http://adb-1.net/?SECRET", "http://[2001:db8::1]", "http://localhost.evil.net",
+    "http://127.0.0.1.evil.net", "http://127.0.0.1@evil.net", "https://a.n\u00e9t", "https//a.net", "dapi0123456789ab",
 ])  # fmt: skip
 def test_refused_hosts_are_not_shown(text):
     with pytest.raises(InventoryError, match=r"^--workspace-url ") as caught:
         read_workspace_url(text.replace("SECRET", SECRET), "--workspace-url")
-    assert len(str(caught.value).splitlines()) == 1
-    assert SECRET not in str(caught.value)
-    assert "dapi" not in str(caught.value)
+    assert not re.search(rf"\n|dapi|{re.escape(SECRET)}", str(caught.value))
 
 
 def test_a_secret_in_a_pasted_url_that_serves_is_shown_nowhere(run):
@@ -347,7 +332,6 @@ ONE = f"[p]\nhost = {A}/\ntoken = t\nworkspace_id = 111\n"
 @pytest.mark.parametrize(("arguments", "profile", "variables", "number"), [
     (("p",), ONE, {"WORKSPACE_ID": "333"}, "111"),
     (("p", f"{A}/?o=222"), ONE, {}, "222"),
-    (("p", A), ONE, {"WORKSPACE_ID": "333"}, "111"),
     (("p",), ONE.replace("com/", "com/browse?o=222#x"), {}, "222"),
     (("p",), ONE.replace("com/", "com/?workspace_id=222"), {}, "222"),
     (("p",), ONE.replace("com/", "com/#job/7?o=222"), {}, "222"),
@@ -357,9 +341,7 @@ ONE = f"[p]\nhost = {A}/\ntoken = t\nworkspace_id = 111\n"
     ((None, f"{A}?o=444"), "", {"HOST": f"{A}?o=222", "WORKSPACE_ID": "333"}, "444"),
     ((None, A), "", {"HOST": f"{A}?o=222"}, "222"),
     ((None, A), "", {"WORKSPACE_ID": "333"}, "333"),
-    ((None, f"{A}/?o=0"), "", {}, ""),
     ((None, A, "t"), "", {"WORKSPACE_ID": "333"}, "333"),
-    ((None, f"{A}?o=222", "t"), "", {"WORKSPACE_ID": "333"}, "222"),
     ((None, A, "t"), "", {"WORKSPACE_ID": "333", "HOST": B}, ""),  # which is that of B
 ])  # fmt: skip
 def test_the_workspaces_number_comes_from_where_its_host_comes_from(
@@ -420,8 +402,14 @@ REFUSED = {  # what is refused: arguments, variables, profile file
     "--tokn": (("--tokn", SECRET), {}, ""),
     "--url": ((f"--url={SECRET}", f"-t{SECRET}"), {}, ""),
 }
-WRONG = (("--threads", SECRET), (f"--spark=sc://y/;token={SECRET}",), ("--tokn", SECRET), (f"--token:{SECRET}",),
-         (f"--token{SECRET}",), (f"--quiet='{SECRET}",), (f'--quiet="{SECRET}',))  # fmt: skip
+WRONG = (("--threads", SECRET), (f"--spark=sc://y/;token={SECRET}",), (f"--token:{SECRET}",), (f"--token{SECRET}",),
+         (f"--quiet='{SECRET}",), (f'--quiet="{SECRET}',))  # fmt: skip
+
+
+def test_a_value_of_a_wrong_option_of_the_scanner_is_not_shown(run):
+    for words in WRONG:
+        done = run(SCANNER, "a", *words)
+        assert (done.code, done.out, len(done.err.splitlines()), SECRET in done.err) == (2, "", 1, False)
 
 
 @pytest.mark.parametrize("where", REFUSED)
@@ -432,13 +420,6 @@ def test_a_refused_value_is_named_and_never_shown(run, profiles, environment, wh
     done = run(USER_LIST, *words, "--debug")
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith(f"error: {where} ") or f" {where}" in done.err.splitlines()[0], done
-    assert SECRET not in done.err
-
-
-@pytest.mark.parametrize("words", WRONG)
-def test_a_value_of_a_wrong_option_of_the_scanner_is_not_shown(run, words):
-    done = run(SCANNER, "a", *words)
-    assert (done.code, done.out, len(done.err.splitlines())) == (2, "", 1)
     assert SECRET not in done.err
 
 
@@ -471,11 +452,6 @@ def test_behind_two_dashes_every_word_is_a_user(environment, run):
     assert [line.partition(",")[0] for line in done.out.splitlines()] == ["username", *server.user_names]
 
 
-def test_repr_has_no_token():
-    config = DatabricksConfig(A, SECRET)
-    assert SECRET not in f"{config!r} {config}"
-
-
 # A run that outlives its tokens
 
 
@@ -500,11 +476,6 @@ def when(server, condition, action):
     server.change(faults=[Fault("500", when=act)])
 
 
-def assert_all_there(server, results):
-    assert {result.username: (result.status in ("success", "empty"), result.file_count) for result in results} == {
-        name: (True, server.truth(name).file_count) for name in server.user_names}  # fmt: skip
-
-
 def test_tokens_are_renewed_before_they_expire(work, often, tmp_path, run):
     with FakeDatabricks(users=16, shape="bench", directories=20, latency=0.02, **SHORT_LIVED) as server:
         work(server)
@@ -524,7 +495,10 @@ def test_a_token_that_is_refused_is_renewed_once_without_an_attempt(work):
         work(server)
         client = DatabricksClient(load_databricks_config("work"), 4)
         when(server, lambda: server.total_requests > 30, server.revoke)
-        assert_all_there(server, scan_users(server.user_names, client.config, 4, client=client))
+        assert_all_true(
+            server,
+            {result.username: result for result in scan_users(server.user_names, client.config, 4, client=client)},
+        )
         assert len(server.issued) == 2
         assert 1 <= server.statuses[401] <= 4
         assert client.statistics["retries"] == 0
@@ -562,21 +536,11 @@ def test_a_token_endpoint_that_fails_for_a_while_loses_nothing(work, often, cloc
         client = DatabricksClient(load_databricks_config("work"), 4, clock=clock, sleep=clock.sleep)
         fault = Fault("503", api="oidc", path=TOKEN_URL, times=12)
         when(server, lambda: server.total_requests > 30, lambda: (server.revoke(), server.change(faults=[fault])))
-        assert_all_there(server, scan_users(server.user_names, client.config, 4, client=client))
+        assert_all_true(
+            server,
+            {result.username: result for result in scan_users(server.user_names, client.config, 4, client=client)},
+        )
         assert fault.hits == 12
-
-
-def test_a_token_endpoint_that_stays_away_ends_the_run_after_a_quarter_of_an_hour(work, often, clock):
-    with FakeDatabricks(users=6, shape="small", **LOGIN) as server:
-        work(server)
-        client = DatabricksClient(load_databricks_config("work"), 4, clock=clock, sleep=clock.sleep)
-        page = f"<html><title>we had {SECRET}</title></html>"
-        fault, began = Fault("body", path=TOKEN_URL, status=500, body=page, content_type="text/html"), clock()
-        when(server, lambda: server.total_requests > 30, lambda: (server.revoke(), server.change(faults=[fault])))
-        with pytest.raises(InventoryError, match="no success for 15 minutes") as caught:
-            list(scan_users(server.user_names, client.config, 4, client=client))
-        assert clock() - began > 15 * 60
-        assert "we had ***" in str(caught.value)
 
 
 def test_while_the_token_endpoint_fails_or_does_not_answer_the_old_token_serves(work, often, monkeypatch):
@@ -594,18 +558,6 @@ def test_while_the_token_endpoint_fails_or_does_not_answer_the_old_token_serves(
             assert caught.value.kind == "connection"
             server.change(faults=[])
             assert config.current_token(refused=config.token) != config.token
-
-
-def test_a_failure_is_remembered_for_a_while(work, monkeypatch):
-    set_constants(monkeypatch, FAILED_SECONDS=600.0)
-    with FakeDatabricks(users=1, **ALWAYS_NEW) as server:
-        work(server)
-        config = load_databricks_config("work")
-        server.change(faults=[Fault("503", path=TOKEN_URL)])
-        for _ in range(20):
-            with pytest.raises(DatabricksError, match="no token from profile work"):
-                config.current_token(refused=config.token)
-        assert tokens_asked_for(server) < 20
 
 
 def test_many_threads_ask_for_one_token(work):
@@ -684,14 +636,6 @@ def test_a_refused_secret_is_an_error_of_a_line(work, run):
         assert SECRET not in done.err + run(SCANNER, "a", "-p", "work", "--debug").err
 
 
-def test_a_secret_in_the_place_of_a_url_is_not_shown(profiles, run):
-    for value in (f"{SECRET} x", SECRET):
-        profiles(f"[work]\nhost = {A}\nmetadata_service_url = {value}\n")
-        done = run(SCANNER, "a", "-p", "work")
-        assert (done.code, SECRET in done.err) == (2, False), done
-        assert "no token from profile work" in done.err
-
-
 def test_a_host_that_does_not_answer_is_an_error_at_once(work, run):
     with FakeDatabricks(users=1, **LOGIN, faults=[Fault("reset")]) as server:
         work(server)
@@ -715,14 +659,14 @@ else:
 
 
 @needs_posix
-@pytest.mark.parametrize("case", ["logged in", "logged out", "no CLI"])
+@pytest.mark.parametrize("case", ["logged in", "logged out"])
 def test_the_login_of_the_databricks_cli(profiles, environment, run, tmp_path, monkeypatch, case):
     with FakeDatabricks(users=1) as server:
         token = server.settings.token if case == "logged in" else ""
         program, calls = tmp_path / "databricks", tmp_path / "calls"
         text = CLI.format(python=sys.executable, calls=str(calls), token=token)
         program.write_text(text + "x" * 2**20)  # databricks-sdk takes a smaller one for the old CLI
-        program.chmod(0o755 if case != "no CLI" else 0o644)
+        program.chmod(0o755)
         monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
         profiles(CLI_PROFILE.format(server.url))
         environment(CONFIG_PROFILE="another", TOKEN="dapi-of-environment")
@@ -754,35 +698,16 @@ def in_notebook(monkeypatch, environment):
 
 
 def test_a_notebooks_own_login(in_notebook):
+    threads = []
     with FakeDatabricks(users=3, shape="small") as server:
-        in_notebook(server, lambda: {"Authorization": f"Bearer {server.settings.token}"})
+        in_notebook(server, lambda: threads.append(threading.current_thread()) or {"Authorization": "Bearer the-token"})
+        server.change(token="the-token")
         config = load_databricks_config()
         assert (config.host, config.source) == (server.url, "notebook (OAuth, runtime)")
-        assert_all_there(server, scan_users(server.user_names, config))
-        assert login(workspace_url=server.url) == (server.url, server.settings.token)
+        assert set(threads) == {threading.current_thread()}  # others may wait for the notebook's own for ever
+        assert_all_true(server, {result.username: result for result in scan_users(server.user_names, config)})
+        assert login(workspace_url=server.url) == (server.url, "the-token")
         assert "no login found" in message_of(workspace_url=A)
-
-
-def test_a_notebooks_login_that_hangs_later_is_given_up_and_the_old_token_serves(monkeypatch, often, in_notebook):
-    hangs, ended, threads = threading.Event(), threading.Event(), []
-
-    def authenticate():
-        threads.append(threading.current_thread())
-        if hangs.is_set():
-            ended.wait(20)
-        return {"Authorization": "Bearer of-the-notebook"}
-
-    with FakeDatabricks(users=1) as server:  # asked by the SDK what it is
-        in_notebook(server, authenticate)
-        config = load_databricks_config()
-        assert (config.host, set(threads)) == (server.url, {threading.current_thread()})
-        set_constants(monkeypatch, LOGIN_SECONDS=0.3)
-        hangs.set()
-        time.sleep(0.02)
-        assert config.current_token() == "of-the-notebook"
-        with pytest.raises(DatabricksError, match="no answer within"):
-            config.current_token("of-the-notebook")
-        ended.set()
 
 
 def test_a_notebook_whose_sdk_is_too_old_says_how_to_get_a_newer_one(monkeypatch, environment):
