@@ -7,6 +7,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import time
 from collections import Counter
 from html import escape, unescape
 from pathlib import Path
@@ -125,8 +126,9 @@ def test_a_bar_that_does_not_work_changes_nothing_but_itself(login, tmp_path, ki
 ODD_NAMES = ["o'brien&amp@x", "=1+1@x", "long" * 75, "דוד@x", "😀@x"]
 NAMES = [*(f"user{number}@example.com" for number in range(22)), *ODD_NAMES]
 NOBODYS = ["<script>alert(1)<b>", "3f2b8c1e-0000-4000-8000-123456789abc"]
-OLD, YOUNG = 1_600_000_000_000, 32_000_000_000_000
-REFUSED = f"/Users/{NAMES[3]}/no"
+NOW = time.time()
+OLD, YOUNG = int(NOW - 367 * 86400) * 1000, int(NOW - 363 * 86400) * 1000
+REFUSED = f"/Users/{NAMES[3]}/<no>"
 WORDS = ("--users-file", "users.csv", "-o", "out.csv", "--files", "files.csv", "--report", "page.html")
 
 
@@ -135,7 +137,7 @@ def people():
     """Users of all kinds, every fifth of them deactivated, and two homes of nobody; no two have the same size."""
     with FakeDatabricks(users=NAMES, shape="none", faults=[Fault("403", path=REFUSED)]) as server:
         for number, name in enumerate([*NAMES, *NOBODYS]):
-            home, size = f"/Users/{name}", 100 * (number + 1) ** 5
+            home, size = f"/Users/{name}", 100 * (number + 1) ** 3
             times = [OLD, OLD if number % 4 else YOUNG] if number % 6 else []
             files = [dbfs_file(f"{home}/{odd}", size + odd, time) for odd, time in enumerate(times)]
             directories = [dbfs_directory(REFUSED)] if number == 3 else []
@@ -212,7 +214,9 @@ def test_every_number_of_the_page_is_that_of_the_rows(scan, people, words):
         table = [(f"NOTEBOOK {name}", f"{count:,}") for name, count in languages.most_common()]
         assert sections.pop("Notebooks")[1] == table
     gone = {name for number, name in enumerate(NAMES) if number % 5 == 1}
-    not_old = {username(row) for row in files if row["modified"] > "2025"} | {NAMES[3]}
+    not_old = {
+        username(row) for row in files if row["modified"] > time.strftime("%Y-%m-%d", time.gmtime(NOW - 365 * 86400))
+    } | {NAMES[3]}
     old = [row for row in files if row["file_system"] == "dbfs" and username(row) not in not_old]
     expected = {
         "The largest": shares(files, count=len(rows)),
@@ -305,33 +309,39 @@ def test_every_change_is_that_between_the_two_inventories(scan, people):
     assert "there is no out.csv yet to compare with" in first.err
     assert "Compared" not in first.err + read_page()[1]
     before = {username(row): row for row in rows_of("out.csv")}
-    for name in NAMES[5:9]:
-        people.add_tree("dbfs", {f"/Users/{name}": [dbfs_file(f"/Users/{name}/new", 4_000_000)]})
+    for size, name in enumerate(NAMES[5:], 1_000_000):
+        people.add_tree("dbfs", {f"/Users/{name}": [dbfs_file(f"/Users/{name}/new", size)]})
     Path("users.csv").write_text("\n".join([*NAMES[1:], *NOBODYS[1:]]), encoding="utf-8")
+    people.change(faults=[Fault("403", path=f"/Users/{NAMES[4]}")])
     said = scan(people, *words).err
     after = {username(row): row for row in rows_of("out.csv")}
     changes = {"Grew": {}, "Shrank": {}, "Came": {}, "Went": {}}
-    for name in {*before, *after} - {NAMES[3]}:
+    for name in {*before, *after} - {NAMES[3], NAMES[4]}:  # not complete before, not complete now
         sizes = [int(rows[name]["total_size"]) if name in rows else None for rows in (before, after)]
         if None in sizes:
-            changes["Came" if sizes[0] is None else "Went"][name] = max(size or 0 for size in sizes)
+            changes["Came" if sizes[0] is None else "Went"][name] = (sizes[1] or 0) - (sizes[0] or 0)
         elif sizes[0] != sizes[1]:
-            changes["Grew" if sizes[0] < sizes[1] else "Shrank"][name] = abs(sizes[0] - sizes[1])
-    assert all(changes.values())
+            changes["Grew" if sizes[0] < sizes[1] else "Shrank"][name] = sizes[1] - sizes[0]
+    assert min(map(len, changes.values())) == 1
+    assert max(map(len, changes.values())) > 10
+    lines, cells = [], []
+    for title, sizes in changes.items():
+        lines.append(f"{title}: {len(sizes)} row{'s' * (len(sizes) > 1)}, {signed(sum(sizes.values()))}")
+        assert f"<caption>{lines[-1]}</caption>" in read_page()[1]
+        largest = sorted(sizes.items(), key=lambda item: -abs(item[1]))[:10]
+        lines += [f"{signed(size):>14}  {name}" for name, size in largest]
+        cells += [("", "change"), *((name, signed(size)) for name, size in largest)]
+    total = signed(sum(size for sizes in changes.values() for size in sizes.values()))
+    line = f"In all {total}; 2 rows not compared, since not complete in both"
+    assert "\n".join(["Compared with out.csv", line, *lines]) in said.replace("'=1+1@x", "=1+1@x")
     sections, text = read_page()
-    total = 0
-    for title, sign in {"Grew": "+", "Shrank": "-", "Came": "+", "Went": "-"}.items():
-        sizes = sorted(changes[title].values(), reverse=True)
-        total += sum(sizes) if sign == "+" else -sum(sizes)
-        heading = f"{title}: {len(sizes)} row{'s' * (len(sizes) > 1)}, {sign}{human(sum(sizes))}"
-        assert f"<caption>{heading}</caption>" in text
-        assert f"\n{heading}\n" in said
-        for name, size in changes[title].items():
-            assert f"{sign + human(size):>14}  {name}\n" in said
-            assert (name, sign + human(size)) in sections["Compared with out.csv"][1]
-    change = f"{'-' if total < 0 else '+'}{human(abs(total))}"
-    line = f"In all {change}; 1 row not compared, since not complete in both"
-    assert (f"\nCompared with out.csv\n{line}\n" in said, f"<p>{line}</p>" in text) == (True, True)
+    assert f"<p>{line}</p>" in text
+    shown = [(name.removeprefix("'"), change) for name, change in sections["Compared with out.csv"][1]]
+    assert shown == cells[1:]
+
+
+def signed(size):
+    return f"{'-' if size < 0 else '+'}{human(abs(size))}"
 
 
 HEADER = "username,file_count,total_size,total_size_gb,status,file_source,error\n"
