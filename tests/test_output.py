@@ -470,12 +470,12 @@ def test_names_and_messages_neither_steer_a_terminal_nor_forge_lines_nor_run_in_
     paths = [f"/Users/a/{name}" for name in STEERING]
     with FakeDatabricks(users=["a", "b"], shape="none") as server:
         server.add_tree("dbfs", {"/Users/a": [dbfs_directory(path) for path in paths]})
-        objects = [workspace_object(f"/Users/b/{number}", name) for number, name in enumerate(STEERING)]
+        objects = [workspace_object(f"/Users/b/{number}", name) for number, name in enumerate((*STEERING, "\ud800"))]
         server.add_tree("workspace", {"/Users/b": objects})
         server.change(faults=[Fault("403", path=path, error_code=name, message=f"{name} {name}")
                               for path, name in zip(paths, STEERING, strict=True)])  # fmt: skip
         for words, code in ((["a"], 1), (["b"], 0), (["a", "b"], 1)):
-            done = scan(server, *words, "--debug", "-o", "out.csv")
+            done = scan(server, *words, "--debug", "-o", "out.csv", "--files", "files.csv", "--details", "details.json")
             assert (done.code, "error:" in re.findall("^.{6}", done.err, re.M)) == (code, False), done
             assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", done.err)
             assert [row["username"] for row in rows_of() if not re.search("(^|;)[=+@-]", row["error"])] == words
