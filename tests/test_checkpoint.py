@@ -16,11 +16,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import databricks_user_list
-from databricks_user_files_simple import UserResult, open_checkpoint
+from databricks_user_files_simple import open_checkpoint
 from databricks_user_list import InventoryError
 from tests.fake import FakeDatabricks, Fault, Folder, World, dbfs_file
 from tests.helpers import (
@@ -29,7 +29,6 @@ from tests.helpers import (
     WORDS,
     asked_for,
     hang_when,
-    leave_unfinished,
     make_result,
     needs_posix,
     rows_of,
@@ -41,7 +40,7 @@ from tests.helpers import (
     write_checkpoint,
     write_users,
 )
-from tests.strategies import RESULTS, bytes_of
+from tests.strategies import RESULTS
 
 needs_strace = pytest.mark.skipif(not shutil.which("strace"), reason="strace makes chosen system calls fail")
 
@@ -85,22 +84,6 @@ def test_the_format_is_that_of_the_specification(tmp_path):
     start = '{"username": "user1@example.com", "scanned_at": "2026-11-23T04:00:00Z", "status": "success"'
     assert lines[1].startswith(start)
     assert (lines[1][-1], lines[2][-1], lines[3:]) == (",", "}", ["]}", ""])
-
-
-@pytest.mark.skipif(not os.path.exists("/proc/self/io"), reason="counts the bytes that Linux says were written")
-def test_a_save_costs_the_same_however_many_there_are(tmp_path):
-    def bytes_so_far():
-        figures = dict(line.split(": ") for line in Path("/proc/self/io").read_text(encoding="ascii").splitlines())
-        return int(figures["rchar"]) + int(figures["wchar"])
-
-    costs = []
-    with open_checkpoint(tmp_path / "c.json", HEADER, resume=False) as checkpoint:
-        for number in range(100_000, 103_000):
-            before = bytes_so_far()
-            checkpoint.save(make_result(number))
-            costs.append(bytes_so_far() - before)
-    assert costs[10] > 100
-    assert abs(costs[10] - costs[-1]) <= 20
 
 
 def test_it_is_synced_to_disk_at_most_once_a_second(tmp_path, monkeypatch):
@@ -191,46 +174,16 @@ def test_a_file_that_is_no_checkpoint_is_left_alone(server, scan, resume):
 
 
 @needs_posix
-@pytest.mark.parametrize("kind", ["device", "pipe", "folder", "link to a pipe"])
-def test_only_a_regular_file_can_be_a_checkpoint(server, scan, kind):
-    path = Path("/dev/null" if kind == "device" else "place")
-    if kind == "folder":
-        path.mkdir()
-    elif kind != "device":
-        os.mkfifo("place" if kind == "pipe" else "pipe")
-    if kind.startswith("link"):
-        path.symlink_to("pipe")
-    before = path.lstat()
-    done = scan(server, *WORDS, "--checkpoint", path)
-    assert (done.code, server.total_requests) == (2, 0), done
-    assert f"{path} is not a regular file" in done.err
-    assert (path.lstat().st_ino, path.lstat().st_mode) == (before.st_ino, before.st_mode)
-
-
-def loaded(path):
-    """What a run with --resume would keep, or None if it refuses; what it keeps it can also go on with."""
-    try:
-        with open_checkpoint(path, HEADER, resume=True) as checkpoint:
-            results = {name: checkpoint.load(name) for name in checkpoint.lines}
-            checkpoint.save(UserResult("new", "2026-11-23T04:00:00Z"))
-    except InventoryError as error:
-        assert str(path) in str(error)
-        return None
-    again = json.loads(path.read_bytes())
-    kept = {record["username"]: UserResult.from_dict(record) for record in again["results"]}
-    assert kept == results | {"new": UserResult("new", "2026-11-23T04:00:00Z")}
-    return results
-
-
-HEADER_LINE = json.dumps({"version": 2, "run": "1f", **HEADER, "results": []})[:-2].encode() + b"\n"
-
-
-@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(bytes_of(HEADER_LINE, b"]}", GOOD_LINE, b'{"username": "a"}'))
-def test_any_bytes_as_checkpoint(tmp_path, data):
-    path = tmp_path / "c.json"
-    path.write_bytes(data)
-    loaded(path)
+def test_only_a_regular_file_can_be_a_checkpoint(server, scan):
+    Path("folder").mkdir()
+    os.mkfifo("pipe")
+    Path("link").symlink_to("pipe")
+    for path in ("/dev/null", "folder", "pipe", "link"):
+        before = os.lstat(path)
+        done = scan(server, *WORDS, "--checkpoint", path)
+        assert (done.code, server.total_requests) == (2, 0), done
+        assert f"{path} is not a regular file" in done.err
+        assert (os.lstat(path).st_ino, os.lstat(path).st_mode) == (before.st_ino, before.st_mode)
 
 
 # Whose checkpoint it is
@@ -238,10 +191,8 @@ def test_any_bytes_as_checkpoint(tmp_path, data):
 
 @needs_posix
 def test_of_two_runs_at_once_the_second_is_refused_also_through_a_link(server, scan, login):
-    """The lock is on the file itself; one beside it that others might take for one is nobody's business."""
     Path("kept").mkdir()
     Path(NAME).symlink_to("kept/c.json")
-    Path(f"{NAME}.lock").write_text("mine")
     gate = hang_when(server, saved_users)
     with running(server, login) as process:
         until(lambda: gate.hits >= 4)
@@ -251,19 +202,14 @@ def test_of_two_runs_at_once_the_second_is_refused_also_through_a_link(server, s
             assert (second.code, server.total_requests) == (2, 0), second
             assert f"another run is using {words[-1]}" in second.err
         assert Path("kept/c.json").read_bytes() == data
-        assert [path.name for path in Path("kept").glob("c*")] == ["c.json"]
         process.kill()
         process.wait()
     server.change(faults=[Fault("403", api="dbfs", path=f"/Users/{server.user_names[-1]}")])
-    saved = saved_users()
-    assert scan(server, *WORDS, "--resume").code == 1
-    assert [asked_for(server, name) for name in saved] == [0] * len(saved)
     assert scan(server, *WORDS).code == 1  # a new one: the old one is moved aside where it is
     assert len(list(Path("kept").glob("*.json"))) == 2
     server.change(faults=[])
     assert scan(server, *WORDS, "--resume").code == 0  # which removes the checkpoint, and not the link
-    assert not Path("kept/c.json").exists()
-    assert (os.readlink(NAME), Path(f"{NAME}.lock").read_text()) == ("kept/c.json", "mine")
+    assert (os.readlink(NAME), Path("kept/c.json").exists()) == ("kept/c.json", False)
 
 
 @needs_posix
@@ -338,12 +284,11 @@ def test_what_took_the_place_of_a_checkpoint_in_mid_run_is_not_removed(server, s
     assert Path(NAME).read_text() == "mine"
 
 
-@pytest.mark.parametrize("saved", ["named users", "a users file"])
-def test_a_run_of_named_users_keeps_no_checkpoint_and_touches_none(server, scan, saved):
-    """Whatever a run with a users file, or with --checkpoint, has left there."""
+def test_a_run_of_named_users_keeps_no_checkpoint_and_touches_none(server, scan):
+    """Whatever a run with a users file has left there."""
     name = server.user_names[-1]
     server.change(faults=[Fault("403", api="dbfs", path=f"/Users/{name}")])
-    assert scan(server, *(WORDS if saved == "a users file" else (name, "--checkpoint", NAME))).code == 1
+    assert scan(server, *WORDS).code == 1
     data, files = Path(NAME).read_bytes(), set(os.listdir())
     done = scan(server, name, "-o", "one.csv")
     assert done.code == 1
@@ -564,50 +509,19 @@ def test_a_file_size_limit_cuts_the_checkpoint_anywhere(server, scan, login, len
     assert output() == true_csv(server)
 
 
-def run_spoiled(rule, server, login, *words, paths=(NAME, "out.csv")):
-    """With a rule of strace for system calls on these files: exit code, messages, whether it was ever applied."""
-    if rule.startswith("rename"):  # of which -P knows no target
-        paths = ()
-    names = [word for name in paths for path in (name, Path(name).absolute()) for word in ("-P", str(path))]
-    prefix = ("strace", "-qq", "-o", "trace", *names, "-e", f"inject={rule}")
+@needs_strace
+@pytest.mark.parametrize(("rule", "code", "message"), [
+    # As in /Volumes and /dbfs: what is written behind the end of a file is accepted, what goes over something not
+    ("write:error=EOPNOTSUPP:when=2", 2, f"{NAME}: nothing can be kept here (Operation not supported)"),
+    ("unlink:error=EACCES", 0, f"{NAME} cannot be removed (Permission denied); nobody needs it any more"),
+])  # fmt: skip
+def test_what_its_folder_does_not_let_be_done_is_told(server, login, rule, code, message):
+    places = ("-P", NAME, "-P", str(Path(NAME).absolute()))
+    prefix = ("strace", "-qq", "-o", "trace", *places, "-e", f"inject={rule}")
     if subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode:
         pytest.skip("strace makes no system calls fail here")
-    with running(server, login, *WORDS, *words, prefix=prefix) as process:
+    with running(server, login, *WORDS, prefix=prefix) as process:
         _, err = process.communicate(timeout=30)
-    return process.returncode, err, "(INJECTED)" in Path("trace").read_text(encoding="utf-8", errors="replace")
-
-
-@needs_strace
-def test_a_folder_where_files_are_not_written_in_place_is_found_out_before_the_scan(server, login):
-    """As in /Volumes and /dbfs: what is written behind the end of a file is accepted, what goes over something not."""
-    code, err, _ = run_spoiled("write:error=EOPNOTSUPP:when=2", server, login, paths=(NAME,))
-    assert (code, server.total_requests) == (2, 0), err
-    assert f"{NAME}: nothing can be kept here (Operation not supported)" in err
-
-
-@needs_strace
-@pytest.mark.parametrize(("operation", "error"), [
-    ("unlink", "EACCES"), pytest.param("write", "ENOSPC", marks=pytest.mark.soak),
-])  # fmt: skip
-def test_an_operation_on_its_files_that_fails_is_said_and_costs_nothing(server, scan, login, operation, error):
-    """Each one of a run in turn."""
-    spoiled, number = True, 0
-    while spoiled:
-        number += 1
-        leave_unfinished(server, login, 3)
-        saved = saved_users()
-        code, err, spoiled = run_spoiled(f"{operation}:error={error}:when={number}", server, login, "--resume")
-        assert code in (0, 2), err
-        assert "Traceback" not in err
-        if code == 2:
-            assert any(word in err for word in ("--checkpoint", "--output", "out.csv")), err
-            assert saved_users()[: len(saved)] == saved
-            saved = saved_users()
-            assert scan(server, *WORDS, "--resume").code == 0
-            assert [asked_for(server, name) for name in saved] == [0] * len(saved)
-        elif Path(NAME).exists():
-            assert f"{NAME} cannot be removed" in err
-            os.unlink(NAME)
-        assert output() == true_csv(server)
-        os.unlink("out.csv")
-    assert number > 1
+    assert (process.returncode, server.total_requests > 0) == (code, code == 0), err
+    assert message in err
+    assert Path("out.csv").exists() == (code == 0)

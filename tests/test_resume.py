@@ -93,22 +93,6 @@ def test_killed_in_a_giant_it_goes_on(login, more):
 
 
 @needs_posix
-def test_interrupted_while_the_disk_is_waited_for_the_first_user_is_saved(scan, server, monkeypatch):
-    fsync = os.fsync
-
-    def interrupted(number):
-        fsync(number)
-        if len(saved_users()) == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(os, "fsync", interrupted)
-    done = scan(server, *WORDS)
-    assert done.code == 130, done
-    assert f"1 of {len(server.user_names)} users saved in {NAME}" in done.err
-    assert len(saved_users()) == 1
-
-
-@needs_posix
 @pytest.mark.parametrize(("name", "words"), [
     ("SIGINT", WORDS), ("SIGTERM", WORDS), ("SIGHUP", ("--all-homes", *WORDS[2:])),
 ])  # fmt: skip
