@@ -138,6 +138,7 @@ LAST_QUESTION = 60.0  # seconds between two of them, to which they double
 LONGEST_WAIT = 0.2  # seconds that the gathering thread waits for an answer: no signal comes through then (Windows)
 DEFAULT_THREADS = 16
 MOST_THREADS = 64
+SPARE_DESCRIPTORS = 32  # for outputs, checkpoint, lookups and a cluster
 MOST_RATE = 1000  # requests/s, of --rate
 OPEN_USERS = 500  # scanned at the same time at most: bounds the memory
 CHECKPOINT_FILE = ".checkpoint_progress.json"
@@ -1211,6 +1212,17 @@ class Tally:
 Take = Callable[[Listing | DatabricksError], None]  # what is done with an answer
 
 
+def threads_possible(threads: int) -> int:
+    """As many as this machine's limit of file descriptors allows; each thread has a connection."""
+    with suppress(ImportError, OSError):  # Windows has neither limit nor folder
+        limit, _ = import_module("resource").getrlimit(import_module("resource").RLIMIT_NOFILE)
+        possible: int = max(limit - len(os.listdir("/dev/fd")) - SPARE_DESCRIPTORS, 1)
+        if limit >= 0 and possible < threads:  # else there is none
+            logger.warning("the limit of %d open files (ulimit -n) allows %s", limit, counted(possible, "thread"))
+            return possible
+    return threads
+
+
 class Crawler:
     """Lists the frontier with up to `threads` requests in flight, and decides what each answer means.
 
@@ -1229,7 +1241,7 @@ class Crawler:
         self.client = client
         self.tally = tally
         self.frontier = tally.frontier
-        self.threads = threads
+        self.threads = threads_possible(threads)
         self.pacers = {name: Pacer(name, rate or math.inf) for name in FILE_SYSTEMS}
         self.work: queue.SimpleQueue[tuple[str, str, Take] | None] = queue.SimpleQueue()
         self.answers: queue.Queue[Callable[[], None]] = queue.Queue()  # a SimpleQueue's time-out may hang (Python 3.10)

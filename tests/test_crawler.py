@@ -132,6 +132,16 @@ def test_where_no_more_threads_are_to_be_had_it_goes_on_with_those_there_are(mon
     assert "can't start new thread: going on with 3 threads" in caplog.text
 
 
+@pytest.mark.parametrize(("limit", "most", "told"), [(64, 31, True), (20, 1, True), (256, 64, False), (-1, 64, False)])
+def test_threads_are_as_many_as_file_descriptors_allow(monkeypatch, clock, caplog, limit, most, told):
+    """Those left, less 32; -1 is no limit."""
+    monkeypatch.setattr("resource.getrlimit", lambda _: (limit, limit))
+    with wide_server(200, latency=0.02) as server:
+        assert crawl(server, clock, threads=64)[ANN].file_count == 200
+        assert server.max_in_flight <= most
+    assert ("ulimit -n" in caplog.text) == told
+
+
 # When it is tried again
 
 SCHEDULES = [  # kind, jitter, seconds from the first to each further attempt of the first round
