@@ -206,22 +206,20 @@ class FileEntry(NamedTuple):
     modified: int | None
 
 
-def parse_dbfs_entry(fields: Any) -> FileEntry:
+def parse_dbfs_entry(path: str, fields: dict[str, Any]) -> FileEntry:
     """Raises MalformedAnswer."""
-    path = entry_path(fields)
     is_directory = fields.get("is_dir", False)
-    size = fields.get("file_size")
+    size = whole_or_none(fields.get("file_size"))
     modified = whole_or_none(fields.get("modification_time"))
     if is_directory is True:
         return FileEntry(path, "DIRECTORY", "", None, None, modified)
-    if is_directory is not False or whole_or_none(size) is None:
+    if is_directory is not False or size is None:
         raise MalformedAnswer("the listing has a file without a size")
     return FileEntry(path, "FILE", "", None, size, modified)
 
 
-def parse_workspace_entry(fields: Any) -> FileEntry:
+def parse_workspace_entry(path: str, fields: dict[str, Any]) -> FileEntry:
     """Raises MalformedAnswer."""
-    path = entry_path(fields)
     object_type = fields.get("object_type") or "UNKNOWN"
     if not isinstance(object_type, str):
         raise MalformedAnswer("the listing has an object_type that is no text")
@@ -229,13 +227,6 @@ def parse_workspace_entry(fields: Any) -> FileEntry:
     language = language if isinstance(language, str) else ""
     number, size = whole_or_none(fields.get("object_id")), whole_or_none(fields.get("size"))
     return FileEntry(path, object_type, language, number, size, whole_or_none(fields.get("modified_at")))
-
-
-def entry_path(fields: Any) -> str:
-    path = fields.get("path") if isinstance(fields, dict) else None
-    if not isinstance(path, str):
-        raise MalformedAnswer("the listing has an entry without a path")
-    return path
 
 
 def whole_or_none(value: Any) -> int | None:
@@ -254,7 +245,7 @@ class FileSystem(NamedTuple):
     in_words: str
     list_path: str
     key: str
-    parse_entry: Callable[[Any], FileEntry]
+    parse_entry: Callable[[str, dict[str, Any]], FileEntry]
     optional: bool
 
 
@@ -465,26 +456,34 @@ def parse_listing(file_system: str, path: str, body: Any) -> Listing:
 
 
 def add_entries(listing: Listing, path: str, entries: list[FileEntry]) -> None:
-    """Puts entries into the listing of `path`; of different ones with one path neither counts."""
+    """Puts entries into the listing of `path`; of different ones with one path neither counts.
+
+    Names with a / in them were made by an old fault of the web page. A file with one counts, unless it may be that of
+    a directory in this one; a folder with one cannot be asked for.
+    """
     prefix = path.rstrip("/") + "/"
     times = Counter(entry.path for entry in entries)
     unclear = {entry.path for entry in entries if times[entry.path] > 1 or entry.path == path}
-    odd = []
+    directories = {entry.path for entry in entries if entry.object_type in LISTED_TYPES}
+    odd = 0
     for entry in entries:
         name = entry.path.removeprefix(prefix)
         if name == entry.path != path:
             raise MalformedAnswer(f"the listing has an entry that does not lie in it: {one_line(entry.path, 200)}")
         if entry.path in unclear:
             continue
-        if not is_name(name):
-            odd.append(entry)
-        elif entry.object_type in LISTED_TYPES:
+        first, slash, _ = name.partition("/")
+        is_odd = bool(slash) or name in ("", ".", "..")
+        odd += is_odd
+        in_another = not slash or first in (".", "..") or prefix + first in directories
+        if is_odd and (in_another or entry.path in directories):
+            listing.totals.failures.append({"path": entry.path, "error": NOT_TOLD})
+        elif entry.path in directories:
             listing.add_directory(entry)
         else:
             listing.add_file(entry)
-    if len(odd) > 1 and len(odd) == len(entries):
+    if len(entries) > 1 and odd == len(entries):
         raise MalformedAnswer("the listing has no entry that lies directly in it")
-    sort_out(odd, prefix, listing)
     listing.totals.failures += [{"path": at, "error": NOT_CLEAR} for at in sorted(unclear)]
 
 
@@ -495,31 +494,18 @@ def parse_entries(file_system: FileSystem, body: Any) -> list[FileEntry]:
     found = body.get(file_system.key, [] if not body else "")
     if not isinstance(found, list) and found is not None:  # null is how Go writes an empty list
         raise MalformedAnswer("the answer is not a listing")
-    return list(dict.fromkeys(map(file_system.parse_entry, found or ())))
+    entries: dict[FileEntry, None] = {}
+    for fields in found or ():
+        path = fields.get("path") if isinstance(fields, dict) else None
+        if not isinstance(path, str):
+            raise MalformedAnswer("the listing has an entry without a path")
+        entries[file_system.parse_entry(path, fields)] = None
+    return list(entries)
 
 
 def is_itself(entry: FileEntry, path: str) -> bool:
     """Whether the entry is the listed directory, which object stores list among its own, as an empty file, too."""
     return entry.path.rstrip("/") == path.rstrip("/") and (entry.object_type in LISTED_TYPES or entry.size == 0)
-
-
-def sort_out(odd: list[FileEntry], prefix: str, listing: Listing) -> None:
-    """Puts entries whose names have a / into the listing: a file counts, unless it may be that of a directory in it.
-
-    Such names were made by an old fault of the web page; a folder with one cannot be asked for.
-    """
-    directories = set(listing.directories)
-    for entry in odd:
-        first, slash, _ = entry.path[len(prefix) :].partition("/")
-        in_another = prefix + first in directories or first in (".", "..") or not slash
-        if entry.object_type in LISTED_TYPES or in_another:
-            listing.totals.failures.append({"path": entry.path, "error": NOT_TOLD})
-        else:
-            listing.add_file(entry)
-
-
-def is_name(name: str) -> bool:
-    return "/" not in name and name not in ("", ".", "..")
 
 
 # --- Homes ----------------------------------------------------------------------------------------------------------
@@ -753,12 +739,13 @@ def whose(client: DatabricksClient, names: Iterable[str]) -> dict[str, str]:
     A service principal's is an application id. Raises InventoryError where the login is refused.
     """
     users = known_users(client)
-    kinds = {name: "service principal" if is_application_id(name) else "nobody" for name in names}
-    return {
-        name: kind
-        for name, kind in kinds.items()
-        if kind != "nobody" or users is not None and name.lower() not in users
-    }
+    kinds = {}
+    for name in names:
+        if is_application_id(name):
+            kinds[name] = "service principal"
+        elif users is not None and name.lower() not in users:
+            kinds[name] = "nobody"
+    return kinds
 
 
 def is_application_id(name: str) -> bool:
