@@ -2563,7 +2563,8 @@ class Group:
             one.add(totals)
         self.rows += 1
         self.totals.add(one)
-        self.largest = heapq.nlargest(LARGEST, [*self.largest, (username, one)], key=lambda user: user[1].bytes)
+        if len(self.largest) < LARGEST or one.bytes > self.largest[-1][1].bytes:
+            self.largest = heapq.nlargest(LARGEST, [*self.largest, (username, one)], key=lambda user: user[1].bytes)
 
     def __str__(self) -> str:
         return f"{counted(self.rows, 'row')}, {counted(self.totals.files, 'file')}, {human_size(self.totals.bytes)}"

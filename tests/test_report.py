@@ -142,7 +142,7 @@ def people():
             files = [dbfs_file(f"{home}/{odd}", size + odd, time) for odd, time in enumerate(times)]
             directories = [dbfs_directory(REFUSED)] if number == 3 else []
             if number % 12:
-                server.add_tree("dbfs", {home: [*files, *directories]})
+                server.add_tree("dbfs", {home: [*files, *directories], REFUSED: []})
             languages = ["PYTHON", "SQL", "SCALA"][: number % 5]
             objects = [workspace_object(f"{home}/{language}", language=language) for language in languages]
             sized = workspace_object(f"{home}/sized", "FILE", size=number)
