@@ -967,7 +967,7 @@ def why_not(path: str, error: OSError) -> str:
 def create_draft(target: str) -> IO[bytes]:
     """A new file for the text of the target, beside it, or where its folder takes none in the temporary folder."""
     folder, name = os.path.split(target)
-    path = os.path.join(folder, f".{name}.{os.urandom(8).hex()}.tmp")  # which nobody else can have
+    path = os.path.join(folder, f".{name[:40]}.{os.urandom(8).hex()}.tmp")  # which nobody else can have
     if not os.path.lexists(target):
         return open(path, "xb")
     try:

@@ -205,6 +205,8 @@ def test_temporary_files_of_others_stay_and_two_at_a_time_do_not_mix():
 
     write_output("out.csv", write_first)
     assert (Path("out.csv").read_text(), files_here()) == ("first", {"out.csv"})
+    check_output(longest := "\u00e9" * 127)  # bytes, of 255
+    write_output(longest, lambda file: file.write("first"))
 
 
 @needs_posix
