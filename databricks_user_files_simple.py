@@ -2939,8 +2939,6 @@ def read_usernames(named: list[str], users_file: str | None) -> dict[str, bool]:
     Raises InventoryError for one that is no user's.
     """
     users = [("command line", name, False) for name in named]
-    if any(map(os.path.isfile, named)):
-        raise InventoryError("a word of the command line is the name of a file: was --users-file meant?")
     if users_file is not None:
         users_of_file = read_users_file(users_file)
         if not users_of_file:
