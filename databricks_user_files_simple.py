@@ -1258,7 +1258,7 @@ class Crawler:
         return is_paused or not self.frontier.is_empty() or self.tally.can_open()
 
     def is_busy(self) -> bool:
-        return self.in_flight > 0 or self.cluster is not None and self.cluster.busy()
+        return self.in_flight > 0 or self.cluster is not None and bool(self.cluster.out)
 
     def take_next(self, seconds: float) -> None:
         """Does what the next answer asks for, if one comes within so many seconds."""
@@ -1511,48 +1511,32 @@ def read_report(packed: Any, places: int) -> tuple[str, list[Answer]]:
 
 
 def outcome_of(directory: Directory, answer: Answer) -> Outcome:
-    """The listing, decoded and parsed like an answer to a thread of ours; else the answer as it is."""
+    """A body is decoded and parsed like one that a thread of ours got; what is no listing stays an answer."""
     if answer is None or answer[0] != 200:
         return answer
     try:
         body = decode_body(b64decode(answer[1], validate=True))
         return parse_listing(directory.file_system, directory.path, body)
-    except ValueError as error:  # no base64, or no listing of it
+    except ValueError as error:
         return 200, str(error)
 
 
 def share_of_pace(rate: float, lent: float, idle: int) -> float:
-    """Requests/s that a batch takes along, where so many slots are idle (inf: no limit is known; 0: it has none).
-
-    This process counts as one slot more. A batch has at least LOWEST_BATCH_RATE, and this process keeps as much: so
-    where there are more slots than the pace feeds, some stay idle.
-    """
+    """Requests/s of an API for a batch, which so many idle slots and this process share; 0: better kept here."""
     free = rate - lent
-    if free < 2 * LOWEST_BATCH_RATE:
-        return 0.0
-    return max(free / (idle + 1), LOWEST_BATCH_RATE)
+    return max(free / (idle + 1), LOWEST_BATCH_RATE) if free >= 2 * LOWEST_BATCH_RATE else 0.0
 
 
 def size_of_batch(ready: int, threads: int, idle: int) -> int:
-    """How many of the directories that are ready a batch takes along; 0 where there are too few.
-
-    This process's threads keep what they take next; the rest is for the idle slots, in batches that are neither so
-    small that the query costs more than it brings, nor larger than what a slot lists in its time.
-    """
+    """How many directories a batch takes along of those that this process's threads do not take next; 0: too few."""
     spare = ready - threads
-    if spare < SMALLEST_BATCH:
-        return 0
-    return min(max(spare // idle, SMALLEST_BATCH), LARGEST_BATCH)
+    return min(max(spare // idle, SMALLEST_BATCH), LARGEST_BATCH) if spare >= SMALLEST_BATCH else 0
 
 
 def schedule(directories: list[Directory], rates: dict[str, float], jitter: float) -> list[tuple[float, Directory]]:
     """The directories with the times at which they are asked for, in seconds from the start, in that order."""
-    counts = dict.fromkeys(rates, 0)
-    timed = []
-    for directory in directories:
-        name = directory.file_system
-        timed.append(((jitter + counts[name]) / rates[name], directory))
-        counts[name] += 1
+    turns = {name: itertools.count(jitter) for name in rates}
+    timed = [(next(turns[one.file_system]) / rates[one.file_system], one) for one in directories]
     return sorted(timed, key=lambda pair: pair[0])
 
 
@@ -1575,7 +1559,7 @@ class Cluster:
         """With the caller's session, or with one of its own that goes through such a channel and ends with the run."""
         self.spark = spark
         self.build_channel = build_channel
-        self.state: Literal["not needed yet", "starting", "ready", "left alone"] = "not needed yet"
+        self.state: Literal["not needed yet", "starting", "ready", "left alone", "ended"] = "not needed yet"
         self.began: float | None = None  # of the run, and then of the start
         self.slots = 0
         self.threads = 1  # of each worker
@@ -1586,10 +1570,6 @@ class Cluster:
         self.idle_because = "the run ended before it was needed"
         self.tag = f"inventory-{os.urandom(8).hex()}"
         self.reading = threading.Lock()  # one report at a time
-        self.ending = False
-
-    def busy(self) -> bool:
-        return bool(self.out)
 
     def summary(self) -> str:
         """A line that says how much of the work it did."""
@@ -1639,8 +1619,8 @@ class Cluster:
         if isinstance(slots, Exception):
             self.leave_alone(spark_problem(slots))
             return
-        own = crawler.threads
         self.state = "ready"
+        own = crawler.threads
         self.slots = min(slots, MOST_IN_FLIGHT - own)
         self.threads = min(own, (MOST_IN_FLIGHT - own) // self.slots)
         self.idle_because = "this machine alone reaches what the service allows, or has no more to ask than it can"
@@ -1708,18 +1688,15 @@ class Cluster:
                 continue
             if outcome and outcome[0] == 429:  # no attempt: these are this process's own tries alone
                 directory.not_before = now + retry_after_seconds(outcome[1])
-                self.take_limit(crawler, crawler.pacers[directory.file_system], batch.sent_at, now)
+                crawler.client.statistics["rate_limited"] += 1
+                pacer = crawler.pacers[directory.file_system]
+                is_first = pacer.rate == pacer.ceiling
+                if pacer.limited(batch.sent_at, now) and is_first:
+                    self.most_out = 1
             elif outcome:  # any failure
                 directory.not_for_workers = True
             crawler.frontier.push(directory)
         logger.debug("batch of %d directories on %s, after %.1f s", len(outcomes), worker, now - batch.sent_at)
-
-    def take_limit(self, crawler: Crawler, pacer: Pacer, sent_at: float, now: float) -> None:
-        """A 429 that a worker was answered, as of the time at which its batch left."""
-        crawler.client.statistics["rate_limited"] += 1
-        is_first = pacer.rate == pacer.ceiling
-        if pacer.limited(sent_at, now) and is_first:
-            self.most_out = 1
 
     def fail(self, crawler: Crawler, batch: Batch, reason: str) -> None:
         """All of the batch is listed here. As many in a row as there are slots are not one broken worker of many."""
@@ -1734,7 +1711,7 @@ class Cluster:
 
     def stop(self) -> None:
         """Cancels what is on the cluster, and ends a session of our own, within CANCEL_SECONDS and CLOSE_SECONDS."""
-        self.ending = True
+        self.state = "ended"
         for end, seconds in ((self.cancel, CANCEL_SECONDS), (self.close, CLOSE_SECONDS)):
             with suppress(TimeoutError, RuntimeError):
                 in_thread(end, seconds)
@@ -1746,39 +1723,35 @@ class Cluster:
         if self.build_channel:  # a session that is nobody's default or active one, as those of pyspark's builder are
             session = import_module("pyspark.sql.connect.session").SparkSession
             self.spark = session(connection=self.build_channel())
-            shorten_retries(self.spark.client)
-        if self.ending:
+            # Else pyspark tries for ten minutes to reach its server, and nobody learns why it cannot.
+            getattr(self.spark.client, "_retry_policy", {})["max_retries"] = SPARK_RETRIES  # 3.5
+            for policy in getattr(self.spark.client, "_retry_policies", []):
+                policy.max_retries = SPARK_RETRIES
+        if self.state == "ended":
             self.close()
         return self.probe(crawler)
 
     def probe(self, crawler: Crawler) -> int:
-        """The number of task slots whose worker reaches the workspace's API. Raises InventoryError if none does.
-
-        Asked for is the directory that this process listed last: where it is refused, it is the worker that is refused.
-        """
-        for attempt in range(PROBES):
+        """The number of task slots whose worker gets what was listed here last. Raises InventoryError if none does."""
+        for _ in range(PROBES):
             name = max(crawler.tally.users[0][1], key=lambda name: crawler.pacers[name].succeeded_at)
             path = crawler.pacers[name].listed_last
             good = (200, 429) if path else (200, 403, 404, 429)  # nothing was listed yet: any answer of the API itself
             places = [(0.0, FILE_SYSTEMS[name].list_path, path or "/")]
-            packed = self.query(crawler.client, places, PROBE_SECONDS, rows=MOST_SLOTS, partitions=None)
+            packed = self.query(crawler.client, places, PROBE_SECONDS, everywhere=True)
             reports = [read_report(report, 1) for report in packed if report is not None]
-            refusals = [answer for _, [answer] in reports if not answer or answer[0] not in good]
-            slots = len(reports) - len(refusals)
-            if slots:
+            answers = [answer for _, [answer] in reports]
+            if slots := sum(answer is not None and answer[0] in good for answer in answers):
                 logger.info("parallel: %s, the first on %s", counted(slots, "task slot"), reports[0][0])
                 return slots
-            logger.debug("probe %d of the workers failed: %s", attempt + 1, refusals)
-        status, text = next(filter(None, refusals), (0, "no answer"))
-        raise InventoryError(
-            f"workers cannot reach {crawler.client.config.host} ({status or one_line(text, 40)}): "
-            "let them through its network and proxy"
-        )
+        status, text = next(filter(None, answers), (0, "no answer"))
+        why = f"workers cannot reach {crawler.client.config.host} ({status or one_line(text, 40)})"
+        raise InventoryError(f"{why}: let them through its network and proxy")
 
     def bring(self, client: DatabricksClient, batch: Batch) -> tuple[str, list[Outcome]]:
         """The worker, and what came of each directory of the batch."""
         places = [(at, FILE_SYSTEMS[one.file_system].list_path, one.path) for at, one in batch.timed]
-        packed = self.query(client, places, batch.seconds, rows=1, partitions=1)[0]
+        packed = self.query(client, places, batch.seconds)[0]
         with self.reading:
             worker, answers = read_report(packed, len(places))
             outcomes = [outcome_of(one, answer) for (_, one), answer in zip(batch.timed, answers, strict=True)]
@@ -1791,13 +1764,10 @@ class Cluster:
         return worker, outcomes
 
     def query(
-        self, client: DatabricksClient, places: list[tuple[float, str, str]], seconds: float, rows: int,
-        partitions: int | None,
-    ) -> list[bytes | None]:  # fmt: skip
-        """What fetch() returns in each partition (None: as many as there are slots), and None for its further rows.
-
-        Plain values travel, with the token of this moment.
-        """
+        self, client: DatabricksClient, places: list[tuple[float, str, str]], seconds: float, everywhere: bool = False
+    ) -> list[bytes | None]:
+        """What fetch() returns, on one slot or on each, and None for further rows there. Only plain values travel."""
+        rows, partitions = (MOST_SLOTS, None) if everywhere else (1, 1)
         headers = client.headers | {"Authorization": f"Bearer {client.config.current_token()}"}
         limits = {
             "seconds": seconds, "grace": GRACE_SECONDS, "connect": CONNECT_SECONDS, "read": seconds + GRACE_SECONDS,
@@ -1822,19 +1792,15 @@ class Cluster:
         return [row[0] for row in self.spark.range(0, rows, 1, partitions).select(column("id")).collect()]
 
     def cancel(self) -> None:
-        for _ in range(2 if self.out else 0):  # the second for a query that was on its way to the server
-            with suppress(Exception):
+        with suppress(Exception):  # there may be no session yet
+            for _ in range(2 if self.out else 0):  # the second for a query that was on its way to the server
                 call_with_tag(self.spark, "interruptTag", "cancelJobsWithTag", self.tag)
-            time.sleep(0.1)
-        if self.build_channel:
-            with suppress(Exception):  # there is no session yet, or pyspark 3.5 has no such call
-                self.spark.client.release_session()
+                time.sleep(0.1)
+            if self.build_channel:
+                self.spark.client.release_session()  # which pyspark 3.5 does not have
 
     def close(self) -> None:
-        """Ends the connection of our own session, and so each thread that waits for its server.
-
-        The session's stop() would end the caller's local server as well.
-        """
+        """Ends our own session, and what waits for its server; its stop() would end the caller's server, too."""
         if self.build_channel:
             with suppress(Exception):
                 self.spark.client.close()
@@ -1848,15 +1814,6 @@ def call_with_tag(spark: Any, method: str, before: str, tag: str) -> None:
         getattr(spark.sparkContext, before)(tag)
 
 
-def shorten_retries(client: Any) -> None:
-    """Else pyspark tries for ten minutes to reach its server, and nobody learns why it cannot."""
-    if hasattr(client, "get_retry_policies"):
-        for policy in client.get_retry_policies():
-            policy.max_retries = SPARK_RETRIES
-    else:  # pyspark 3.5
-        client._retry_policy["max_retries"] = SPARK_RETRIES
-
-
 def without_secrets(text: str) -> str:
     """Without the tokens and user information of URLs in it."""
     return re.sub(r"(?i)(token=)[^;&\s']+|(//)[^/\s]*@", r"\1\2***", text)
@@ -1864,9 +1821,8 @@ def without_secrets(text: str) -> str:
 
 def last_cause(error: Exception) -> str:
     """What Spark says, on a line, without the token that a connection URL may have: its text ends with the cause."""
-    if of_grpc := re.search(r'details = "(.*: UNKNOWN: )?(.+)"', str(error)):
-        return one_line(without_secrets(of_grpc[2]), 100)
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    of_grpc = re.search(r'details = "(.*: UNKNOWN: )?(.+)"', str(error))
+    lines = [line.strip() for line in (of_grpc[2] if of_grpc else str(error)).splitlines() if line.strip()]
     causes = [line for line in lines if re.match(r"(Caused by: )?[\w.]+(Error|Exception|Timeout)\b: ", line)]
     text = causes[-1] if causes else " ".join(lines)
     return one_line(without_secrets(text or type(error).__name__), 100)
@@ -1877,62 +1833,45 @@ def spark_problem(error: Exception) -> str:
     # Spark 4 writes "different version: 3.12 than that in driver: 3.11", 3.5 "different version (3, 12) than ..."
     if versions := re.search(r"different version:? (.+?) than that in driver:? (\d+\.\d+)", str(error)):
         cluster = ".".join(re.findall(r"\d+", versions[1])[:2])
-        mismatch = f"Python version mismatch: client {versions[2]}, cluster {cluster}."
-        return f"{mismatch} Run this with the cluster's Python version"
-    if isinstance(error, InventoryError):
+        return f"Python version mismatch: client {versions[2]}, cluster {cluster}. Run this with the cluster's version"
+    if isinstance(error, (InventoryError, DatabricksError)):
         reason = one_line(str(error), 130)
     elif isinstance(error, ImportError):
         reason = f'{one_line(str(error), 70)}; pip install "pyspark[connect]" "pandas<3"'
     elif "CERTIFICATE_VERIFY_FAILED" in str(error):
-        reason = (
-            "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH has to name a PEM file with the authority of the server's certificate"
-        )
+        reason = "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH has to name a PEM file with the authority of its certificate"
     else:
-        client = getattr(sys.modules.get("pyspark"), "__version__", "unknown")
-        reason = f"{last_cause(error)} (Spark client {client})"
+        version = getattr(sys.modules.get("pyspark"), "__version__", "unknown")
+        reason = f"{last_cause(error)} (Spark client {version})"
     return f"Parallel processing not available: {reason}"
 
 
 def build_channel(url: str) -> Any:
-    """A channel builder of Spark Connect. Raises InventoryError for another machine without TLS.
-
-    The token for the workers goes through it. gRPC would go through http_proxy to this machine, too.
-    """
+    """A channel builder of Spark Connect. Raises InventoryError for another machine without TLS."""
     core = import_module("pyspark.sql.connect.client.core")
     new_builder = getattr(core, "DefaultChannelBuilder", None) or core.ChannelBuilder  # 4.x, 3.5
     is_here = re.fullmatch(r"sc://(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?(/.*)?", url, re.I)
-    builder = new_builder(url, [("grpc.enable_http_proxy", 0)] if is_here else [])
+    builder = new_builder(url, [("grpc.enable_http_proxy", 0)] if is_here else [])  # else even here through http_proxy
     if "SPARK_LOCAL_REMOTE" in os.environ and "token=" not in url and hasattr(builder, "set"):  # 4.x
         builder.set("token", None)  # else it takes the one of the caller's local server from the environment
     if not is_here and not builder.secure:
-        raise InventoryError(
-            "the Spark Connect server is another machine, and the token would go there in clear; "
-            "put use_ssl=true into its URL"
-        )
-    return builder
-
-
-def build_cluster_channel(config: DatabricksConfig, cluster_id: str) -> Any:
-    """To a Databricks cluster. Each call has the login of the moment, so that a session outlives an OAuth token."""
-    parts = urlsplit(config.host)
-    builder = build_channel(f"sc://{parts.netloc}{'' if parts.port else ':443'}/;use_ssl=true")
-    fixed = [*builder.metadata(), ("x-databricks-cluster-id", cluster_id)]
-    if config.workspace_id:
-        fixed.append(("x-databricks-workspace-id", config.workspace_id))
-    builder.metadata = lambda: [*fixed, ("authorization", f"Bearer {config.current_token()}")]
+        raise InventoryError("the token would go to another machine in clear; put use_ssl=true into the server's URL")
     return builder
 
 
 def connect_cluster(config: DatabricksConfig, cluster_id: str) -> Any:
-    """The channel builder. Raises InventoryError for a cluster that does not run."""
-    builder = build_cluster_channel(config, cluster_id)
-    try:
-        cluster = DatabricksClient(config).get("/api/2.1/clusters/get", {"cluster_id": cluster_id}, parse_record)
-    except DatabricksError as error:
-        raise InventoryError(f"cluster {cluster_id}: {error}") from error
+    """A channel builder for a Databricks cluster. Raises InventoryError where it does not run, or DatabricksError."""
+    parts = urlsplit(config.host)
+    builder = build_channel(f"sc://{parts.netloc}{'' if parts.port else ':443'}/;use_ssl=true")
+    cluster = DatabricksClient(config).get("/api/2.1/clusters/get", {"cluster_id": cluster_id}, parse_record)
     state, message = (one_line(without_secrets(str(cluster.get(key) or "")), 40) for key in ("state", "state_message"))
     if state not in ("RUNNING", "RESIZING"):
         raise InventoryError(f"cluster {cluster_id} is {state} {message}; start it and run this again")
+    fixed = [*builder.metadata(), ("x-databricks-cluster-id", cluster_id)]
+    if config.workspace_id:
+        fixed.append(("x-databricks-workspace-id", config.workspace_id))
+    # Asked for at each call: a session outlives an OAuth token.
+    builder.metadata = lambda: [*fixed, ("authorization", f"Bearer {config.current_token()}")]
     return builder
 
 
