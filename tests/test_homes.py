@@ -147,10 +147,10 @@ def test_a_listing_of_users_that_is_short_loses_nobody(inventory_of, fault, coun
 
 @pytest.mark.parametrize("api", FILE_SYSTEMS)
 def test_where_users_cannot_be_listed_a_home_not_found_is_an_error(inventory_of, api):
-    """Whatever it answers, the Workspace is never left out."""
+    """Whatever it answers, the Workspace is never left out; nor does it end a run that cannot ask Me, either."""
     message = "Public DBFS root is disabled. Access is denied on path: /Users" if api == "workspace" else None
     with small_server([ANN, BEN]) as server:
-        server.change(faults=[Fault("403", api=api, path="/Users", message=message)])
+        server.change(faults=[Fault("403", api=api, path="/Users", message=message), Fault("403", path="Me")])
         rows, said = inventory_of(server, ANN, BEN.upper(), code=1)
     assert (rows[ANN]["status"], rows[ANN]["file_source"]) == ("success", "both")
     assert NOT_LISTED in rows[BEN.upper()]["error"]

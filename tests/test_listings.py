@@ -190,7 +190,7 @@ def test_a_directory_with_nothing_in_it_is_empty(body):
 
 
 ITSELF = [dbfs_directory(B), dbfs_directory(f"{B}/"), dbfs_file(B, 0), dbfs_file(f"{B}/", 0)]
-DIFFERENT = [[dbfs_file(B, 1)], [dbfs_directory(f"{B}/y"), dbfs_file(f"{B}/y", 0)],
+DIFFERENT = [[dbfs_file(B, 1)], [dbfs_file(f"{B}/", 1)], [dbfs_directory(f"{B}/y"), dbfs_file(f"{B}/y", 0)],
              [dbfs_file(f"{B}/y", size) for size in (1, 2, 2)]]  # fmt: skip
 
 
