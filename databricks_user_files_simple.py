@@ -2703,9 +2703,9 @@ class Progress:
     There is no forecast: users are what can be counted, and the last one may have more directories than all others.
     """
 
-    def __init__(self, total: int, done: int, statistics: Counter[str], quiet: bool):
+    def __init__(self, total: int, kept: int, statistics: Counter[str], quiet: bool):
         self.total = total
-        self.done = done
+        self.kept = kept
         self.statistics = statistics
         self.quiet = quiet
         self.told_at = time.monotonic()
@@ -2717,7 +2717,7 @@ class Progress:
                 from tqdm import tqdm
 
                 shape = "{bar}| {n:,}/{total:,} users [{elapsed}{postfix}]"
-                bar = tqdm(total=total, initial=done, bar_format=shape, dynamic_ncols=True)
+                bar = tqdm(total=total, initial=kept, bar_format=shape, dynamic_ncols=True)
                 self.bar = None if bar.disable else bar
 
     @contextmanager
@@ -2729,12 +2729,6 @@ class Progress:
             self.bar = None
             logger.debug("no progress bar: %s", error)
 
-    def user_done(self) -> None:
-        self.done += 1
-        with self.decoration():
-            if self.bar:
-                self.bar.update()
-
     def tick(self, tally: Tally) -> None:
         self.tally = tally
         if not self.quiet and time.monotonic() - self.told_at > (BAR_SECONDS if self.bar else PROGRESS_SECONDS):
@@ -2742,12 +2736,15 @@ class Progress:
                 self.show()
 
     def show(self) -> None:
+        if self.tally is None:
+            return
         now = time.monotonic()
         requests_made = self.statistics["requests"]
         rate = (requests_made - self.told_requests) / max(now - self.told_at, 0.001)
         self.told_at = now
         self.told_requests = requests_made
-        opened = list(self.tally.open.values()) if self.tally else []
+        opened = list(self.tally.open.values())
+        done = self.kept + self.tally.opened - len(opened)
         parts = [
             f"{self.statistics['directories']:,} directories",
             f"{sum(user.pending for user in opened):,} waiting",
@@ -2756,13 +2753,14 @@ class Progress:
         ]
         parts += [f"longest ({user.pending:,} to come): {one_line(user.username, 60)}" for user in opened[:1]]
         if not self.bar:
-            users = f"{self.done:,} of {self.total:,} users"
+            users = f"{done:,} of {self.total:,} users"
             logger.info("%s  %s", time.strftime("%H:%M:%S"), ", ".join([users, *parts]))
             return
         # tqdm cuts what there is no room for: half a name will do, but half a number is another one.
         room = (self.bar.ncols or 80) - 2 * len(f"{self.total:,}") - len("#| / users [00:00]")
         while parts and len(", ".join([*parts[:-1], parts[-1][:22]])) > room:
             del parts[-2 if len(parts) > 2 and opened else -1]
+        self.bar.n = done
         self.bar.set_postfix_str(", ".join(parts))
 
     def close(self) -> None:
@@ -3203,7 +3201,6 @@ def scan_left(
             checkpoint.save(result)
             if journal:
                 journal.in_progress.pop(result.username, None)
-            progress.user_done()
     return cluster
 
 
