@@ -100,6 +100,7 @@ if "DatabricksClient" not in globals():  # else step 1 was pasted into the noteb
         one_line,
         parse_record,
         place_of,
+        rename,
         retry_after_seconds,
         retry_wait,
         run_as_script,
@@ -2162,7 +2163,7 @@ def move_aside(file: IO[bytes], path: Path) -> None:
     aside = next(place for place in places if not os.path.lexists(place))
     if ON_WINDOWS:  # which renames no open file
         file.close()
-    path.rename(aside)
+    rename(path, aside)
     file.close()
     logger.warning(
         "the checkpoint that was there is now %s: --resume goes on with it where --checkpoint names it", aside

@@ -948,10 +948,16 @@ def write_output(path: str, write: Callable[[TextIO], object], saved: bool = Fal
     except BrokenPipeError:
         return  # the reader has gone, and needs no more
     except OSError as error:
-        if saved and not whole:
+        where = "nor does the temporary folder take the text"
+        if saved:
             where = "the same command with --resume and another name writes all again"
-        else:
-            where = f"the whole text is in {whole}" if whole else write_elsewhere(path, write)
+        elif not whole:
+            with suppress(OSError):
+                kept = tempfile.NamedTemporaryFile(delete=False, suffix=f"-{os.path.basename(shown(path))}")
+                write_text(kept, path, write, is_new=True)
+                whole = kept.name
+        if whole:
+            where = f"the whole text is in {whole}"
         raise InventoryError(f"{why_not(path, error)}; {where}") from error
     except KeyboardInterrupt:
         if whole:
@@ -1043,7 +1049,7 @@ def put_in_place(draft: str, target: str) -> None:
         os.unlink(draft)
 
 
-def rename(source: str, target: str) -> None:
+def rename(source: str | Path, target: str | Path) -> None:
     """os.replace(), for a second again where Windows refuses it: virus scanners hold new files for a moment."""
     for seconds in RENAME_WAITS if ON_WINDOWS else ():
         with suppress(PermissionError):
@@ -1055,16 +1061,6 @@ def rename(source: str, target: str) -> None:
 def write_all(file: IO[bytes], data: bytes) -> None:
     while data:
         data = data[file.write(data) :]
-
-
-def write_elsewhere(path: str, write: Callable[[TextIO], object]) -> str:
-    """Writes the text to the temporary folder, if it can, and returns what to say of it."""
-    try:
-        file = tempfile.NamedTemporaryFile(delete=False, suffix=f"-{os.path.basename(shown(path))}")
-        write_text(file, path, write, is_new=True)
-    except OSError as error:
-        return f"nor does the temporary folder take the text ({error.strerror or error})"
-    return f"the whole text is in {file.name}"
 
 
 class PatientFile(io.FileIO):

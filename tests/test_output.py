@@ -243,7 +243,7 @@ def test_an_output_that_fails_keeps_no_other_from_being_written_and_is_kept(scan
     monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
     if option != "--files":  # which needs one for itself
         err = scan(nobody, "a", option, "/dev/full").err
-        assert "nor does the temporary folder take the text (No such file or directory)" in err
+        assert "; nor does the temporary folder take the text" in err
 
 
 @needs_posix
