@@ -55,6 +55,7 @@ def test_a_token_bucket_holds_one_second():
     bucket = [10, 0.0]
     assert [take_token(bucket, 10, 0.0) for _ in range(11)] == [True] * 10 + [False]
     assert [take_token(bucket, 10, now) for now in (0.05, 0.11)] == [False, True]
+    assert [take_token([0.0, 0.5], 10, now, windows=True) for now in (0.99, 1.01)] == [False, True]
     assert [take_token(bucket, 10, 60.0) for _ in range(11)].count(True) == 10
 
 

@@ -41,7 +41,7 @@ class Settings:
 
     latency: seconds before each answer, and up to latency_spread more, so that answers overtake each other.
     limits: requests per second and family; `limit` in change() sets all three. in_flight_limit: of all together.
-    retry_after: whole seconds, on the answers of the limits.
+    windows: limits hold from each whole second to the next. retry_after: whole seconds, on the answers of the limits.
     bad_token: 403 (plain text) or 401 (JSON). expire_after_requests: the token is refused after so many; setting it
     or token starts the count again.
     clients: id -> secret of those that may have OAuth tokens (client_credentials), as may who has the refresh_token;
@@ -56,6 +56,7 @@ class Settings:
     latency_spread: float = 0.0
     limits: dict[str, float | None] = field(default_factory=dict)
     in_flight_limit: int | None = None
+    windows: bool = False
     retry_after: int | None = None
     faults: list[Fault] = field(default_factory=list)
     forms: tuple[str, ...] = ("plain",)
@@ -118,9 +119,13 @@ class Counts:
         return result
 
 
-def take_token(bucket: list[float], rate: float, now: float) -> bool:
-    """Takes one from a token bucket [tokens, time of the last look]; it holds one second's worth, at least one."""
-    bucket[0] = min(bucket[0] + (now - bucket[1]) * rate, max(rate, 1))
+def take_token(bucket: list[float], rate: float, now: float, windows: bool = False) -> bool:
+    """Takes one from a token bucket [tokens, time of the last look]; it holds one second's worth, at least one.
+
+    With `windows` it is full again at the beginning of each second, and never meanwhile.
+    """
+    seconds = int(now) - int(bucket[1]) if windows else now - bucket[1]
+    bucket[0] = min(bucket[0] + seconds * rate, max(rate, 1))
     bucket[1] = now
     if bucket[0] < 1:
         return False
@@ -281,7 +286,7 @@ class FakeDatabricks:
             message = f"Workspace 1234567890 exceeded the concurrent limit of {settings.in_flight_limit} requests."
             return error_answer("http", 429, "REQUEST_LIMIT_EXCEEDED", message)
         rate = settings.limits.get(api)
-        if not rate or take_token(self.buckets.setdefault(api, [max(rate, 1), now]), rate, now):
+        if not rate or take_token(self.buckets.setdefault(api, [max(rate, 1), now]), rate, now, settings.windows):
             return None
         message = f"{api} RPC token bucket limit has been exceeded."
         return error_answer("http", 429, "REQUEST_LIMIT_EXCEEDED", message, self.retry_headers())
