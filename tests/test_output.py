@@ -101,10 +101,11 @@ def test_names_of_files_mean_what_they_meant_at_the_start(scan):
 
 def test_every_output_whose_name_ends_in_gz_is_gzipped(scan, list_users, small):
     assert list_users(small, "-o", "users.CSV.gz").code == 0
+    options = {"-o": "out", "--details": "details", "--files": "files", "--report": "page"}
     for ending in ("", ".GZ"):
-        words = [word + ending * (word[0] != "-") for word in ("-o", "out", "--details", "details", "--files", "files")]
+        words = [word for option, name in options.items() for word in (option, name + ending)]
         assert scan(small, "--users-file", "users.CSV.gz", *words).code == 0
-    for name in ("out", "details", "files"):
+    for name in options.values():
         with gzip.open(f"{name}.GZ") as file:
             assert len(file.read().splitlines()) == len(Path(name).read_bytes().splitlines()) >= 12
 
@@ -226,9 +227,10 @@ def test_a_device_stays_a_device(scan, list_users, nobody):
 
 @needs_full
 @pytest.mark.parametrize("users", [1, 900])  # less than a buffer holds, and more
-@pytest.mark.parametrize("option", ["-o", "--details", "--files"])
+@pytest.mark.parametrize("option", ["-o", "--details", "--files", "--report"])
 def test_an_output_that_fails_keeps_no_other_from_being_written_and_is_kept(scan, nobody, monkeypatch, option, users):
-    others = {"-o": "out.csv", "--details": "details.json", "--files": "files.csv"} | {option: "/dev/full"}
+    others = {"-o": "out.csv", "--details": "details.json", "--files": "files.csv", "--report": "page.html"}
+    others |= {option: "/dev/full"}
     done = scan(nobody, *range(users), *[word for pair in others.items() for word in pair])
     assert (done.code, done.out) == (2, "")
     assert f"{users:,} user" in done.err
@@ -237,8 +239,9 @@ def test_an_output_that_fails_keeps_no_other_from_being_written_and_is_kept(scan
     kept = named_file(line)
     assert stat.S_IMODE(kept.stat().st_mode) == 0o600
     lines = {"-o": users + 1, "--details": users, "--files": 1}
-    for name, path in (others | {option: str(kept)}).items():
-        assert len(Path(path).read_text().splitlines()) == lines[name]
+    texts = {name: Path(path).read_text() for name, path in (others | {option: str(kept)}).items()}
+    assert "</table>" in texts.pop("--report")
+    assert {name: len(text.splitlines()) for name, text in texts.items()} == lines
     assert files_here() == {*others.values()} - {"/dev/full"}
     monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
     if option != "--files":  # which needs one for itself
