@@ -15,7 +15,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from random import Random
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from databricks_user_files_simple import Crawler, Home, Listing, Tally, UserResult
 from databricks_user_list import DatabricksClient, DatabricksConfig, DatabricksError, InventoryError
@@ -30,19 +30,15 @@ SECONDS, FEWEST_REQUESTS = 120, 2000  # of a case
 COLUMNS = ("kind of limit", "cases", "least goodput", "at", "most 429s", "outages", "failed users")
 
 
-class Limit(Protocol):
-    """`most` requests may succeed in so many seconds; admits() is asked with times that never go back."""
-
-    def admits(self, now: float) -> bool: ...
-    def most(self, seconds: float) -> float: ...
-
-
 class Bucket:
-    """Holds so many seconds' worth, at least one request; the rate may change from second to second."""
+    """Holds so many seconds' worth; the rate may change from second to second.
+
+    As all kinds of limit: admits() is asked with times that never go back, and `most` succeed in so many seconds.
+    """
 
     def __init__(self, rate: Callable[[float], float], holds: float = 1.0):
         self.rate = rate
-        self.size = self.level = max(rate(0.0) * holds, 1.0)
+        self.size = self.level = rate(0.0) * holds
         self.looked_at = 0.0
 
     def admits(self, now: float) -> bool:
@@ -67,10 +63,9 @@ class Window:
         begin = now - self.seconds if self.sliding else now // self.seconds * self.seconds
         while self.admitted and self.admitted[0] < begin:
             self.admitted.popleft()
-        if len(self.admitted) >= self.holds:
-            return False
-        self.admitted.append(now)
-        return True
+        is_admitted = len(self.admitted) < self.holds
+        self.admitted += [now] * is_admitted
+        return is_admitted
 
     def most(self, seconds: float) -> float:
         return self.holds * (seconds // self.seconds + 1)
@@ -79,8 +74,8 @@ class Window:
 class Stray:
     """One 429 in a hundred has no reason, as where each node of the service counts for itself; else as `limit`."""
 
-    def __init__(self, limit: Limit, seed: int):
-        self.limit, self.random, self.most = limit, Random(seed), limit.most
+    def __init__(self, limit: Bucket | Window):
+        self.limit, self.random, self.most = limit, Random(2), limit.most
 
     def admits(self, now: float) -> bool:
         return self.random.random() > 0.01 and self.limit.admits(now)
@@ -89,11 +84,18 @@ class Stray:
 class Service:
     """In place of the crawler's two queues: takes what is to be listed, and hands over the answers as time goes by."""
 
-    def __init__(self, limit: Limit, latency: float, seed: int):
+    def __init__(self, limit: Bucket | Window | Stray, latency: float, users: int, seed: int):
         self.limit, self.latency, self.random = limit, latency, Random(seed)
         self.now = self.succeeded_at = 0.0
         self.flying: list[tuple[float, int, Callable[[], None]]] = []
         self.counts: Counter[str] = Counter()
+        config = DatabricksConfig("https://example.com", "token", "")
+        client = DatabricksClient(config, clock=lambda: self.now, sleep=self.sleep, jitter=self.random.random)
+        homes = {f"user{number}": {"dbfs": Home.listed(f"user{number}")} for number in range(users)}
+        crawler: Any = Crawler(client, Tally(homes, client.statistics, True), HANDS)
+        crawler.work = crawler.answers = self
+        crawler.start_thread = lambda: None
+        self.crawler = crawler
 
     def put(self, task: tuple[str, str, Any] | None) -> None:
         if task is None:
@@ -101,7 +103,8 @@ class Service:
         _, path, take = task
         self.now += HANDLING_SECONDS
         self.counts["requests"] += 1
-        answer: Listing | DatabricksError
+        answer: Listing | DatabricksError = DatabricksError("rate limit", "too many requests", path, 429)
+        lands_at = self.now + REFUSAL_SECONDS
         if self.limit.admits(self.now + REFUSAL_SECONDS / 2):
             self.counts["listed"] += 1
             names = range(TREE - 1) if path.count("/") == 2 else ()
@@ -109,8 +112,6 @@ class Service:
             lands_at = self.succeeded_at = self.now + self.latency * self.random.uniform(0.7, 1.3)
         else:
             self.counts["429"] += 1
-            answer = DatabricksError("rate limit", "too many requests", path, 429)
-            lands_at = self.now + REFUSAL_SECONDS
         landed: Callable[[], None] = partial(self.crawler.landed, take, answer)
         heapq.heappush(self.flying, (lands_at, self.counts["requests"], landed))
 
@@ -125,26 +126,14 @@ class Service:
     def sleep(self, seconds: float) -> None:
         self.now += seconds + self.random.random() * 0.001  # nobody wakes up in time
 
-    def crawl(self, users: int) -> Iterator[UserResult]:
-        """The results of so many users, in DBFS alone."""
-        config = DatabricksConfig("https://example.com", "token", "")
-        client = DatabricksClient(config, clock=lambda: self.now, sleep=self.sleep, jitter=self.random.random)
-        tally = Tally(
-            {f"user{number}": {"dbfs": Home.listed(f"user{number}")} for number in range(users)},
-            client.statistics,
-            True,
-        )
-        crawler: Any = Crawler(client, tally, HANDS)
-        self.crawler = crawler
-        crawler.work = crawler.answers = self
-        crawler.start_thread = lambda: None
-        pacer, told = crawler.pacers["dbfs"], [False]
+    def crawl(self) -> Iterator[UserResult]:
+        pacer, was_outage = self.crawler.pacers["dbfs"], [False]
 
         def on_tick(_: Tally) -> None:
-            self.counts["outages"] += pacer.is_outage and not told[0]
-            told[0] = pacer.is_outage
+            self.counts["outages"] += pacer.is_outage and not was_outage[0]
+            was_outage[0] = pacer.is_outage
 
-        results: Iterator[UserResult] = crawler.run(on_tick)
+        results: Iterator[UserResult] = self.crawler.run(on_tick)
         return results
 
 
@@ -155,14 +144,15 @@ class Outcome(NamedTuple):
     failed: int
 
 
-def simulate(limit: Limit, latency: float, requests: int, seed: int = 1) -> Outcome:
+def simulate(limit: Bucket | Window | Stray, latency: float, requests: int, seed: int = 1) -> Outcome:
     """One scan of as many directories."""
-    service = Service(limit, latency, seed)
-    users = requests // TREE
+    failed = users = requests // TREE
+    service = Service(limit, latency, users, seed)
     try:
-        failed = users - sum(result.status in ("success", "empty") for result in service.crawl(users))
-    except InventoryError:
-        failed = users
+        for result in service.crawl():
+            failed -= result.status in ("success", "empty")
+    except InventoryError as error:
+        print(error)
     most = min(limit.most(service.succeeded_at), HANDS * service.succeeded_at / latency)
     counts = service.counts
     return Outcome(counts["listed"] / most, counts["429"] / counts["requests"], counts["outages"], failed)
@@ -173,15 +163,15 @@ def steps(*rates: float) -> Callable[[float], float]:
     return lambda now: rates[int(now // 60) % len(rates)]
 
 
-KINDS: dict[str, Callable[[float], Limit]] = {
+KINDS: dict[str, Callable[[float], Bucket | Window | Stray]] = {
     "bucket of 1 s": lambda rate: Bucket(steps(rate)),
     "bucket of 10 s": lambda rate: Bucket(steps(rate), 10),
     "window of 1 s": lambda rate: Window(rate, 1),
     "window of 10 s": lambda rate: Window(rate, 10),
     "sliding window of 1 s": lambda rate: Window(rate, 1, sliding=True),
     "sliding window of 10 s": lambda rate: Window(rate, 10, sliding=True),
-    "bucket, and 1% of stray 429s": lambda rate: Stray(Bucket(steps(rate)), 2),
-    "window of 1 s, and 1% of stray 429s": lambda rate: Stray(Window(rate, 1), 3),
+    "bucket, and 1% of stray 429s": lambda rate: Stray(Bucket(steps(rate))),
+    "window of 1 s, and 1% of stray 429s": lambda rate: Stray(Window(rate, 1)),
     "bucket, to a third and back": lambda rate: Bucket(steps(rate, rate / 3)),
     "bucket, and a rival": lambda rate: Bucket(steps(0.7 * rate, 0.3 * rate, 0.5 * rate)),
 }
@@ -191,30 +181,25 @@ def outcomes(
     kind: str, limits: tuple[float, ...] = LIMITS, latencies: tuple[float, ...] = LATENCIES
 ) -> dict[str, Outcome]:
     """By limit and latency, of those cases in which the hands reach the limit."""
+    cases = [(rate, latency) for rate in limits for latency in latencies if HANDS / latency > 1.02 * rate]
     return {
         f"{rate:g}/s, {latency:g} s": simulate(KINDS[kind](rate), latency, max(round(rate * SECONDS), FEWEST_REQUESTS))
-        for rate in limits
-        for latency in latencies
-        if HANDS / latency > 1.02 * rate
+        for rate, latency in cases
     }
-
-
-def table_row(*cells: object) -> str:
-    return f"| {' | '.join(map(str, cells))} |"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.pace", description="How near to a limit the crawler stays.")
     parser.add_argument("--case", metavar="TEXT", default="", help="only kinds of limit with this in their name")
     words = parser.parse_args()
-    print(table_row(*COLUMNS), table_row(*["---"] * len(COLUMNS)), sep="\n")
+    print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}")
     for kind in KINDS:
         if words.case in kind:
             found = outcomes(kind)
             worst = min(found, key=lambda case: found[case].goodput)
-            most, outages, failed = (max(column) for column in list(zip(*found.values(), strict=True))[1:])
-            print(table_row(kind, len(found), f"{found[worst].goodput:.3f}", worst, f"{most:.1%}", outages, failed),
-                  flush=True)  # fmt: skip
+            _, limited, outages, failed = (max(column) for column in zip(*found.values(), strict=True))
+            goodput = f"{found[worst].goodput:.3f} | {worst}"
+            print(f"| {kind} | {len(found)} | {goodput} | {limited:.1%} | {outages} | {failed} |", flush=True)
     return 0
 
 
