@@ -2784,7 +2784,7 @@ PAGE = Template("""<!doctype html>
 :root { color-scheme: light dark; font: 1rem/1.5 system-ui, sans-serif }
 body { max-width: 90ch; margin: 2rem auto; padding: 0 1rem; overflow-wrap: anywhere }
 h1, h2 { line-height: 1.25; margin: 2.5rem 0 .5rem }
-table { border-collapse: collapse; width: 100% }
+table { border-collapse: collapse; width: 100%; margin-bottom: 1rem }
 tr { border-bottom: 1px solid GrayText }
 caption, th, td { text-align: left; vertical-align: top }
 th, td { padding: .25rem .5rem }
@@ -2816,7 +2816,7 @@ def report_page(summary: Summary, now: datetime) -> str:
         parts.append(tag("h2", f"Missing: {summary.failed:,} of {all_rows} could not be listed completely"))
         parts.append(tag("p", "The numbers below are of what could be listed; --details names every directory."))
         rows = [(user.username, f"{user.status}: {one_line(user.error, 300)}") for user in summary.incomplete]
-        parts.append(html_table(f"The first {len(rows)}", ("", "status and first failure"), rows, "text"))
+        parts.append(html_table(f"The first {len(rows)}", ("name", "status and first failure"), rows, "text"))
     else:
         parts.append(tag("p", f"All of {all_rows} could be listed completely."))
     parts += [tag("h2", "Sums"), tag("p", f"{summary.groups[EVERYBODY]}. {summary.counts}")]
@@ -2829,13 +2829,13 @@ def report_page(summary: Summary, now: datetime) -> str:
     if summary.before:
         parts.append(tag("h2", summary.before[0]))
         for title, rows in compare(summary.before[1], summary.sizes):
-            parts.append(html_table(title, ("", "change"), rows) if rows else tag("p", title))
+            parts.append(html_table(title, ("name", "change"), rows) if rows else tag("p", title))
     types = Counter[str]()
     for totals in summary.totals.values():
         types.update(totals.types)
     notebooks = [(kind, f"{count:,}") for kind, count in types.most_common() if kind.startswith("NOTEBOOK")]
     if notebooks:
-        parts += [tag("h2", "Notebooks"), html_table("By language", ("", "notebooks"), notebooks)]
+        parts += [tag("h2", "Notebooks"), html_table("By language", ("type", "notebooks"), notebooks)]
     return PAGE.substitute(title=escape(f"Who stores what in {summary.workspace}"), body="\n".join(parts))
 
 
@@ -2848,7 +2848,7 @@ def ranking(caption: str, shares: list[tuple[str, FileSystemTotals]]) -> str:
         parts = f'<i style="width:{exact:.2%}"></i><i class="estimated" style="width:{estimated:.2%}"></i>'
         bars.append(f'<div class="bar">{parts}</div>')
     rows = [(name, *figures(totals)) for name, totals in shares]
-    return html_table(caption, ("", "files", "size", "estimated"), rows, bars=bars)
+    return html_table(caption, ("name", "files", "size", "estimated"), rows, bars=bars)
 
 
 def html_table(

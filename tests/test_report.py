@@ -330,7 +330,7 @@ def test_every_change_is_that_between_the_two_inventories(scan, people):
         assert f"<caption>{lines[-1]}</caption>" in read_page()[1]
         largest = sorted(sizes.items(), key=lambda item: -abs(item[1]))[:10]
         lines += [f"{signed(size):>14}  {name}" for name, size in largest]
-        cells += [("", "change"), *((name, signed(size)) for name, size in largest)]
+        cells += [("name", "change"), *((name, signed(size)) for name, size in largest)]
     total = signed(sum(size for sizes in changes.values() for size in sizes.values()))
     line = f"In all {total}; 2 rows not compared, since not complete in both"
     assert "\n".join(["Compared with out.csv", line, *lines]) in said.replace("'=1+1@x", "=1+1@x")
