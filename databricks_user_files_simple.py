@@ -1055,7 +1055,7 @@ class Tally:
         for file_system, home in homes.items():
             if home.problem:
                 self.give_up(Directory(number, file_system, f"{USERS_FOLDER}/{username}"), home.problem)
-            left = begun.left[file_system]
+            left = begun.left.pop(file_system)
             user.pending += len(left)
             # A home that hardly is there is asked for here: a worker's 404 would be asked for here once more.
             is_likely = home.is_listed or home.not_found == NOT_LISTED
@@ -2131,9 +2131,8 @@ def lock(file: IO[bytes], is_wanted: bool = True) -> None:
 
 def unlock(file: IO[bytes]) -> None:
     """Also where a child of this process has inherited the file, and lives on."""
-    if not file.closed:
-        with suppress(OSError):
-            lock(file, is_wanted=False)
+    with suppress(OSError, ValueError):  # it may be closed by now
+        lock(file, is_wanted=False)
 
 
 def read_header(file: IO[bytes], path: Path) -> dict[str, Any]:
@@ -2223,7 +2222,7 @@ class Journal:
         self.file = file
         self.path = path
         self.csv_path = csv_path
-        self.in_progress: dict[str, Begun | OpenUser] = {}  # by username
+        self.in_progress: dict[str, Begun] = {}  # by username
         self.rows: Counter[str] = Counter()  # rows of each scan of earlier runs
         self.replay(saved)
         with checkpoint_errors(path):
@@ -2250,7 +2249,6 @@ class Journal:
         dropped: dict[str, list[str]] = {}
         for name in sorted(homes.keys() & self.in_progress.keys()):
             begun = self.in_progress[name]
-            assert isinstance(begun, Begun)
             files = sum(totals.files for totals in begun.totals.values())
             reasons = {
                 "whose homes are others by now": begun.homes != {at: home.path for at, home in homes[name].items()},
@@ -2267,9 +2265,8 @@ class Journal:
 
     def begin(self, username: str, begun: Begun) -> Begun:
         """The user as an earlier run has left it; else as given, with its first line."""
-        before = self.in_progress.get(username)
-        if isinstance(before, Begun):
-            return before
+        if username in self.in_progress:
+            return self.in_progress[username]
         self.in_progress[username] = begun
         head = {"username": username, "homes": begun.homes, "admin": begun.admin, "began": begun.began}
         self.write({"scan": begun.scan, **head})
@@ -2279,7 +2276,6 @@ class Journal:
         self, user: OpenUser, directory: Directory, found: FileSystemTotals, listing: Listing, new: list[str]
     ) -> None:
         """A listing: what it adds, and the directories that it is the first to name. Raises InventoryError."""
-        self.in_progress[user.username] = user
         cut = len(directory.path) + 1
         record: dict[str, Any] = {"scan": user.scan, "at": (directory.file_system, directory.path)}
         record["found"] = {name: value for name, value in vars(found).items() if value}
