@@ -2785,7 +2785,7 @@ tr { border-bottom: 1px solid GrayText }
 caption, th, td { text-align: left; vertical-align: top }
 th, td { padding: .25rem .5rem }
 tbody th { font-weight: normal; width: 50% }
-.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
+.number:not(:first-child) { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
 .bar { display: flex; height: .5rem; print-color-adjust: exact; -webkit-print-color-adjust: exact }
 .bar i { background: #4d82c4 }
 .bar .estimated { background: repeating-linear-gradient(45deg, #4d82c4 0 2px, transparent 2px 5px) }
@@ -2826,10 +2826,8 @@ def report_page(summary: Summary, now: datetime) -> str:
         parts.append(tag("h2", summary.before[0]))
         for title, rows in compare(summary.before[1], summary.sizes):
             parts.append(html_table(title, ("name", "change"), rows) if rows else tag("p", title))
-    types = Counter[str]()
-    for totals in summary.totals.values():
-        types.update(totals.types)
-    notebooks = [(kind, f"{count:,}") for kind, count in types.most_common() if kind.startswith("NOTEBOOK")]
+    types = Counter(summary.groups[EVERYBODY].totals.types).most_common()
+    notebooks = [(kind, f"{count:,}") for kind, count in types if kind.startswith("NOTEBOOK")]
     if notebooks:
         parts += [tag("h2", "Notebooks"), html_table("By language", ("type", "notebooks"), notebooks)]
     return PAGE.substitute(title=escape(f"Who stores what in {summary.workspace}"), body="\n".join(parts))
@@ -2851,8 +2849,7 @@ def html_table(
     caption: str, head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "number", bars: Iterable[str] = ()
 ) -> str:
     """Cells are texts, those behind the first one of that kind; bars are HTML below the first cell's text."""
-    titles = f'<th scope="col">{escape(head[0])}</th>'
-    titles += "".join(f'<th scope="col" class="{kind}">{escape(title)}</th>' for title in head[1:])
+    titles = "".join(f'<th scope="col" class="{kind}">{escape(title)}</th>' for title in head)
     lines = [f"<table>\n<caption>{escape(caption)}</caption>\n<thead><tr>{titles}</tr></thead>\n<tbody>"]
     for row, bar in zip_longest(rows, bars, fillvalue=""):
         cells = "".join(f'<td class="{kind}"><bdi>{escape(cell)}</bdi></td>' for cell in row[1:])
