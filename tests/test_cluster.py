@@ -26,14 +26,12 @@ import responses
 
 import databricks_user_files_simple as scanner
 from databricks_user_files_simple import process_user_batch_parallel
-from databricks_user_list import DatabricksClient, DatabricksConfig, InventoryError, load_databricks_config
+from databricks_user_list import DatabricksClient, DatabricksConfig, InventoryError
 from tests.fake import FakeDatabricks, Fault
 from tests.helpers import (
-    NAME,
     ROOT,
     SCANNER,
     WORDS,
-    asked_for,
     assert_all_true,
     block_imports,
     config_of,
@@ -42,7 +40,6 @@ from tests.helpers import (
     log_in,
     needs_posix,
     running,
-    saved_users,
     set_constants,
     slow_until,
     spellings,
@@ -56,20 +53,6 @@ DBFS, WORKSPACE = "dbfs", "workspace"
 LIMITS = {"seconds": 2.0, "grace": 5.0, "connect": 5, "read": 5, "bytes": 8 * 1024**2, "failures": 3}
 
 
-def scan(spark, server, config=None, threads=4):
-    """A scan with these further hands, whose results are the truth."""
-    names = server.user_names
-    results = list(process_user_batch_parallel(spark, names, config or config_of(server), threads))
-    by_name = {result.username: result for result in results}
-    assert len(results) == len(names)
-    assert_all_true(server, by_name)
-
-
-def warnings_of(log):
-    return [record.getMessage() for record in log.records
-            if record.name == "databricks_user_files" and record.levelno >= logging.WARNING]  # fmt: skip
-
-
 @pytest.fixture
 def many():
     """Forty users with about twenty directories each."""
@@ -77,9 +60,9 @@ def many():
         yield server
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def early(monkeypatch):
-    """The cluster joins at once; its workers are warm."""
+    """The cluster joins at once."""
     set_constants(monkeypatch, CLUSTER_DELAY=0.0)
 
 
@@ -87,6 +70,24 @@ def early(monkeypatch):
 def log(caplog):
     caplog.set_level(logging.INFO, "databricks_user_files")
     return caplog
+
+
+@pytest.fixture
+def scanned(log):
+    """scanned(session, server, condition, then): the warnings of a scan, whose results are the truth.
+
+    It is slow until the condition holds, which is, where none is given, that workers have helped.
+    """
+
+    def scan(spark, server, condition=None, then=lambda: None, latency=0.15, config=None, threads=4):
+        with slow_until(server, condition or workers_help(server), then, latency):
+            results = list(process_user_batch_parallel(spark, server.user_names, config or config_of(server), threads))
+        assert len(results) == len(server.user_names)
+        assert_all_true(server, {result.username: result for result in results})
+        return [record.getMessage() for record in log.records
+                if record.name == "databricks_user_files" and record.levelno >= logging.WARNING]  # fmt: skip
+
+    return scan
 
 
 # The rules of a batch
@@ -103,12 +104,10 @@ def test_a_batch_takes_its_share_of_the_pace(rate, lent, idle, share):
     assert scanner.share_of_pace(rate, lent, idle) == share
 
 
-@pytest.mark.parametrize(("ready", "size"), [
-    (16 + 7, 0),  # what this process takes next stays here
-    (16 + 8, 8), (16 + 8 * 20, 20), (10_000, 128),
-])  # fmt: skip
-def test_a_batch_has_its_size(ready, size):
-    assert scanner.size_of_batch(ready, threads=16, idle=8) == size
+def test_a_batch_has_its_size():
+    """Below 16 + 8: what this process takes next stays here."""
+    sizes = [scanner.size_of_batch(ready, threads=16, idle=8) for ready in (16 + 7, 16 + 8, 16 + 8 * 20, 10_000)]
+    assert sizes == [0, 8, 20, 128]
 
 
 def test_places_are_spaced_by_the_share_of_their_api():
@@ -159,12 +158,6 @@ def test_a_worker_starts_nothing_after_its_time_and_waits_for_nothing_that_hangs
     assert answers[0] == (0, "no answer")
 
 
-def test_what_a_worker_has_not_begun_when_all_its_hands_hang_was_not_asked():
-    with FakeDatabricks(users=1, shape="small", faults=[Fault("hang", seconds=600.0)]) as server:
-        answers = fetched(server, [(DBFS, f"/{number}") for number in range(40)], seconds=0.2, grace=0.2, read=600)
-    assert answers == [(0, "no answer")] * 4 + [None] * 36
-
-
 # Reports
 
 
@@ -184,15 +177,11 @@ def test_what_is_no_report_is_refused(report):
 
 # What is said where there is no cluster
 
-NO_REQUESTS = """An exception was thrown from the Python worker. Please see the stack trace below.
-Traceback (most recent call last):
-  File "worker.py", line 1, in main
-ModuleNotFoundError: No module named 'requests'
-
-JVM stacktrace: ...
-"""
-MISMATCH = "[PYTHON_VERSION_MISMATCH] Python in worker has different version{} than that in driver{} 3.12, PySpark"
 NOT_AVAILABLE = "Parallel processing not available: "
+MISMATCH = "[PYTHON_VERSION_MISMATCH] Python in worker has different version{} than that in driver{} 3.12, PySpark"
+NO_REQUESTS = (
+    "from the Python worker:\nTraceback (...):\n  File ...\nModuleNotFoundError: No module named 'requests'\n\nJVM"
+)
 
 
 @pytest.mark.parametrize(("text", "told"), [
@@ -208,61 +197,6 @@ def test_what_spark_says_is_told_as_a_sentence(text, told):
     sentence = scanner.spark_problem(RuntimeError(text))
     assert sentence.startswith(told)
     assert "dapi" not in sentence
-
-
-def gone(tag):
-    raise ConnectionError("UNAVAILABLE: failed to connect to sc://h/;token=dapi123456789")
-
-
-class Session:
-    """A Spark session of which nothing works but what marks a thread's queries, if that."""
-
-    def __init__(self, add_tag):
-        self.addTag = add_tag
-
-
-@pytest.mark.parametrize(("add_tag", "seconds", "cause"), [
-    (gone, 60.0, "UNAVAILABLE: failed to connect to sc://h/;token=*** (Spark client "),
-    (lambda tag: threading.Event().wait(600), 0.1, "no answer within 0 s"),  # Spark's client itself tries for minutes
-])  # fmt: skip
-def test_a_server_that_cannot_be_reached(many, log, monkeypatch, early, add_tag, seconds, cause):
-    set_constants(monkeypatch, SPARK_START_SECONDS=seconds)
-    with slow_until(many, lambda: "not available" in log.text, latency=0.1):
-        scan(Session(add_tag), many)
-    [warning] = warnings_of(log)
-    assert warning.startswith(NOT_AVAILABLE + cause)
-
-
-@pytest.fixture
-def silent():
-    """The URL of a server that accepts and never answers."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        yield f"sc://127.0.0.1:{listener.getsockname()[1]}"
-
-
-def test_a_session_that_comes_when_nobody_waits_any_more_is_closed(many, log, monkeypatch, silent, early):
-    set_constants(monkeypatch, SPARK_START_SECONDS=0.1)
-    over, channels = threading.Event(), []
-
-    def build_late():
-        over.wait(60)
-        builder = scanner.build_channel(silent)
-        channels.append(builder.toChannel())
-        builder.toChannel = lambda: channels[0]
-        return builder
-
-    cluster = scanner.Cluster(build_channel=build_late)
-    with slow_until(many, lambda: "not available" in log.text, latency=0.1):
-        list(scanner.scan_users(many.user_names, config_of(many), cluster=cluster))
-    over.set()
-
-    def closed():
-        try:
-            channels[0].unary_unary("/any")(b"", timeout=0.01)
-        except Exception as error:
-            return "channel closed" in str(error).lower() or "closed channel" in str(error)
-
-    until(closed)
 
 
 @pytest.fixture
@@ -285,23 +219,26 @@ def cluster(state):
     return {"c": {"state": state, "state_message": "Inactive for 60 minutes."}}
 
 
-@pytest.mark.parametrize(("words", "blocked", "clusters", "texts"), [
-    (("--cluster-id", "c"), "", cluster("TERMINATED"), ["c is TERMINATED Inactive for 60 minutes.; start it"]),
-    (("--cluster-id", "c"), "", cluster("PENDING"), ["cluster c is PENDING", "start it"]),
-    (("--cluster-id", "c"), "", {}, ["400 INVALID_PARAMETER_VALUE: Cluster c does not exist"]),
-    (("--spark-remote", "sc://localhost:1"), "", {}, ["Connection refused"]),
+BY_ID, BY_URL = ("--cluster-id", "c"), ("--spark-remote", "sc://localhost:1")
+
+
+@pytest.mark.parametrize(("words", "without", "clusters", "texts"), [
+    (BY_ID, "", cluster("TERMINATED"), ["c is TERMINATED Inactive for 60 minutes.; start it"]),
+    (BY_ID, "", cluster("PENDING"), ["cluster c is PENDING", "start it"]),
+    (BY_ID, "", {}, ["400 INVALID_PARAMETER_VALUE: Cluster c does not exist"]),
+    (BY_URL, "", {}, ["Connection refused"]),
     (("--spark-remote", "sc://localhost@example.com/;x=y"), "", {}, ["in clear; put use_ssl=true into"]),
     (("--spark-remote", "sc://127.0.0.1.nip.io"), "", {}, ["in clear"]),
-    (("--cluster-id", "c"), "pyspark.sql.connect.client.core", {}, ["pyspark", "pip install"]),
-    (("--spark-remote", "sc://localhost:1"), "pyspark.sql.connect.client.core", {}, ["pyspark", "pip install"]),
+    (BY_ID, "pyspark.sql.connect.client.core", {}, ["pyspark", "pip install"]),
+    (BY_URL, "pyspark.sql.connect.client.core", {}, ["pyspark", "pip install"]),
 ])  # fmt: skip
 def test_a_command_without_a_cluster_warns_once_and_goes_on(
-    many, run_here, log, monkeypatch, early, words, blocked, clusters, texts
+    many, run_here, log, monkeypatch, words, without, clusters, texts
 ):
     set_constants(monkeypatch, SPARK_RETRIES=1)
     many.change(clusters=clusters)
-    if blocked:
-        monkeypatch.setitem(sys.modules, blocked, None)
+    if without:
+        monkeypatch.setitem(sys.modules, without, None)
     err = run_here(lambda: "not available" in log.text, *words)
     [warning] = [line for line in err.splitlines() if line.startswith("warning: ")]
     assert [text for text in [NOT_AVAILABLE, *texts] if text not in warning] == []
@@ -310,15 +247,23 @@ def test_a_command_without_a_cluster_warns_once_and_goes_on(
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("words", [("--cluster-id", "c"), ("--spark-remote", "sc://localhost:1"), ()], ids=" ".join)
-def test_no_parallel_wins(many, run_here, monkeypatch, early, words):
+@pytest.mark.parametrize("words", [BY_ID, BY_URL, ()], ids=" ".join)
+def test_no_parallel_wins(many, run_here, monkeypatch, words):
     """Nothing of Spark is touched: pyspark cannot even be imported, and nothing is said about it."""
     monkeypatch.setitem(sys.modules, "pyspark", None)
     monkeypatch.setenv("SPARK_REMOTE", "local[2]")
     err = run_here(lambda: True, "--no-parallel", *words)
-    assert "sequential" in err
-    assert "warning" not in err
+    assert ("sequential" in err, "warning" in err, "SPARK_REMOTE" in err) == (True, False, False)
     assert not any(api == "clusters" for api, _ in many.requests)
+
+
+@pytest.mark.parametrize("text", ["local[2]", "localhost:15002"])
+def test_nothing_starts_a_server(run_here, monkeypatch, capsys, text):
+    assert scanner.main(["ann", "--spark-remote", text]) == 2
+    assert "--spark-remote: start a server and give its sc:// URL" in capsys.readouterr().err
+    monkeypatch.setenv("SPARK_REMOTE", text)
+    err = run_here(lambda: True)
+    assert ("SPARK_REMOTE is no sc:// URL" in err, "sequential" in err, "warning" in err) == (True, True, False)
 
 
 def test_without_pyspark_all_else_works(small, command, login, tmp_path):
@@ -329,18 +274,38 @@ def test_without_pyspark_all_else_works(small, command, login, tmp_path):
     assert Path("out.csv").read_bytes() == true_csv(small)
 
 
-def test_a_server_that_never_answers_leaves_no_thread(run_here, log, monkeypatch, silent, early):
+@pytest.fixture
+def silent(monkeypatch):
+    """The URL of a server that accepts and never answers, for which nobody waits long."""
+    pytest.importorskip("pyspark.sql.connect.client.core")
     set_constants(monkeypatch, SPARK_START_SECONDS=0.1)
-    threads, environment = threading.active_count(), dict(os.environ)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"sc://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def test_a_server_that_never_answers_leaves_no_thread(run_here, log, silent):
+    threads, environment = threading.active_count(), set(os.environ)
     assert "no answer within 0 s" in run_here(lambda: "not available" in log.text, "--spark-remote", silent)
     until(lambda: threading.active_count() <= threads)
-    assert dict(os.environ).keys() - environment.keys() == {"DATABRICKS_HOST", "DATABRICKS_TOKEN"}
+    assert set(os.environ) - environment == {"DATABRICKS_HOST", "DATABRICKS_TOKEN"}
 
 
-@pytest.mark.parametrize("words", [("--spark-remote", "local[2]"), ("--spark-remote", "localhost:15002")])
-def test_nothing_starts_a_server(many, monkeypatch, capsys, words):
-    assert scanner.main(["ann", *words]) == 2
-    assert "--spark-remote: start a server and give its sc:// URL" in capsys.readouterr().err
+def test_a_session_that_comes_when_nobody_waits_any_more_is_closed(many, log, silent):
+    over, builder = threading.Event(), scanner.build_channel(silent)
+    channel = builder.toChannel()
+    builder.toChannel = lambda: channel
+    cluster = scanner.Cluster(build_channel=lambda: over.wait(60) and builder)
+    with slow_until(many, lambda: "not available" in log.text, latency=0.1):
+        list(scanner.scan_users(many.user_names, config_of(many), cluster=cluster))
+    over.set()
+
+    def is_closed():
+        try:
+            channel.unary_unary("/any")(b"", timeout=0.01)
+        except Exception as error:
+            return "closed" in str(error).lower()
+
+    until(is_closed)
 
 
 @pytest.mark.parametrize(("url", "past"), [
@@ -351,179 +316,161 @@ def test_grpc_reaches_this_machine_past_a_proxy(url, past):
     assert (("grpc.enable_http_proxy", 0) in scanner.build_channel(url)._channel_options) == past
 
 
+@responses.activate
+@pytest.mark.parametrize(("state", "host", "endpoint"), [
+    ("RUNNING", "https://adb-1.2.azuredatabricks.net", "adb-1.2.azuredatabricks.net:443"),
+    ("RESIZING", "https://localhost:8443", "localhost:8443"),
+    ("RUNNING", "https://[::1]", "[::1]:443"),
+])  # fmt: skip
+def test_a_cluster_is_told_the_login_of_the_moment_with_every_call(state, host, endpoint):
+    pytest.importorskip("pyspark.sql.connect.client.core")
+    responses.get(f"{host}/api/2.1/clusters/get", json={"state": state})
+    tokens = ["first"]
+    config = DatabricksConfig(host, "", "test", lambda refused: tokens[-1], "111")
+    builder = scanner.connect_cluster(config, "0123-456789-abc")
+    assert (builder.secure, builder.endpoint) == (True, endpoint)
+    tokens.append("second")
+    assert dict(builder.metadata()) == {
+        "x-databricks-cluster-id": "0123-456789-abc",
+        "x-databricks-workspace-id": "111",
+        "authorization": "Bearer second",
+    }
+
+
 # Workers without Spark
 
 
-FAULTS = [Fault(kind, rate=0.03) for kind in ("500", "503", "reset", "truncated", "html", "empty_429")]
-
-
-def test_through_faults_the_results_are_the_truth(workers, small, hasty, log, monkeypatch, early):
+def test_through_faults_the_results_are_the_truth(workers, small, hasty, scanned, monkeypatch):
     set_constants(monkeypatch, FIRST_RATE=500.0)  # a 429 is none of a limit
-    small.change(faults=FAULTS)
-    with slow_until(small, workers_help(small), latency=0.15):
-        scan(workers, small)
+    kinds = ("500", "503", "reset", "truncated", "html", "empty_429")
+    small.change(faults=[Fault(kind, rate=0.03) for kind in kinds])
+    assert scanned(workers, small) == []
     assert set(small.counts.faults) >= {"500", "503", "html"}
-    assert warnings_of(log) == []
 
 
-def test_an_outage_in_mid_run_is_waited_for(workers, small, hasty, log, early):
+def test_an_outage_in_mid_run_is_waited_for(workers, small, hasty, scanned, log):
     def outage():
         small.change(outage="503")
         until(lambda: "until the service is back" in log.text, 120)
         small.change(outage=None)
 
-    with slow_until(small, workers_help(small), outage, latency=0.15):
-        scan(workers, small)
+    scanned(workers, small, then=outage)
 
 
-def test_a_login_that_is_refused_in_mid_run_stops_it(workers, small, early):
-    def refuse():
-        small.change(faults=[Fault("401")])
-
-    with slow_until(small, workers_help(small), refuse, latency=0.15), pytest.raises(InventoryError, match="token"):
-        scan(workers, small)
+def test_a_login_that_is_refused_in_mid_run_stops_it(workers, small, scanned):
+    with pytest.raises(InventoryError, match="token"):
+        scanned(workers, small, then=lambda: small.change(faults=[Fault("401")]))
 
 
-def test_a_root_that_is_refused_keeps_no_cluster_away(workers, small, log, early):
+def test_a_root_that_is_refused_keeps_no_cluster_away(workers, small, scanned):
     small.change(faults=[Fault("403", path="/")])
-    with slow_until(small, workers_help(small), latency=0.15):
-        scan(workers, small)
-    assert warnings_of(log) == []
+    assert scanned(workers, small) == []
 
 
 @pytest.mark.parametrize(("kind", "text"), [("403", "(403)"), ("404", "(404)"), ("reset", "(ConnectionError: ")])
-def test_workers_that_do_not_reach_the_workspace(workers, small, log, monkeypatch, kind, text):
+def test_workers_that_do_not_reach_the_workspace(workers, small, scanned, log, monkeypatch, kind, text):
     """An IP access list that has this machine and not the cluster; a network without a way out."""
     set_constants(monkeypatch, CLUSTER_DELAY=0.4)  # something was listed here
     small.change(faults=[Fault(kind, of_workers=True)])
-    with slow_until(small, lambda: "not available" in log.text, latency=0.15):
-        scan(workers, small)
-    [warning] = warnings_of(log)
+    [warning] = scanned(workers, small, lambda: "not available" in log.text)
     assert warning.startswith(f"{NOT_AVAILABLE}workers cannot reach {small.url} {text}")
     assert "network" in warning
 
 
-def test_a_late_batch_is_listed_here_and_its_report_counts_for_nothing(workers, small, caplog, monkeypatch, early):
-    caplog.set_level(logging.DEBUG, "databricks_user_files")
+def test_a_late_batch_is_listed_here_and_its_report_counts_for_nothing(workers, small, scanned, log, monkeypatch):
+    log.set_level(logging.DEBUG, "databricks_user_files")
     set_constants(monkeypatch, OVERDUE_SECONDS=0.2)
     late = threading.Event()
     workers.change = lambda report: late.wait(60) and report
-    with slow_until(small, lambda: "failed: no report came in time" in caplog.text, late.set, latency=0.15):
-        scan(workers, small)
+    scanned(workers, small, lambda: "failed: no report came in time" in log.text, late.set)
     numbers = [number for (_, path), number in small.requests.items() if path != "/Users"]
     assert sorted(numbers)[-2] == 2  # but for the one that was the probe's
 
 
-# Reports that are false: what they do not bring is listed here
+def falsified(change):
+    """A false report: change(answers) gives other ones."""
 
+    def falsify(report):
+        who, answers = json.loads(zlib.decompress(report))
+        return packed([who, change(answers)])
 
-def rewritten(change):
-    """A false report: change(answers) has those of a batch, with the bodies of the 200s as bytes."""
-
-    def rewrite(packed):
-        who, answers = json.loads(zlib.decompress(packed))
-        for answer in answers:
-            if answer and answer[0] == 200:
-                answer[1] = base64.b64decode(answer[1])
-        change(answers)
-        for answer in answers:
-            if answer and isinstance(answer[1], bytes):
-                answer[1] = base64.b64encode(answer[1]).decode()
-        return zlib.compress(json.dumps([who, answers]).encode())
-
-    return rewrite
-
-
-def drop(answers):
-    del answers[0]
-
-
-def double(answers):
-    answers.append(answers[0])
+    return falsify
 
 
 def cut(answers):
-    for answer in answers[:1]:
-        answer[1] = answer[1][:-1]
+    bodies = [base64.b64decode(answer[1])[:-1] if answer and answer[0] == 200 else b"" for answer in answers]
+    return [body and [200, base64.b64encode(body).decode()] or None for body in bodies]
 
 
 def swap(answers):
     """Each body is told to be of another directory of the batch; of {} alone nobody can tell that it is not."""
-    told = [index for index, answer in enumerate(answers) if answer and answer[1] != b"{}"]
-    for index, answer in zip(told, [answers[index] for index in [*told[1:], *told[:1]]], strict=True):
-        answers[index] = answer
+    told = [answer for answer in answers if answer and base64.b64encode(b"{}").decode() != answer[1]]
+    others = iter([*told[1:], *told[:1]])
+    return [next(others) if answer in told else answer for answer in answers]
 
 
-def all_left(answers):
-    answers[:] = [None] * len(answers)
+UNREADABLE = [
+    lambda report: report[: len(report) // 2], lambda report: None,
+    falsified(lambda answers: answers[1:]), falsified(lambda answers: [*answers, answers[0]]),
+]  # fmt: skip
+FALSE = [*UNREADABLE, falsified(cut), falsified(swap), falsified(lambda answers: [None] * len(answers))]
 
 
-def half(packed):
-    return packed[: len(packed) // 2]
-
-
-UNREADABLE = [half, lambda packed: None, rewritten(drop), rewritten(double)]
-FALSE = [*UNREADABLE, rewritten(cut), rewritten(swap), rewritten(all_left)]
-
-
-def test_false_reports_make_no_row_wrong(workers, many, log, monkeypatch, early):
+def test_false_reports_make_no_row_wrong(workers, many, scanned, log, monkeypatch):
     """Every other one is false, in one way after the other."""
     log.set_level(logging.DEBUG, "databricks_user_files")
     set_constants(monkeypatch, LARGEST_BATCH=8, OVERDUE_SECONDS=600.0, LOST_BATCHES=1000)
     seen, numbers = [], itertools.count()
 
-    def sometimes(packed):
+    def sometimes(report):
         if next(numbers) % 2:
-            return packed
+            return report
         seen.append(FALSE[len(seen) % len(FALSE)])
-        return seen[-1](packed)
+        return seen[-1](report)
 
     workers.change = sometimes
-    with slow_until(many, lambda: len(seen) > len(FALSE), latency=0.15):
-        scan(workers, many)
-    assert warnings_of(log) == []
+    assert scanned(workers, many, lambda: len(seen) > len(FALSE)) == []
     unreadable = re.findall(r"directories failed: (?:cut short|a bytes-like object|not an answer)", log.text)
     assert len(unreadable) == sum(change in UNREADABLE for change in seen)
 
 
-def test_where_every_report_is_none_the_cluster_is_left_alone(workers, many, log, monkeypatch, early):
-    set_constants(monkeypatch, LARGEST_BATCH=8)
-    workers.change = lambda packed: packed[:-1]
-    with slow_until(many, lambda: "left alone" in log.text, latency=0.15):
-        scan(workers, many)
-    assert warnings_of(log)[-1].startswith("The cluster is left alone, 4 batches in a row failed: ")
-
-
 @pytest.mark.parametrize("kind", ["hang", "reset", "html"])
-def test_workers_that_lose_the_network_in_mid_run_are_left_alone(workers, many, log, monkeypatch, early, kind):
+def test_workers_that_lose_the_network_in_mid_run_are_left_alone(workers, many, scanned, log, monkeypatch, kind):
     """Most of a batch is not even asked for then."""
     set_constants(monkeypatch, GRACE_SECONDS=0.2, BATCH_SECONDS=0.3, FIRST_BATCH_SECONDS=0.3)
-    fault = Fault(kind, seconds=600.0, of_workers=True, when=lambda: many.workers.total() > 40)
-    many.change(faults=[fault])
-    with slow_until(many, lambda: "left alone" in log.text, latency=0.15):
-        scan(workers, many)
-    [warning] = warnings_of(log)
+    many.change(faults=[Fault(kind, seconds=600.0, of_workers=True, when=lambda: many.workers.total() > 40)])
+    [warning] = scanned(workers, many, lambda: "left alone" in log.text)
     assert warning.startswith("The cluster is left alone, 4 batches in a row failed: nothing was listed: ")
 
 
-def test_fewer_batches_that_fail_in_a_row_than_there_are_slots_may_be_one_broken_worker(workers, many, log, early):
+def test_fewer_batches_that_fail_in_a_row_than_there_are_slots_may_be_one_broken_worker(workers, many, scanned):
     reports = itertools.count()
-    workers.change = lambda packed: None if next(reports) < 3 else packed
-    with slow_until(many, workers_help(many), latency=0.15):
-        scan(workers, many)
-    assert warnings_of(log) == []
+    workers.change = lambda report: None if next(reports) < 3 else report
+    assert scanned(workers, many) == []
 
 
-def test_names_without_a_home_cost_no_worker_a_request_and_the_cluster_stays(workers, log, early):
+@pytest.mark.parametrize("kind", ["403", "404"])
+def test_a_refusal_is_an_answer_and_no_sign_of_a_lost_cluster(workers, many, scanned, log, monkeypatch, kind):
+    """As where much is deleted during the scan, or not readable: here the workers alone are told so."""
+    set_constants(monkeypatch, LARGEST_BATCH=8)
+    fault = Fault(kind, of_workers=True, when=lambda: workers.probed)
+    many.change(faults=[fault])
+    assert scanned(workers, many, lambda: fault.hits >= 40 or "left alone" in log.text, threads=16) == []
+
+
+def test_names_without_a_home_cost_no_worker_a_request_and_the_cluster_stays(workers, scanned):
     names = [f"ghost{number}" for number in range(200)]
     with FakeDatabricks(users=[*names, "ann"], shape="none", shapes={200: "bench"}, directories=400) as server:
-        with slow_until(server, workers_help(server), latency=0.05):
-            scan(workers, server)
+        assert scanned(workers, server, latency=0.05) == []
         assert {server.requests["workspace", f"/Users/{name}"] for name in names} == {1}
-    assert warnings_of(log) == []
 
 
-def test_requests_of_workers_are_counted_and_a_429_of_theirs_waits(workers, many, monkeypatch, early):
+def test_where_users_cannot_be_listed_workers_list_homes(workers, scanned):
+    with FakeDatabricks(users=300, shape="empty", faults=[Fault("403", path="/Users")]) as server:
+        scanned(workers, server)
+
+
+def test_requests_of_workers_are_counted_and_a_429_of_theirs_waits(workers, many, monkeypatch):
     """As long as it says."""
     set_constants(monkeypatch, FIRST_RATE=500.0)
     at = {}
@@ -544,61 +491,7 @@ def test_requests_of_workers_are_counted_and_a_429_of_theirs_waits(workers, many
     assert client.statistics["rate_limited"] == 1
 
 
-def test_what_only_this_process_lists_it_lists_first(workers, log, early):
-    """Else a narrow tree below it would wait until all else is listed; here it is homes that are not in /Users."""
-    names = ["ann", *(f"ghost{number}" for number in range(8))]
-    with FakeDatabricks(users=names, shape="none", shapes={0: "bench"}, directories=600) as server:
-        asked, of_workers = Fault("500"), Fault("500", of_workers=True)
-        order, began = [], []
-        asked.applies = lambda api, path, _: order.append((api, path))
-        of_workers.applies = lambda *_: workers.probed and began.append(len(order))
-        server.change(faults=[asked, of_workers])
-        with slow_until(server, workers_help(server), latency=0.05):
-            scan(workers, server)
-    last_ghost = max(order.index((WORKSPACE, f"/Users/{name}")) for name in names[1:])
-    assert last_ghost < began[0] + 100
-
-
-def test_where_users_cannot_be_listed_workers_list_homes(workers, log, early):
-    server = FakeDatabricks(users=300, shape="empty", faults=[Fault("403", path="/Users")])
-    with server, slow_until(server, workers_help(server), latency=0.15):
-        scan(workers, server)
-
-
-@pytest.mark.parametrize("kind", ["403", "404"])
-def test_a_refusal_is_an_answer_and_no_sign_of_a_lost_cluster(workers, many, log, monkeypatch, early, kind):
-    """As where much is deleted during the scan, or not readable: here the workers alone are told so."""
-    set_constants(monkeypatch, LARGEST_BATCH=8)
-    fault = Fault(kind, of_workers=True, when=lambda: workers.probed)
-    many.change(faults=[fault])
-    with slow_until(many, lambda: fault.hits >= 40 or warnings_of(log), latency=0.15):
-        scan(workers, many, threads=16)
-    assert warnings_of(log) == []
-
-
-@pytest.fixture
-def oauth(monkeypatch):
-    """oauth(server): the variables of a login by databricks-sdk, which no worker has, with client id and secret."""
-    pytest.importorskip("databricks.sdk.core")
-    set_constants(monkeypatch, HELD_SECONDS=0.01, FAILED_SECONDS=0.01)
-
-    def log_in_as_client(server):
-        server.change(clients={"the-client": "the-secret"}, token="dapi-nobody-has-this")
-        for name, value in {"HOST": server.url, "CLIENT_ID": "the-client", "CLIENT_SECRET": "the-secret"}.items():
-            monkeypatch.setenv(f"DATABRICKS_{name}", value)
-
-    return log_in_as_client
-
-
-def test_tokens_that_are_revoked_in_mid_run(workers, small, hasty, oauth, early):
-    """The workers hand their directories back, and a new token serves."""
-    oauth(small)
-    with slow_until(small, workers_help(small), small.revoke, latency=0.15):
-        scan(workers, small, load_databricks_config())
-    assert small.statuses[401]
-
-
-def test_each_batch_leaves_with_the_token_of_the_moment(workers, small, early):
+def test_each_batch_leaves_with_the_token_of_the_moment(workers, small, scanned):
     tokens = ["first"]
     small.issued.update({"first": float("inf"), "second": float("inf")})
     config = DatabricksConfig(small.url, "", "test", renew=lambda refused: tokens[-1])
@@ -607,47 +500,10 @@ def test_each_batch_leaves_with_the_token_of_the_moment(workers, small, early):
         tokens.append("second")
         until(lambda: "Bearer second" in {request.authorization for request in requests_of_workers(small)}, 60)
 
-    with slow_until(small, workers_help(small), renew, latency=0.15):
-        scan(workers, small, config)
+    scanned(workers, small, then=renew, config=config)
 
 
 # Real workers
-
-
-def test_workers_cannot_import_this_project(connect_server):
-    """What the other tests show, that code goes by value, they show because of this."""
-    text = "for name in ('databricks_user_files_simple', 'databricks_user_list', 'tqdm'):\n"
-    text += "    try: __import__(name)\n    except ModuleNotFoundError as error: print(error)"
-    done = subprocess.run([connect_server.python, "-c", text], capture_output=True, text=True, check=False)
-    assert done.stdout.count("No module named") == 3, done
-
-
-def test_one_giant_user_is_spread_over_the_workers(spark, early):
-    with FakeDatabricks(users=1, shape="bench", directories=600) as server:
-        with slow_until(server, lambda: sum(number > 5 for number in server.workers.values()) >= 4):
-            scan(spark, server)
-        more = {path for (_, path), number in server.requests.items() if number > 1}
-        assert len(more - {"/Users"}) <= 1  # the probe's
-
-
-@needs_posix
-def test_workers_killed_in_mid_scan_cost_nothing(spark, many, early):
-    killed = []
-
-    def kill():
-        many.change(latency=20.0)  # answers that none of them is to see
-        until(lambda: workers_that_wait(many), 60)
-        killed.extend(workers_that_wait(many))
-        for worker in killed:
-            os.kill(int(worker), signal.SIGKILL)
-        many.change(latency=0.0)
-
-    with slow_until(many, workers_help(many), kill):
-        scan(spark, many)
-    assert killed
-
-
-# Interrupted, and servers that go away
 
 
 def requests_of_workers(server):
@@ -660,35 +516,39 @@ def workers_that_wait(server):
     return {request.worker for request in requests_of_workers(server)}
 
 
-@needs_posix
-def test_an_interrupted_command_goes_on_with_resume(connect_server, command, login):
-    with FakeDatabricks(users=30, shape="small", latency=0.5) as server:
-        write_users(server.user_names)
-        gate = hang_when(server, lambda: server.workers.total() > 40 and len(saved_users()) >= 5)
-        gate.seconds = 600.0
-        words = (*WORDS, "--spark-remote", connect_server.remote)
-        with running(server, login, *words) as process:
-            until(lambda: process.poll() is not None or gate.hits >= 8, 180)
-            process.send_signal(signal.SIGINT)
-            _, err = process.communicate(timeout=60)  # no thread is waited for: a request has 90 s
-        saved = saved_users()
-        assert (process.returncode, len(saved) >= 5, Path("out.csv").exists()) == (130, True, False), err
-        assert "--resume" in err
-        assert "Traceback" not in err, err
-        server.change(faults=[], latency=0.005)
-        for connection in list(server.connections):
-            server.loop.call_soon_threadsafe(connection.transport.abort)
-        until(lambda: server.in_flight == 0, 60)
-        server.counts_reset()
-        done = command(SCANNER, *words, "--resume", env=login(server), timeout=120)
-        assert done.code == 0, done
-        assert [asked_for(server, name) for name in saved] == [0] * len(saved)
-        assert Path("out.csv").read_bytes() == true_csv(server)
-        assert not Path(NAME).exists()
+def test_workers_cannot_import_this_project(connect_server):
+    """What the other tests show, that code goes by value, they show because of this."""
+    text = "for name in ('databricks_user_files_simple', 'databricks_user_list', 'tqdm'):\n"
+    text += "    try: __import__(name)\n    except ModuleNotFoundError as error: print(error)"
+    done = subprocess.run([connect_server.python, "-c", text], capture_output=True, text=True, check=False)
+    assert done.stdout.count("No module named") == 3, done
+
+
+def test_one_giant_user_is_spread_over_the_workers(spark, scanned):
+    with FakeDatabricks(users=1, shape="bench", directories=600) as server:
+        scanned(spark, server, lambda: sum(number > 5 for number in server.workers.values()) >= 4, latency=0.3)
+        more = {path for (_, path), number in server.requests.items() if number > 1}
+        assert len(more - {"/Users"}) <= 1  # the probe's
 
 
 @needs_posix
-def test_interrupting_leaves_the_users_own_queries_alone(spark, monkeypatch, early, tmp_path):
+def test_workers_killed_in_mid_scan_cost_nothing(spark, many, scanned):
+    killed = []
+
+    def kill():
+        many.change(latency=20.0)  # answers that none of them is to see
+        until(lambda: workers_that_wait(many), 60)
+        killed.extend(workers_that_wait(many))
+        for worker in killed:
+            os.kill(int(worker), signal.SIGKILL)
+        many.change(latency=0.0)
+
+    scanned(spark, many, then=kill, latency=0.3)
+    assert killed
+
+
+@needs_posix
+def test_interrupting_leaves_the_users_own_queries_alone(spark, monkeypatch, tmp_path):
     """Of the session of a notebook: the batches are cancelled by their tag, a query of the user's goes on."""
     from pyspark.sql.connect.functions import udf
 
@@ -703,9 +563,8 @@ def test_interrupting_leaves_the_users_own_queries_alone(spark, monkeypatch, ear
             time.sleep(0.02)
         return "done"
 
-    query = threading.Thread(
-        target=lambda: answers.extend(spark.range(0, 1, 1, 1).select(udf(wait, "string")("id")).collect())
-    )
+    frame = spark.range(0, 1, 1, 1).select(udf(wait, "string")("id"))
+    query = threading.Thread(target=lambda: answers.extend(frame.collect()))
     query.start()
     with FakeDatabricks(users=60, shape="small", latency=0.1) as server:
         gate = hang_when(server, workers_help(server))
@@ -774,19 +633,15 @@ assert dict(os.environ) == before
 def test_the_callers_own_session_survives_a_scan_with_another_server(connect_server, many, login):
     write_users(many.user_names)
     text = GUEST.format(root=str(ROOT), words=[*WORDS, "--spark-remote", connect_server.remote])
+    environment = {**os.environ, **login(many), "PYSPARK_PYTHON": sys.executable}
+    command = [sys.executable, "-c", text]
     with slow_until(many, workers_help(many)):
-        environment = {**os.environ, **login(many), "PYSPARK_PYTHON": sys.executable}
-        done = subprocess.run(
-            [sys.executable, "-c", text], env=environment, capture_output=True, text=True, check=False
-        )
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert Path("out.csv").read_bytes() == true_csv(many)
 
 
-# Workers that cannot do it
-
-
-def test_workers_of_another_python_version(connect_server, many, log, early):
+def test_workers_of_another_python_version(connect_server, many, scanned, log):
     """With two real interpreters. The other needs no packages: a mismatched worker runs nothing."""
     own = f"3.{sys.version_info.minor}"
     others = {version: find_python(version) for version in ("3.10", "3.12", "3.13") if version != own}
@@ -795,18 +650,13 @@ def test_workers_of_another_python_version(connect_server, many, log, early):
         pytest.skip("there is no other Python 3 on this machine")
     with connect_server.workers(others[version]):
         session = connect_server.session()
-        with slow_until(many, lambda: "mismatch" in log.text):
-            scan(session, many)
+        [warning] = scanned(session, many, lambda: "mismatch" in log.text, latency=0.3)
         session.stop()
-    [warning] = warnings_of(log)
     assert f"Python version mismatch: client {own}, cluster {version}." in warning
     assert many.workers == {}
 
 
-# Logins
-
-
-def test_the_token_is_nowhere_on_the_server(spark, many, connect_server, monkeypatch, early):
+def test_the_token_is_nowhere_on_the_server(spark, many, connect_server, scanned, monkeypatch):
     from pyspark.sql.connect.dataframe import DataFrame
 
     token, plans, collect = "dapi0123456789secret9876543210", [], DataFrame.collect
@@ -817,38 +667,10 @@ def test_the_token_is_nowhere_on_the_server(spark, many, connect_server, monkeyp
 
     monkeypatch.setattr(DataFrame, "collect", explain_and_collect)
     many.change(token=token)
-    with slow_until(many, workers_help(many)):
-        scan(spark, many)
+    scanned(spark, many, latency=0.3)
     assert len(plans) >= 2
     assert all("Physical Plan" in plan for plan in plans)
-    texts = {
-        **connect_server.texts(),
-        "explain": "\n".join(plans),
-        "configuration": str([tuple(row) for row in spark.sql("SET -v").collect()]),
-    }
+    configuration = str([tuple(row) for row in spark.sql("SET -v").collect()])
+    texts = {**connect_server.texts(), "explain": "\n".join(plans), "configuration": configuration}
     assert any("SparkListenerJobEnd" in text for text in texts.values()), list(texts)
     assert [name for name, text in texts.items() if any(spelling in text for spelling in spellings(token))] == []
-
-
-# The connection as Databricks wants it
-
-
-@responses.activate
-@pytest.mark.parametrize(("state", "host", "endpoint"), [
-    ("RUNNING", "https://adb-1.2.azuredatabricks.net", "adb-1.2.azuredatabricks.net:443"),
-    ("RESIZING", "https://localhost:8443", "localhost:8443"),
-    ("RUNNING", "https://[::1]", "[::1]:443"),
-])  # fmt: skip
-def test_a_cluster_is_told_the_login_of_the_moment_with_every_call(state, host, endpoint):
-    pytest.importorskip("pyspark.sql.connect.client.core")
-    responses.get(f"{host}/api/2.1/clusters/get", json={"state": state})
-    tokens = ["first"]
-    config = DatabricksConfig(host, "", "test", lambda refused: tokens[-1], "111")
-    builder = scanner.connect_cluster(config, "0123-456789-abc")
-    assert (builder.secure, builder.endpoint) == (True, endpoint)
-    tokens.append("second")
-    assert dict(builder.metadata()) == {
-        "x-databricks-cluster-id": "0123-456789-abc",
-        "x-databricks-workspace-id": "111",
-        "authorization": "Bearer second",
-    }
