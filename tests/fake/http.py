@@ -75,7 +75,6 @@ class Connection(asyncio.Protocol):
         self.buffer = bytearray()
         self.request: Request | None = None
         self.api = ""
-        self.working = False
         self.timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

@@ -39,8 +39,8 @@ Server = TypeVar("Server", bound="FakeDatabricks")
 class Settings:
     """What a test can change while the server runs.
 
-    latency: seconds before each answer, and up to latency_spread more, so that answers overtake each other.
-    limits: requests per second and family; `limit` in change() sets all three. in_flight_limit: of all together.
+    latency: seconds before each answer, and up to latency_spread more: answers overtake each other.
+    limits: requests per second and family; `limit` in change() sets all three.
     windows: limits hold from each whole second to the next. retry_after: whole seconds, on the answers of the limits.
     bad_token: 403 (plain text) or 401 (JSON). expire_after_requests: the token is refused after so many; setting it
     or token starts the count again.
@@ -55,7 +55,6 @@ class Settings:
     latency: float = 0.0
     latency_spread: float = 0.0
     limits: dict[str, float | None] = field(default_factory=dict)
-    in_flight_limit: int | None = None
     windows: bool = False
     retry_after: int | None = None
     faults: list[Fault] = field(default_factory=list)
@@ -99,7 +98,6 @@ class Counts:
     total_requests: int = 0
     max_in_flight: int = 0
     connections: int = 0
-    first_request_at: float | None = None
     last_answer_at: float | None = None
 
     def arrived(self, api: str, path: Key | None, now: float, in_flight: int) -> None:
@@ -107,8 +105,6 @@ class Counts:
         self.max_in_flight = max(self.max_in_flight, in_flight)
         if path is not None:
             self.requests[api, path] += 1
-        if self.first_request_at is None:
-            self.first_request_at = now
         self.api_times.setdefault(api, [now, now])[1] = now
 
     @property
@@ -158,7 +154,6 @@ class FakeDatabricks:
         self.authorised = 0
         self.issued: dict[str, float] = {}  # OAuth token -> when it expires (time.monotonic())
         self.in_flight = 0
-        self.working = 0
         self.connections: set[Connection] = set()
         self.loop = asyncio.new_event_loop()
         self.change(**settings)
@@ -251,8 +246,6 @@ class FakeDatabricks:
             self.counts.workers[request.worker] += 1
         answer = self.refusal(api, request, now)
         if answer is None:
-            connection.working = True
-            self.working += 1
             answer = self.fault(api, path, request) or self.content(api, path, request)
             form = settings.forms[crc32(str(path).encode()) % len(settings.forms)]
             answer = in_form(answer, form, settings.encoding)
@@ -264,8 +257,6 @@ class FakeDatabricks:
 
     def ended(self, connection: Connection, status: int | str) -> None:
         self.in_flight -= 1
-        self.working -= connection.working
-        connection.working = False
         self.counts.last_answer_at = self.loop.time()
         self.counts.api_statuses[connection.api, status] += 1
 
@@ -282,9 +273,6 @@ class FakeDatabricks:
             if settings.bad_token == 401 or request.authorization.removeprefix("Bearer ") in self.issued:
                 return error_answer("http", *FAULT_ERRORS["401"])
             return Answer(403, b"Error 403 Invalid access token.", "text/plain; charset=utf-8")
-        if settings.in_flight_limit is not None and self.working >= settings.in_flight_limit:
-            message = f"Workspace 1234567890 exceeded the concurrent limit of {settings.in_flight_limit} requests."
-            return error_answer("http", 429, "REQUEST_LIMIT_EXCEEDED", message)
         rate = settings.limits.get(api)
         if not rate or take_token(self.buckets.setdefault(api, [max(rate, 1), now]), rate, now, settings.windows):
             return None
