@@ -127,20 +127,17 @@ FIRST_RATE = 20.0  # requests/s after the first 429 (50 ms apart), unless more w
 LOWEST_RATE = 1.0  # requests/s
 GROWTH = 0.0005  # of the rate, with each success: of about 50 answers one is a 429 then, whatever the limit
 QUIET_GROWTH = 0.15  # requests/s, where there was no 429 for QUIET_SECONDS and for as long as QUIET_REQUESTS take
-QUIET_SECONDS, QUIET_REQUESTS = 3.0, 50
-RECENT_SECONDS = 3.0
+QUIET_SECONDS, QUIET_REQUESTS, RECENT_SECONDS = 3.0, 50, 3.0
 LATE_SECONDS = 0.05  # by which a thread may wake up late, and make up for it
 FIRST_REST, LONGEST_REST = 0.1, 3.0  # seconds, after the second 429 in a row; doubled with each
 UNPACED_RATE = 1000.0  # requests/s, from which on there is no delay
 LONGEST_ROW = 10  # of failures, or of refusals, of one API
 LONGEST_OUTAGE = 15 * 60.0  # seconds
-FIRST_QUESTION = 2.0  # seconds from the beginning of an API's pause to the question whether it is there
-LAST_QUESTION = 60.0  # seconds between two of them, to which they double
+FIRST_QUESTION, LAST_QUESTION = 2.0, 60.0  # seconds until an API that pauses is asked whether it is there; they double
 LONGEST_WAIT = 0.2  # seconds that the gathering thread waits for an answer: no signal comes through then (Windows)
-DEFAULT_THREADS = 16
-MOST_THREADS = 64
-SPARE_DESCRIPTORS = 32  # for outputs, checkpoint, lookups and a cluster
+DEFAULT_THREADS, MOST_THREADS = 16, 64
 MOST_RATE = 1000  # requests/s, of --rate
+SPARE_DESCRIPTORS = 32  # for outputs, checkpoint, lookups and a cluster
 OPEN_USERS = 500  # scanned at the same time at most: bounds the memory
 CHECKPOINT_FILE = ".checkpoint_progress.json"
 SYNC_SECONDS = 1.0
@@ -794,31 +791,20 @@ def next_rate(rate: float, limited: bool, achieved: float, row: int, quiet: floa
     return rate if rate < UNPACED_RATE else math.inf
 
 
-def is_failure(error: DatabricksError) -> bool:
-    """Whether it may be the API's own: no answer, or none that makes sense. Anything else shows that it is there."""
-    return error.retried and error.kind not in ("too slow", "unexpected")
-
-
-def is_refusal(error: DatabricksError) -> bool:
-    return not error.retried and error.kind != "not found"
-
-
-@dataclass
-class Row:
-    """Failures, or refusals, of an API one after the other; `most` of them make it pause."""
-
-    length: int = 0
-    most: int = LONGEST_ROW
+def row_of(error: DatabricksError) -> str:
+    """What it may be one more of: `failures` of the API, `refusals` of the login, or "", if it is the directory's."""
+    if error.kind in ("too slow", "unexpected", "not found"):
+        return ""
+    return "failures" if error.retried else "refusals"
 
 
 class Pacer:
     """When requests to one API may go: spaced while it limits them. In a pause nothing but one question is asked.
 
-    A long row of failures is an outage, or the fault of those directories; one of refusals that of the login, or of
-    those directories. So the directory that was listed last is asked for once more: is it listed, it was the others.
-
-    Asked by one thread only, the one that gathers the crawler's answers. Times are the clock's, in seconds. What
-    workers were answered comes late and in lumps, so it counts for the pace alone, as of when their batch left.
+    For a long row of failures may be an outage, one of refusals the login's, or the fault of those directories. So that
+    which was listed last is asked for once more: if it is listed, it was the others. Only the gathering thread asks
+    this. Times are the clock's, in seconds. What workers bring comes late and in lumps, so it counts for the pace
+    alone, as of when their batch left.
     """
 
     def __init__(self, file_system: str, ceiling: float) -> None:
@@ -833,8 +819,9 @@ class Pacer:
         self.recent: deque[float] = deque()  # successes of the last RECENT_SECONDS
         self.row = 0  # successes since the last 429 that counted
         self.rest = 0.0  # seconds, longer with each 429 in a row: a window of time may be used up
-        self.failures, self.refusals = Row(), Row()  # until a listing succeeds
-        self.doubt: Row | None = None  # that for which it pauses
+        self.rows: Counter[str] = Counter()  # of failures, of refusals: without a listing in between
+        self.longest_row = LONGEST_ROW
+        self.doubt = ""  # the row for which it pauses
         self.paused_at = 0.0
         self.question_wait = 0.0
         self.is_outage = False  # the question was not answered
@@ -870,26 +857,27 @@ class Pacer:
         """Successes/s of late; of two measures the larger, since a pace that starts too low takes long to find."""
         if not self.recent:
             return 0.0
-        seconds = min(max(self.recent[-1] - self.recent[0], 0.5), 1.0)  # the last second, or what there is of it
-        lately = sum(at > self.recent[-1] - seconds for at in self.recent)
-        return max(len(self.recent) / RECENT_SECONDS, lately / seconds)
+        last_second = sum(at > self.recent[-1] - 1 for at in self.recent)
+        seconds = min(max(self.recent[-1] - self.recent[0], 0.5), 1.0)  # when all has only begun
+        return max(len(self.recent) / RECENT_SECONDS, last_second / seconds)
 
     def listed(self, path: str, now: float) -> None:
         """This process has listed a directory of the frontier: that ends every row."""
         self.listed_last = path
-        self.failures, self.refusals = Row(), Row()
         self.go_on(now)
+        self.rows.clear()
+        self.longest_row = LONGEST_ROW
 
     def answered(self, now: float) -> None:
         """Any other answer of the API itself ends a row of failures."""
-        self.failures.length = 0
-        if self.doubt is self.failures:
+        self.rows["failures"] = 0
+        if self.doubt == "failures":
             self.go_on(now)
 
-    def lengthen(self, row: Row, now: float, retry_after: float = 0.0) -> None:
+    def lengthen(self, row: str, now: float, retry_after: float = 0.0) -> None:
         """One more; a row that is long enough makes it pause for the question."""
-        row.length += 1
-        if row.length >= row.most and not self.doubt:
+        self.rows[row] += 1
+        if self.rows[row] >= self.longest_row and not self.doubt:
             self.doubt = row
             self.paused_at = now
             self.question_wait = FIRST_QUESTION
@@ -897,8 +885,8 @@ class Pacer:
 
     def unanswered(self, error: DatabricksError, now: float) -> None:
         """The question failed, too: an outage. Raises InventoryError after LONGEST_OUTAGE."""
-        if self.doubt and not self.is_outage:
-            told = FILE_SYSTEMS[self.file_system].label, self.doubt.length, error
+        if not self.is_outage:
+            told = FILE_SYSTEMS[self.file_system].label, self.rows[self.doubt], error
             logger.warning("%s: %d failures in a row, the last: %s. Waiting until the service is back", *told)
             self.is_outage = True
             self.uncounted.clear()
@@ -911,8 +899,9 @@ class Pacer:
         """It is there. Until a listing succeeds, the next row has to be twice as long."""
         if not self.doubt:
             return
-        self.doubt.length, self.doubt.most = 0, 2 * self.doubt.most
-        self.doubt = None
+        self.rows[self.doubt] = 0
+        self.longest_row *= 2
+        self.doubt = ""
         self.is_outage = False
         for directory in self.uncounted:
             directory.attempts += 1
@@ -1219,12 +1208,7 @@ class Crawler:
     """
 
     def __init__(
-        self,
-        client: DatabricksClient,
-        tally: Tally,
-        threads: int,
-        cluster: Cluster | None = None,
-        rate: float | None = None,
+        self, client: DatabricksClient, tally: Tally, threads: int, cluster: Cluster | None, rate: float | None
     ):
         self.client = client
         self.tally = tally
@@ -1361,10 +1345,9 @@ class Crawler:
         else:
             pacer.answered(now)
             home = self.tally.open[directory.user].homes[directory.file_system]
-            if is_refusal(answer) and (
-                pacer.listed_last or home.not_found != NOT_LISTED
-            ):  # else nothing ever was listed
-                pacer.lengthen(pacer.refusals, now)
+            something_was_listed = pacer.listed_last or home.not_found != NOT_LISTED  # in this run, or /Users before
+            if row_of(answer) and something_was_listed:
+                pacer.lengthen("refusals", now)
             self.tally.failed(directory, answer)
 
     def take(self, directory: Directory, sent_at: float, listing: Listing) -> None:
@@ -1384,13 +1367,13 @@ class Crawler:
         pacer = self.pacers[directory.file_system]
         statistics = self.client.statistics
         waiting_since = directory.failed_at or sent_at
-        counts = is_failure(error)
+        counts = bool(row_of(error))
         if error.kind == "rate limit":
             statistics["rate_limited"] += 1
             counts = pacer.limited(sent_at, now)
         if counts:
-            pacer.lengthen(pacer.failures, now, error.retry_after)
-        elif error.kind == "too slow":  # the directory's fault, not the service's
+            pacer.lengthen("failures", now, error.retry_after)
+        elif error.kind == "too slow":
             pacer.answered(now)
         directory.failed_at = now
         # A failure counts as an attempt unless it is an outage, or it is a 429 and other requests succeed meanwhile.
@@ -1414,14 +1397,15 @@ class Crawler:
         pacer = self.pacers[file_system]
         if not pacer.doubt:  # a late answer to another request has told that it is there
             return
-        if isinstance(answer, DatabricksError) and is_failure(answer):
+        row = row_of(answer) if isinstance(answer, DatabricksError) else ""
+        if isinstance(answer, DatabricksError) and row == "failures":
             pacer.unanswered(answer, now)
-        elif isinstance(answer, DatabricksError) and is_refusal(answer) and pacer.doubt is pacer.refusals:
+        elif row == pacer.doubt == "refusals":
             path = one_line(pacer.listed_last or USERS_FOLDER, 60)
             raise InventoryError(
                 f"{self.client.config.workspace} refuses even {file_system}:{path}, which was listed before "
                 f"({one_line(str(answer), 80)}): is it a VPN that ended, or an IP access list?"
-            ) from answer
+            )
         else:
             pacer.go_on(now)
 
@@ -1638,9 +1622,9 @@ class Cluster:
         Below a ceiling they may: a worker that began late asks for longer.
         """
         for name, pacer in crawler.pacers.items():
-            asking = [batch for batch in self.out if now < batch.sent_at + batch.seconds or pacer.ceiling < math.inf]
-            shares = [batch.rates.get(name, math.inf) for batch in asking]
-            pacer.lent = sum(share for share in shares if share < math.inf)
+            late = math.inf if pacer.ceiling < math.inf else 0.0
+            shares = [batch.rates.get(name) for batch in self.out if now < batch.sent_at + batch.seconds + late]
+            pacer.lent = sum(share for share in shares if share and share < math.inf)
 
     def send_batch(self, crawler: Crawler, now: float) -> bool:
         """Sends one, if there are a free slot, enough to do, and pace to share."""
