@@ -2286,10 +2286,11 @@ class Journal:
         """Scan and record of each line; the listings of unwanted scans are passed over without a look."""
         with checkpoint_errors(self.path), lines_of(self.file) as lines:
             for line in lines:
-                scan, text = line[19:35].decode("ascii", "replace"), line[9:].rstrip(b"\n")
-                is_wanted = scan not in unwanted or b'"username"' in line[37:48]
-                if is_wanted and line[:8] == b"%08x" % zlib.crc32(text):
-                    yield scan, json.loads(text)
+                scan = line[19:35].decode("ascii", "replace")
+                if scan not in unwanted or b'"username"' in line[37:48]:
+                    text = line[9:].rstrip(b"\n")
+                    if line[:8] == b"%08x" % zlib.crc32(text):
+                        yield scan, json.loads(text)
 
     def progress(self, names: Iterable[str] | None = None) -> str:
         """How many of these users (None: of all) are in progress, with how many directories; "" where none are."""

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from datetime import datetime, timezone
 from pathlib import Path
@@ -284,7 +285,7 @@ def test_what_took_the_place_of_a_checkpoint_in_mid_run_is_not_removed(server, s
     assert Path(NAME).read_text() == "mine"
 
 
-def test_a_run_of_named_users_keeps_no_checkpoint_and_touches_none(server, scan):
+def test_a_run_of_named_users_keeps_no_checkpoint_and_touches_none(server, scan, monkeypatch):
     """Whatever a run with a users file has left there."""
     name = server.user_names[-1]
     server.change(faults=[Fault("403", api="dbfs", path=f"/Users/{name}")])
@@ -299,6 +300,8 @@ def test_a_run_of_named_users_keeps_no_checkpoint_and_touches_none(server, scan)
     assert "--checkpoint" in done.err
     assert Path(NAME).read_bytes() == data
     assert set(os.listdir()) == files | {"one.csv"}
+    monkeypatch.setattr(tempfile, "tempdir", "/missing")  # which such a run does not need
+    assert scan(server, name, "-o", "one.csv").code == 1
 
 
 def test_named_users_are_saved_where_a_checkpoint_is_named(server, scan):
