@@ -905,14 +905,12 @@ def tls_remedy(cause: str, bundle: Any) -> str:
 
 def run_error(error: DatabricksError, config: DatabricksConfig) -> InventoryError:
     """What to tell people about an error that ends the run."""
-    place = config.workspace
     if error.kind == "login" and error.status is None:  # of Login, with its remedy
         return InventoryError(error.message)
+    said, place = one_line(str(error), 140), config.workspace
     if error.kind == "login":
-        return InventoryError(f"{place} does not accept the token of {config.source} ({error}): renew it")
-    if error.unreachable:
-        return InventoryError(f"{place} cannot be reached: {error}")
-    return InventoryError(f"{place} gave no proper answer: {error}")
+        return InventoryError(f"{place} does not accept the token of {config.source} ({said}): renew it")
+    return InventoryError(f"{place} {'cannot be reached' if error.unreachable else 'gave no proper answer'}: {error}")
 
 
 def parse_record(body: Any) -> dict[str, Any]:

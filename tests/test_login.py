@@ -18,6 +18,7 @@ import time
 import traceback
 import types
 from collections.abc import Callable
+from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import quote
@@ -504,6 +505,26 @@ def test_a_token_that_is_refused_is_renewed_once_without_an_attempt(work):
         assert client.statistics["retries"] == 0
 
 
+@pytest.mark.parametrize(("status", "body"), [
+    (403, '{"error_code": 403, "message": "JWT has expired"}'), (400, "io.jsonwebtoken.ExpiredJwtException: expired"),
+])  # fmt: skip
+def test_a_token_that_has_expired_in_other_words_is_renewed_once_and_else_ends_the_run(work, run, status, body):
+    with FakeDatabricks(users=10, shape="small", latency=0.005, **LOGIN) as server:
+        work(server)
+        write_users(server.user_names)
+        words = ("-p", "work", "--users-file", "users.txt", "-o", "out.csv")
+        fault = Fault("body", api="workspace", status=status, body=body, when=saved_users)
+        server.change(faults=[fault])
+        done = run(SCANNER, *words)
+        assert (done.code, "does not accept the token of profile work" in done.err) == (2, True), done
+        assert len(server.issued) == 2
+        assert not Path("out.csv").exists()
+        fault.times = fault.hits + 1
+        assert run(SCANNER, *words, "--resume").code == 0
+        assert len(server.issued) == 4
+        assert Path("out.csv").read_bytes() == true_csv(server)
+
+
 def test_a_login_that_is_taken_away_stops_the_run_and_resume_goes_on(work, run):
     with FakeDatabricks(users=10, shape="small", latency=0.005, **LOGIN) as server:
         work(server)
@@ -743,6 +764,20 @@ def test_what_a_run_changes_in_the_process_is_as_before_and_disabled_loggers_sil
             ours.disabled = False
     assert (ours.level, sdk.level, ours.propagate, ours.handlers) == (logging.ERROR, logging.DEBUG, True, [])
     assert (dict(os.environ), sys.stderr) == before
+
+
+@needs_posix
+def test_ctrl_break_ends_a_run_that_waits_for_an_answer(environment, run, monkeypatch):
+    """As on Windows, where no handler runs while a lock is waited for."""
+    waits, wait = [], futures.wait
+    monkeypatch.setattr(signal, "SIGBREAK", signal.SIGUSR1, raising=False)
+    monkeypatch.setattr(futures, "wait", lambda whom, seconds: waits.append(seconds) or wait(whom, seconds))
+    with FakeDatabricks(users=["a"], faults=[Fault("hang", seconds=20)]) as server:
+        environment(HOST=server.url, TOKEN=server.settings.token)
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+        done = run(USER_LIST)
+    assert (done.code, done.err.splitlines()[1:]) == (130, ["interrupted"])
+    assert max(waits) <= 0.2
 
 
 @needs_posix
