@@ -2608,7 +2608,7 @@ class Summary:
                 lines.append(f"  and {counted(failed - SHOWN_FAILURES, 'more user')}")
         if failed:
             lines.append("What could not be listed is missing from the counts; --details names every such directory.")
-        return lines
+        return [line.replace("\n", "?") for line in lines]  # in a name
 
     def home_lines(self, nobodys: dict[str, set[str]]) -> list[str]:
         """How many users have a home where, and how many homes belong to nobody in this run (by file system)."""
@@ -2635,7 +2635,7 @@ def breakdown(user: UserResult) -> list[str]:
         lines += [f"  not listed: {at['path']}: {at['error']}" for at in totals.failures[:SHOWN_FAILURES]]
         if len(totals.failures) > SHOWN_FAILURES:
             lines.append(f"  not listed: {len(totals.failures) - SHOWN_FAILURES:,} more")
-    return [line.replace("\n", "?") for line in lines]  # in a name
+    return lines
 
 
 def write_results(

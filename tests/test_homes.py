@@ -351,6 +351,7 @@ def test_all_homes_get_rows(inventory_of):
         all_rows, _ = inventory_of(server, "--all-homes")
     assert "homes of nobody in this run: 4 in DBFS, 4 in Workspace; --all-homes" in without
     assert "1 user, 6 homes of nobody: 7 success" in said
+    assert '  a, "b"??\n' in said
     assert "homes of nobody in this run" not in said
     assert list(rows) == [ANN, "Case", "TWO", ODD, "both", "case", "two"]
     assert list(all_rows) == sorted(rows)
