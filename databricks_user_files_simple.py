@@ -2368,7 +2368,6 @@ def scan_users(
     names = list(usernames)
     for name in names:
         check_username(name)
-    names = list(dict.fromkeys(names))
     if rate is not None and not 1 <= rate <= MOST_RATE:
         raise ValueError(f"rate is to be from 1 to {MOST_RATE} requests/s")
     if files is not None:

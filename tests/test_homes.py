@@ -88,9 +88,6 @@ def inventory_of(scan):
     return run
 
 
-ALL = ("--users-file", "users.txt")
-
-
 def users_fault(names, **more):
     """A DBFS whose /Users has but these directories."""
     body = json.dumps({"files": [dbfs_directory(f"/Users/{name}") for name in names]})
@@ -259,12 +256,14 @@ def scim_requests(server):
 
 def test_a_name_that_nobody_has_is_an_error_and_costs_no_request(inventory_of, users):
     names = [ANN, BEN, BEN.upper(), GHOST, UUID]
-    write_users(names)
-    rows, said = inventory_of(users, *ALL, code=1)
+    spoilt = ["j?rg@example.com", "j├Ârg@example.com", "j\ufffdrg@example.com"]  # by PowerShell's >
+    write_users([*names, *spoilt])
+    rows, said = inventory_of(users, "--users-file", "users.txt", code=1)
     assert [rows[name]["status"] for name in names] == ["success", "empty", "empty", "error", "empty"]
     assert rows[GHOST]["error"] == f"{NOBODY}; the most similar one that has a home is {ANN}"
+    assert [name for name in rows if "did PowerShell's > write the users file?" in rows[name]["error"]] == spoilt
     assert not users.requests["workspace", f"/Users/{GHOST}"]
-    assert (scim_requests(users), said.count("among the workspace's users for 3 names")) == (2, 1)  # two pages
+    assert (scim_requests(users), said.count("among the workspace's users for 6 names")) == (2, 1)  # two pages
     assert not Path(".checkpoint_progress.json").exists()  # another scan would find no more
 
 
@@ -275,6 +274,8 @@ def test_users_are_listed_only_for_names_without_a_home(inventory_of, users):
     for expected in (2, 0):  # the first time; then Ben's row is kept
         inventory_of(users, "--resume", "--checkpoint", "progress", ANN, BEN, code=1)
         assert scim_requests(users) == expected
+    users.change(faults=[Fault("401", api="scim", path=1)])
+    inventory_of(users, GHOST, code=2)
 
 
 @pytest.mark.parametrize(("change", "why"), [
@@ -292,39 +293,31 @@ def test_where_users_cannot_be_told_a_name_without_a_home_is_empty(users, clock,
     assert [line for line in caplog.text.splitlines() if "which names are no user's" in line and why in line]
 
 
-@pytest.mark.parametrize(("faults", "there", "error"), [
-    ([Fault("body", body="{}", api="dbfs", path="/Users")], False, NOBODY),
-    ([Fault("body", body="{}", api="dbfs", path="/Users")], True, ""),
-    ([Fault("403", path="/Users")], False, f"dbfs:/Users/{GHOST}: {NOT_LISTED} (and 1 more)"),
+@pytest.mark.parametrize(("fault", "tree", "status", "error"), [
+    (Fault("body", body="{}", api="dbfs", path="/Users"), {}, "error", NOBODY),
+    (Fault("body", body="{}", api="dbfs", path="/Users"), {f"/Users/{GHOST}": []}, "empty", ""),
+    (Fault("403", path="/Users"), {}, "error", f"dbfs:/Users/{GHOST}: {NOT_LISTED} (and 1 more)"),
 ])  # fmt: skip
-def test_where_a_listing_is_not_whole_a_name_that_nobody_has_is_asked_for(users, clock, faults, there, error):
-    users.change(faults=faults)
-    if there:
-        users.add_tree("dbfs", {f"/Users/{GHOST}": [dbfs_file(f"/Users/{GHOST}/f", 1)]})
+def test_where_a_listing_is_not_whole_a_name_that_nobody_has_is_asked_for(users, clock, fault, tree, status, error):
+    users.change(faults=[fault])
+    users.add_tree("dbfs", tree)
     result = crawl(users, clock, [GHOST])[GHOST]
-    assert (result.status, result.error.partition(";")[0]) == ("success" if there else "error", error)
+    assert (result.status, result.error.partition(";")[0]) == (status, error)
     assert users.requests["dbfs", f"/Users/{GHOST}"] == users.requests["workspace", f"/Users/{GHOST}"] == 1
 
 
 def test_similar_names_are_told_for_the_first_and_as_long_as_it_takes_a_second(users, clock):
     names = [f"ann{number}@other.example" for number in range(30)]
-    errors = [result.error for result in crawl(users, clock, names, file_systems=("workspace",)).values()]
-    assert [error.endswith(f"in the Workspace; the most similar one that has a home is {ANN}") for error in errors] == (
-        [True] * 20 + [False] * 10
-    )
+    told = f"in the Workspace; the most similar one that has a home is {ANN}"
+    results = crawl(users, clock, names, file_systems=("workspace",))
+    assert [results[name].error.endswith(told) for name in names] == [True] * 20 + [False] * 10
 
     class Ticking(FakeClock):
         def __call__(self):
             self.now += 0.1
             return self.now
 
-    errors = [result.error for result in crawl(users, Ticking(), names).values()]
-    assert 5 < sum("similar" in error for error in errors) < 15
-
-
-@pytest.mark.parametrize("name", ["j?rg@example.com", "j├Ârg@example.com", "j\ufffdrg@example.com"])
-def test_a_name_that_powershell_has_spoilt(users, clock, name):
-    assert "did PowerShell's > write the users file?" in crawl(users, clock, [name])[name].error
+    assert 5 < sum("similar" in result.error for result in crawl(users, Ticking(), names).values()) < 15
 
 
 # --all-homes
@@ -354,10 +347,9 @@ def test_all_homes_get_rows(inventory_of):
     assert '  a, "b"??\n' in said
     assert "homes of nobody in this run" not in said
     assert list(rows) == [ANN, "Case", "TWO", ODD, "both", "case", "two"]
-    assert list(all_rows) == sorted(rows)
-    for found in (rows, all_rows):
-        counts = {name: row["file_count"] for name, row in found.items()}
-        assert counts == {ANN: "2", "both": "2", "two": "2", "Case": "1", "case": "1", "TWO": "1", ODD: "1"}
+    assert list(all_rows.items()) == sorted(rows.items())
+    counts = {name: row["file_count"] for name, row in rows.items()}
+    assert counts == {ANN: "2", "both": "2", "two": "2", "Case": "1", "case": "1", "TWO": "1", ODD: "1"}
 
 
 @pytest.mark.parametrize(("more", "others"), [
@@ -426,3 +418,11 @@ def test_a_kept_row_whose_home_is_another_now_or_cannot_be_told_is_scanned_again
     assert [rows[BEN]["total_size"] for rows in (before, after)] == ["0", "9"]
     assert [rows[CAL]["status"] for rows in (before, after)] == ["empty", "error"]
     assert "differ in letter case alone" in after[CAL]["error"]
+
+
+def test_a_kept_row_is_scanned_again_where_dbfs_is_there_now(inventory_of):
+    with small_server([ANN, BEN], dbfs_disabled=True, faults=[Fault("403", path=f"/Users/{BEN}")]) as server:
+        for disabled, count in ((True, "2"), (False, "6")):
+            server.change(dbfs_disabled=disabled)
+            rows, _ = inventory_of(server, "--resume", "--checkpoint", "progress", ANN, BEN, code=1)
+            assert rows[ANN]["file_count"] == count
