@@ -2124,7 +2124,7 @@ def read_header(file: IO[bytes], path: Path) -> dict[str, Any]:
     with lines_of(file) as lines:
         line = lines.readline(100_000)
     if line.strip() == b"{":
-        raise InventoryError(f"{path}: another program has put its lines in another form; run it without it")
+        raise InventoryError(f"{path}: put in another form (by jq?); use it as it was, or name another --checkpoint")
     with suppress(ValueError, KeyError, TypeError, RecursionError):
         header: dict[str, Any] = json.loads(line.rstrip() + b"]}")
         known = header["version"] in (1, FORMAT_VERSION) and header["results"] == [] and describe(header)
@@ -3108,11 +3108,9 @@ def last_line(checkpoint: Checkpoint, args: argparse.Namespace) -> Iterator[None
             checkpoint.remove()
         elif checkpoint.path and not checkpoint.is_stale:
             saved = sum(name in checkpoint.lines for name in checkpoint.asked)
-            progress = journal.progress(checkpoint.asked) if journal else ""
-            users = (
-                f"{saved:,} of {len(checkpoint.asked):,} users saved in {checkpoint.path}{progress and ', '}{progress}"
-            )
-            args.saved = f"{users}; the same command with --resume goes on"
+            parts = [f"{saved:,} of {len(checkpoint.asked):,} users saved in {checkpoint.path}"]
+            parts += filter(None, [journal.progress(checkpoint.asked)] if journal else [])
+            args.saved = f"{', '.join(parts)}; the same command with --resume goes on"
         raise
 
 
