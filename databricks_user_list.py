@@ -78,13 +78,10 @@ VERSION = "1.0.0"
 USER_AGENT = f"databricks-user-files/{VERSION}"
 ON_WINDOWS = os.name == "nt"  # where files, signals and the shell have other rules
 LOGIN_KEYS = {  # of a profile, and the kind of login (auth_type of databricks-sdk) that each stands for
-    "token": "token",
-    "client_secret": "oauth-m2m",
-    "azure_client_secret": "azure-client-secret",
-    "google_credentials": "google-credentials",
-    "google_service_account": "google-id",
+    "token": "token", "client_secret": "oauth-m2m", "azure_client_secret": "azure-client-secret",
+    "google_credentials": "google-credentials", "google_service_account": "google-id",
     "metadata_service_url": "metadata-service",
-}
+}  # fmt: skip
 LOGIN_VARIABLES = (  # any of them says that the environment has a login for databricks-sdk
     "DATABRICKS_AUTH_TYPE", "DATABRICKS_CLIENT_ID", "DATABRICKS_OIDC_TOKEN", "DATABRICKS_METADATA_SERVICE_URL",
     "DATABRICKS_GOOGLE_SERVICE_ACCOUNT", "GOOGLE_CREDENTIALS", "ARM_CLIENT_ID", "ARM_USE_MSI",
@@ -109,13 +106,9 @@ NO_SYNC = (errno.EINVAL, errno.EBADF, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTS
 RENAME_WAITS = (0.1,) * 10  # seconds
 LONGEST_RETRY_AFTER = 120.0  # seconds
 RETRIES = {  # kind of error: attempts in all, seconds before the second (doubled from there on)
-    "rate limit": (5, 4.0),
-    "server": (5, 2.0),
-    "connection": (5, 2.0),
-    "malformed": (5, 2.0),  # no JSON
-    "unexpected": (5, 2.0),  # JSON, but not what was asked for
-    "too slow": (2, 2.0),
-}
+    "rate limit": (5, 4.0), "server": (5, 2.0), "connection": (5, 2.0), "too slow": (2, 2.0),
+    "malformed": (5, 2.0), "unexpected": (5, 2.0),  # no JSON; JSON, but not what was asked for
+}  # fmt: skip
 FORMULA_STARTS = "=+@\uff1d\uff0b\uff0d\uff20-"  # of a cell; the middle ones are the full-width forms
 NOT_IN_NAMES = '/"<>,;'  # what no user name has: it would be a path, an address with a name, or several columns
 DASHES = "-\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d"  # that documents make of a -
@@ -265,7 +258,11 @@ def config_from_profile(option: str | None, host: str | None) -> DatabricksConfi
             return None
         raise InventoryError(f"{source} is for {configured}, and its token is not sent to {host}")
     if not is_named and host is None:
-        warn_of_environment(source, configured)
+        with suppress(InventoryError):  # where the environment names no host
+            if (other := read_environment()[0]) not in ("", configured):  # every other Databricks tool would take it
+                logger.warning(
+                    "%s of the environment is not used, but %s for %s: see --profile", other, source, configured
+                )
     config = log_in_with(profile, values, source, configured)
     number = number or check_number(values.get("workspace_id", ""), f"workspace_id of {source}")
     return changed_copy(config, workspace_id=number)
@@ -290,14 +287,6 @@ def choose_profile(option: str | None) -> tuple[str, dict[str, str], bool] | Non
     if profiles[profile] is TWICE:
         raise InventoryError(f"profile {profile} is there twice in {path}: take one of the two out")
     return profile, profiles[profile], named is not None
-
-
-def warn_of_environment(source: str, host: str) -> None:
-    """A warning where a profile that nobody named wins over the environment, as in no other Databricks tool."""
-    with suppress(InventoryError):  # it names no host
-        other, _ = read_environment()
-        if other not in ("", host):
-            logger.warning("the environment's host %s is not used, but %s for %s: see --profile", other, source, host)
 
 
 def log_in_with(profile: str, values: dict[str, str], source: str, host: str) -> DatabricksConfig:
@@ -678,7 +667,10 @@ class DatabricksClient:
         path = str(params.get("path", api_path))
         self.tokens.add(token)
         try:
-            response, body = self.send(token, api_path, params)
+            with self.send(token, api_path, params) as response:
+                self.reached = True
+                # After a 1xx the answer is still to come: unread, this connection is not used again.
+                body = read_body(response) if response.status_code >= 200 else bytearray()
             if response.status_code == 200:
                 with self.decoding:
                     return parse(decode_body(body))
@@ -693,20 +685,14 @@ class DatabricksClient:
             error = DatabricksError("connection", one_line(self.mask(message), 600), path, unreachable=unreachable)
         raise error  # here, so that no traceback has what the service said: it may repeat the token
 
-    def send(self, token: str, api_path: str, params: dict[str, Any]) -> tuple[requests.Response, Bytes]:
-        """The answer, for its status and headers, and its body as read_body() has it."""
-        url = self.config.host + api_path
+    def send(self, token: str, api_path: str, params: dict[str, Any]) -> requests.Response:
+        """The answer, its body still unread."""
         headers = self.headers | {"Authorization": f"Bearer {token}"}
-        request = requests.Request("GET", url, headers, params=params).prepare()
+        request = requests.Request("GET", self.config.host + api_path, headers, params=params).prepare()
         try:
-            sent = self.adapter.send(request, timeout=(CONNECT_SECONDS, READ_SECONDS), **self.settings)
+            return self.adapter.send(request, timeout=(CONNECT_SECONDS, READ_SECONDS), **self.settings)
         except (TypeError, UnicodeError, urllib3.exceptions.LocationParseError):  # of a proxy whose URL is none
             raise requests.exceptions.InvalidProxyURL from None
-        with sent as response:
-            self.reached = True
-            if response.status_code < 200:  # the answer is still to come: unread, this connection is not used again
-                return response, b""
-            return response, read_body(response)
 
     def answer_error(self, response: requests.Response, body: Bytes, path: str) -> DatabricksError:
         """For an answer that is no 200."""
