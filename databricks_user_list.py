@@ -1104,16 +1104,12 @@ def check_output(path: str) -> None:
     try:
         if path == "-" and getattr(sys.stdout, "closed", sys.stdout is None):
             raise OSError(0, "it is closed; name a file with --output")
-        if own_stream(path):
-            return
         if os.path.isdir(path or "."):
             raise IsADirectoryError(0, "it is a folder")
+        if own_stream(path) or (os.path.exists(path) and not os.path.isfile(path)):  # opening a pipe would wait
+            return
         if ON_WINDOWS and not re.fullmatch(r"(\\\\\?\\)?([A-Za-z]:[\\/])?[^:]*", path):
             raise OSError(0, "a colon has its place behind the letter of a drive alone")
-        if os.path.exists(path) and not os.path.isfile(path):
-            if not os.access(path, os.W_OK):  # opening a pipe would wait for its reader
-                raise PermissionError(0, "it may not be written")
-            return
         with suppress(FileNotFoundError):
             os.close(os.open(path, os.O_WRONLY))
         draft = create_draft(os.path.realpath(path))

@@ -220,6 +220,8 @@ def test_a_device_stays_a_device(scan, list_users, nobody):
     for run, words in ((scan, ["a", "-o"]), (scan, ["a", "--details"]), (list_users, ["-o"])):
         assert run(nobody, *words, "null").code == 0
     assert stat.S_ISCHR(Path("null").stat().st_mode)
+    assert scan(nobody, "a", "-o", "/dev/stdout").code == 0
+    assert os.fstat(1)  # still open
 
 
 # What cannot be written any more
