@@ -139,7 +139,7 @@ def test_an_end_that_is_torn_costs_no_result_and_is_told(tmp_path, caplog, end):
 GOOD_LINE = json.dumps(make_result(9).as_dict()).encode() + b","
 BAD_LINES = [
     b"garbage,", GOOD_LINE[:50], b"[],", b'{"status": "success"},', b"]}", GOOD_LINE * 2, b'{"username": "\xff"},',
-    b"[" * 100_000, GOOD_LINE.replace(b'"files": 1,', b'"files": "1",', 1),
+    b"[" * 100_000, GOOD_LINE.replace(b'"files": 1,', b'"files": 1.5,', 1),
     GOOD_LINE.replace(b'"dbfs": {', b'"dbfs": [], "x": {', 1),
     GOOD_LINE.replace(b"[]", b'[{"path": "/x", "error": "500"}]', 1),  # its status is not that of its counts
     GOOD_LINE.replace(b'{"username"', b'{"note": "mine", "username"', 1),  # of a later version, maybe

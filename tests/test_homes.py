@@ -242,6 +242,7 @@ def test_what_is_no_list_of_names_is_refused(users, usernames, error):
 def test_names_may_come_from_anywhere(users):
     for usernames in (pandas.Series([ANN, ANN]), {ANN: 1}, iter([ANN])):
         assert [result.status for result in scan_users(usernames, config_of(users))] == ["success"]
+    assert next(scan_users([ANN.upper()], config_of(users), everyone=[ANN])).status == "empty"  # Ann's home is Ann's
 
 
 # Names that nobody has
