@@ -25,7 +25,7 @@ NEXT = """Next, with your own workspace:
   1. "Log in" in README.md
   2. python databricks_user_list.py -o users.csv
   3. python databricks_user_files_simple.py --users-file users.csv -o inventory.csv"""
-SHAPES = {17: "small", 23: "small"}  # instead of the giant and the deep user, who take a minute at these limits
+SHAPES = {17: "small"}  # instead of the giant user, who takes a minute at these limits
 
 
 def main() -> int:

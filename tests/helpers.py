@@ -132,35 +132,14 @@ def block_imports(folder: Path, *names: str) -> Path:
 
 # Constants of the scripts, which tests make smaller
 
-PROGRAM = """
-import sys
-sys.path.insert(0, {root!r})
-import databricks_user_files_simple, databricks_user_list, {module} as script
-for name, value in {constants!r}.items():
-    for place in (databricks_user_files_simple, databricks_user_list):
-        if hasattr(place, name):
-            setattr(place, name, value)
-raise SystemExit(script.main(sys.argv[1:]))
-"""
-
-
-def places_of(name: str) -> list[Any]:
-    """The scripts that have this constant; each of them may have it from the other."""
-    places = [script for script in (scanner, databricks_user_list) if hasattr(script, name)]
-    assert places, f"neither script has {name}"
-    return places
-
 
 def set_constants(monkeypatch: pytest.MonkeyPatch, **constants: Any) -> None:
+    """In both scripts: each of them may have a constant from the other."""
     for name, value in constants.items():
-        for place in places_of(name):
+        places = [script for script in (scanner, databricks_user_list) if hasattr(script, name)]
+        assert places, f"neither script has {name}"
+        for place in places:
             monkeypatch.setattr(place, name, value)
-
-
-def program_with(script: str, **constants: Any) -> str:
-    """The text of a program that runs the script with these constants."""
-    assert all(map(places_of, constants))
-    return PROGRAM.format(root=str(ROOT), module=script.removesuffix(".py"), constants=constants)
 
 
 def shorter_waits(divisor: float) -> dict[str, tuple[int, float]]:
@@ -235,12 +214,6 @@ def run_and_kill(server: FakeDatabricks, login: Login, condition: Callable[[], o
         process.communicate()
     assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
     server.change(faults=[])
-
-
-def leave_unfinished(server: FakeDatabricks, login: Login, users: int = 2, *words: str) -> bytes:
-    """A checkpoint of a run that was killed after so many users, as bytes."""
-    run_and_kill(server, login, lambda: len(saved_users()) >= users, *words)
-    return Path(NAME).read_bytes()
 
 
 # What they read and leave behind, found without the program

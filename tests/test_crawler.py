@@ -475,8 +475,7 @@ KINDS = ("500", "503", "reset", "reset_body", "truncated_json", "empty_429", "ht
 
 
 @pytest.mark.parametrize("kind", ["all", *(pytest.param(kind, marks=pytest.mark.soak) for kind in KINDS)])
-@pytest.mark.parametrize("shape", ["small", *(pytest.param(shape, marks=pytest.mark.soak) for shape in (
-    "giant", "deep"))])  # fmt: skip
+@pytest.mark.parametrize("shape", ["small", pytest.param("giant", marks=pytest.mark.soak)])
 def test_faults_on_the_wire_cost_no_file(clock, monkeypatch, shape, kind):
     set_constants(monkeypatch, READ_SECONDS=0.1)
     kinds = KINDS if kind == "all" else (kind,)

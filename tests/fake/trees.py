@@ -38,7 +38,7 @@ OBJECT_TYPES = ("NOTEBOOK",) * 6 + ("FILE",) * 5 + ("LIBRARY", "DASHBOARD")
 
 
 class RegularTree(NamedTuple):
-    """Directory k has the children fan * k + 1 to fan * k + fan, as far as they exist.
+    """Directory k has the children 10 * k + 1 to 10 * k + 10, as far as they exist.
 
     files: of each directory; None for now this many, now that many, and objects without a type among them.
     """
@@ -47,15 +47,14 @@ class RegularTree(NamedTuple):
     directories: int
     files: int | None
     salt: int
-    fan: int = 10
 
     def number(self, below: str) -> int | None:
         """Which directory a path below the home is, or None when there is no such one."""
         number = 0
         for name in below.split("/")[1:]:
-            if len(name) != 2 or name[0] != "d" or name[1] not in "0123456789"[: self.fan]:
+            if len(name) != 2 or name[0] != "d" or name[1] not in "0123456789":
                 return None
-            number = self.fan * number + int(name[1]) + 1
+            number = 10 * number + int(name[1]) + 1
         return number if number < self.directories else None
 
     def folder(self, path: str, number: int) -> Listed:
@@ -79,8 +78,8 @@ class RegularTree(NamedTuple):
         number = self.number(below)
         if number is None:
             return None
-        first = self.fan * number + 1
-        children = range(first, min(first + self.fan, self.directories))
+        first = 10 * number + 1
+        children = range(first, min(first + 10, self.directories))
         files = FILES_PER_DIRECTORY[number and (number + self.salt) % 8] if self.files is None else self.files
         return [self.folder(f"{path}/d{child - first}", child) for child in children] + [
             self.file(f"{path}/f{at}", 1 + number * (self.files or 30) + at) for at in range(files)]  # fmt: skip

@@ -19,7 +19,7 @@ LAST_NAMES = ("berg", "costa", "dubois", "evans", "fischer", "garcia", "huber", 
               "vogel", "weber", "xu", "young", "zimmer")  # fmt: skip
 ODD_DISPLAY_NAMES = {3: "=SUM(1+1)", 7: "+49 Anna", 11: 'Berg, Anna "Ann"', 14: "Zo\u00eb \u0141uk\u00e1\u0161",
                      16: "-Ben"}  # fmt: skip
-SHAPES = ("mixed", "small", "dbfs", "workspace", "bench", "empty", "none", "giant", "deep")
+SHAPES = ("mixed", "small", "dbfs", "workspace", "bench", "empty", "none", "giant")
 
 
 def make_user_name(index: int) -> str:
@@ -36,9 +36,9 @@ def make_user_name(index: int) -> str:
 
 
 def mixed_shape(index: int) -> str:
-    """The shape of a user in a mixed workspace; there is one giant and one deep tree, however many users there are."""
+    """The shape of a user in a mixed workspace; there is one giant tree, however many users there are."""
     shape = {4: "dbfs", 6: "workspace", 8: "empty", 9: "none"}.get(index % 10, "small")
-    return {17: "giant", 23: "deep"}.get(index, shape)
+    return "giant" if index == 17 else shape
 
 
 @dataclass
@@ -213,11 +213,10 @@ class World:
                       + (name in file_systems) * share for name in FILE_SYSTEMS],
             "empty": (1, 1),
             "giant": (1_200, 1_800),
-            "deep": (100, 500),
         }.get(shape, (0, 0))  # fmt: skip
         each = {"bench": files, "empty": 0}.get(shape)
         count = counts[FILE_SYSTEMS.index(file_system)]
-        return RegularTree(file_system, count, each, number, 1 if shape == "deep" else 10)
+        return RegularTree(file_system, count, each, number)
 
     def homes(self, file_system: str) -> list[Listed]:
         """The listing of /Users."""
