@@ -1920,10 +1920,10 @@ class Checkpoint:
 
     def replace_stale(self) -> None:
         """Makes room for a new one, now that the workspace has answered. Raises InventoryError."""
-        if self.is_stale and self.path and self.target:
+        if self.is_stale and self.target:
             with checkpoint_errors(self.path):
                 move_aside(self.file, self.target)
-                self.file = open_locked(self.path, self.files)
+                self.file = open_locked(self.target, self.files)
                 self.is_stale = False
                 self.create()
 
