@@ -2791,7 +2791,8 @@ def report_page(summary: Summary, now: datetime) -> str:
     left_out = "".join(
         f" {kind.label} was left out." for name, kind in FILE_SYSTEMS.items() if name not in summary.totals
     )
-    parts = [tag("p", f"Made {now:%Y-%m-%d %H:%M} UTC by version {VERSION}, of homes listed {scanned}.{left_out}")]
+    when = f"Made {now:%Y-%m-%d %H:%M} UTC by version {VERSION}, of the homes in /Users alone, listed {scanned}."
+    parts = [tag("p", when + left_out)]
     if summary.incomplete:
         parts.append(tag("h2", f"Missing: {summary.failed:,} of {all_rows} could not be listed completely"))
         parts.append(tag("p", "The numbers below are of what could be listed; --details names every directory."))
