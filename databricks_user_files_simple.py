@@ -166,11 +166,7 @@ PROGRESS_SECONDS, BAR_SECONDS = 30.0, 1.0  # between two lines on progress, and 
 BIGGEST_USERS = 10  # in the closing summary
 LARGEST = 20  # rows of a group that are known by name
 EVERYBODY = "The largest"
-KINDS = {  # of rows, as --details has them, and the titles of their groups
-    "nobody": "Homes of nobody",
-    "service principal": "Homes of service principals",
-    "deactivated user": "Deactivated users",
-}
+KINDS = ("nobody", "service principals", "deactivated users")  # whose a home is, where it is no active user's
 UNTOUCHED = "Homes in DBFS without a file younger than a year"
 MOST_COMPARED = 20  # names that nobody has, for each of which the most similar home is looked for
 COMPARE_SECONDS = 1.0  # for all of them
@@ -732,7 +728,7 @@ def known_users(client: DatabricksClient) -> frozenset[str] | None:
 
 
 def whose(client: DatabricksClient, names: Iterable[str]) -> dict[str, str]:
-    """Of names of homes that nobody asked for, those that are no user's: `service principal` or `nobody`.
+    """Of names of homes that nobody asked for, those that are no user's, and which of KINDS they are.
 
     A service principal's is an application id. Raises InventoryError where the login is refused.
     """
@@ -740,7 +736,7 @@ def whose(client: DatabricksClient, names: Iterable[str]) -> dict[str, str]:
     kinds = {}
     for name in names:
         if is_application_id(name):
-            kinds[name] = "service principal"
+            kinds[name] = "service principals"
         elif users is not None and name.lower() not in users:
             kinds[name] = "nobody"
     return kinds
@@ -2519,7 +2515,7 @@ def compare(before: Sizes, now: Sizes) -> Iterator[tuple[str, list[tuple[str, st
 
 
 class Summary:
-    """The sums over all rows; `kinds` has the names of those that are of one of KINDS."""
+    """The sums over all rows; `kinds` has the names of rows that are of one of KINDS."""
 
     def __init__(self, workspace: str, kinds: dict[str, str], before: tuple[str, Sizes] | None) -> None:
         self.workspace = workspace
@@ -2529,7 +2525,7 @@ class Summary:
         self.year_ago = iso_time(int(time.time() - YEAR_SECONDS) * 1000)
         self.statuses: Counter[str] = Counter()
         self.totals: dict[str, FileSystemTotals] = {}
-        self.groups = {title: Group() for title in (EVERYBODY, *KINDS.values(), UNTOUCHED)}
+        self.groups = {title: Group() for title in (EVERYBODY, *(f"Homes of {kind}" for kind in KINDS), UNTOUCHED)}
         self.dates: list[str] = []  # of the first and the last scan
         self.incomplete: list[UserResult] = []  # the first of them
         self.homes: Counter[str] = Counter()  # users that have one, by file system
@@ -2553,7 +2549,7 @@ class Summary:
             self.sizes[safe_cell(result.username)] = None if result.error else result.total_size
         self.groups[EVERYBODY].add(result.username, *result.scanned.values())
         if kind := self.kinds.get(result.username):
-            self.groups[KINDS[kind]].add(result.username, *result.scanned.values())
+            self.groups[f"Homes of {kind}"].add(result.username, *result.scanned.values())
         if result.dbfs and not result.dbfs.failures and "" < result.dbfs.last_modified < self.year_ago:
             self.groups[UNTOUCHED].add(result.username, result.dbfs)
 
@@ -2563,8 +2559,8 @@ class Summary:
 
     def others(self) -> list[tuple[str, Group]]:
         """The homes that are no user's: what they are, and their sums."""
-        groups = {"nobody": self.groups[KINDS["nobody"]], "service principals": self.groups[KINDS["service principal"]]}
-        return [(f"{counted(group.rows, 'home')} of {owner}", group) for owner, group in groups.items() if group.rows]
+        groups = [(kind, self.groups[f"Homes of {kind}"]) for kind in KINDS[:2]]
+        return [(f"{counted(group.rows, 'home')} of {kind}", group) for kind, group in groups if group.rows]
 
     @property
     def counts(self) -> str:
@@ -3123,7 +3119,7 @@ def scan_into(
     folders, admin = look_around(client, args.file_systems)
     checkpoint.replace_stale()
     homes, nobodys = assign_homes(names, folders, admin)
-    kinds = {name: "deactivated user" for name, deactivated in names.items() if deactivated}
+    kinds = {name: "deactivated users" for name, deactivated in names.items() if deactivated}
     if args.all_homes:
         others = nobodys_homes(folders, nobodys)
         kinds |= whose(client, others)

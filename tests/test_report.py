@@ -222,7 +222,7 @@ def test_every_number_of_the_page_is_that_of_the_rows(scan, people, words):
         "The largest": shares(files, count=len(rows)),
         "Homes of nobody": shares([row for row in files if username(row) == NOBODYS[0]]),
         "Homes of service principals": shares([row for row in files if username(row) == NOBODYS[1]]),
-        "Deactivated users": shares([row for row in files if username(row) in gone], count=len(gone)),
+        "Homes of deactivated users": shares([row for row in files if username(row) in gone], count=len(gone)),
         "Homes in DBFS without a file younger than a year": shares(old),
     }
     assert sections == {title: table for title, table in expected.items() if table[1]}
@@ -242,7 +242,7 @@ def test_whose_a_home_is_the_workspaces_users_tell(scan, people):
     people.change(faults=[Fault("403", api="scim")])
     not_told = scan(people, *words).err
     kinds = [json.loads(line).get("of") for line in Path("details.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert Counter(kinds) == {None: 28, "service principal": 1}
+    assert Counter(kinds) == {None: 28, "service principals": 1}
     assert "it cannot be told which names are no user's (" in not_told
     assert "28 users, 1 home of service principals: " in not_told
     assert "27 users, 1 home of nobody, 1 home of service principals: " in told
