@@ -104,7 +104,6 @@ def error_of(code, message="x"):
     ({"status": 429, "body": b""}, LIMIT_WAITS, "rate limit"),
     ({"status": 500, "json": {"detail": "REQUEST_LIMIT_EXCEEDED: token bucket"}}, LIMIT_WAITS, "rate limit"),
     ({"status": 500, "json": error_of("INTERNAL_ERROR")}, SERVER_WAITS, "server"),
-    ({"status": 500, "json": SLOW}, SERVER_WAITS, "server"),
     ({"status": 503, "json": error_of("TEMPORARILY_UNAVAILABLE")}, SERVER_WAITS, "server"),
     *(({"status": status, "body": b""}, SERVER_WAITS, "server") for status in (408, 425, 501, 504, 599)),
     ({"status": 503, "json": {"error_code": "TEMPORARILY_UNAVAILABLE", **SLOW}}, [2], "too slow"),
@@ -121,21 +120,15 @@ def error_of(code, message="x"):
     ({"status": 403, "json": error_of("PERMISSION_DENIED", "You do not own an invalid token")}, [], "refused"),
     ({"status": 403, "json": error_of("403", "No access to /Users/invalid token")}, [], "refused"),  # the very path
     ({"status": 404, "json": error_of("RESOURCE_DOES_NOT_EXIST")}, [], "not found"),
-    ({"status": 403, "body": b' {"error_code": "PERMISSION_DENIED"}\r\n'}, [], "refused"),  # whole
     ({"status": 404, "json": error_of("ENDPOINT_NOT_FOUND")}, [], "refused"),
-    ({"status": 404, "body": b"<html>Not found</html>"}, [], "refused"),
     ({"status": 404, "json": error_of("X", "DBFS root is disabled")}, [], "refused"),  # a page of something else
-    ({"status": 403, "body": b"[" * 100_000}, [], "refused"),
     ({"status": 404, "body": b'{"error_code": "RESOURCE_DOES_NOT_EX'}, SERVER_WAITS, "malformed"),  # cut short
     ({"status": 404, "body": gzip.compress(b"{}")[:-3]}, SERVER_WAITS, "malformed"),
     ({"status": 400, "json": error_of("INVALID_PARAMETER_VALUE")}, [], "refused"),
-    *(({"status": status, "body": b""}, [], "refused") for status in (204, 418, 600, 999)),
-    ({"status": 302, "headers": {"Location": "https://login.example.com/"}}, [], "refused"),
+    *(({"status": status, "body": b""}, [], "refused") for status in (204, 418)),
     ({"status": 307, "headers": {"Location": HOST + LIST}}, [], "refused"),
     (requests.ConnectionError("Connection refused"), SERVER_WAITS, "connection"),
     (requests.ConnectTimeout("timed out"), [], "connection"),  # never reached: not asked again
-    (requests.ReadTimeout("timed out"), SERVER_WAITS, "connection"),
-    (requests.exceptions.ChunkedEncodingError("broken"), SERVER_WAITS, "connection"),
 ])  # fmt: skip
 def test_what_came_back_decides_how_often_it_is_tried(service, client, clock, answer, waits, kind):
     add(service, *[answer] * (len(waits) + 1), {"json": {"done": True}})
@@ -154,13 +147,6 @@ def test_what_came_back_decides_how_often_it_is_tried(service, client, clock, an
 ])  # fmt: skip
 def test_a_wait_is_jittered_down_to_the_half_and_never_below_what_was_asked_for(kind, attempts, asked, jitter, wait):
     assert retry_wait(DatabricksError(kind, "failed", "/x", retry_after=asked), attempts, jitter) == wait
-
-
-def test_a_retry_after_that_says_nothing_counts_for_nothing(service, client, clock):
-    for header in ("9" * 5000, "", "1e9", "nan"):
-        add(service, {"status": 429, "headers": {"Retry-After": header}}, {"json": {}})
-        ask(client)
-    assert clock.waits == [4, 4, 4, 4]
 
 
 @pytest.mark.parametrize("text", ["broken disk", "a\r\n\r\n\x1b[31mb", "a\x00b\u2028\u2029\x85c", "x" * 10_000])
@@ -222,18 +208,6 @@ def test_a_gzipped_body_that_is_cut_anywhere_is_refused():
     for length in range(2, len(PACKED)):
         with pytest.raises(MalformedAnswer, match="cut short or damaged"):
             decode_body(PACKED[:length])
-
-
-@pytest.mark.parametrize(("length", "fits"), [(1000, True), (1001, False)])
-@pytest.mark.parametrize("pack", [bytes, packed])
-def test_a_body_over_the_limit_is_refused(service, client, monkeypatch, length, fits, pack):
-    set_constants(monkeypatch, LONGEST_BODY=1000)
-    add(service, *[{"status": 200, "body": pack(b'{"a": "' + b"x" * (length - 9) + b'"}')}] * 5)
-    if fits:
-        assert len(ask(client)["a"]) == 991
-    else:
-        assert fail(client).kind == "malformed"
-        assert len(service.calls) == 5
 
 
 # Real connections
@@ -305,13 +279,6 @@ def test_a_refused_connection_is_final_at_first_and_tried_five_times_later(clock
 def test_a_name_that_is_no_unicode_is_refused_without_a_request(one_home, clock):
     assert fail(make_client(one_home, clock), "/Users/a/\ud800").kind == "refused"
     assert not one_home.total_requests
-
-
-def test_connections_are_used_again(one_home, clock):
-    client = make_client(one_home, clock)
-    for _ in range(20):
-        ask(client)
-    assert one_home.counts.connections == 1
 
 
 # A server that writes raw bytes
@@ -413,16 +380,6 @@ def test_the_answer_that_comes_after_a_103_is_nobody_elses():
             client.attempt(LIST, {"path": "/Users/a"}, parse_record)
         assert caught.value.kind == "server"
         assert client.attempt(LIST, {"path": "/Users/b"}, parse_record)["files"][0]["path"] == "/Users/b/c"
-
-
-def test_a_host_is_looked_up_in_a_thread_of_its_own(monkeypatch):
-    """Until that is over, which may take long without a network, Python lets no interrupt through."""
-    threads, look_up = [], socket.getaddrinfo
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *at: threads.append(threading.current_thread()) or look_up(*at))
-    with RawServer(empty_workspace) as server:
-        ask(DatabricksClient(DatabricksConfig(server.url, SECRET)))
-    assert set(threads).isdisjoint([threading.main_thread()])
-    assert threads
 
 
 def empty_workspace(api, path):

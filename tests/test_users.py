@@ -6,15 +6,11 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 import databricks_user_list
 from databricks_user_files_simple import read_usernames
-from databricks_user_list import DatabricksError, parse_page
 from tests.fake import Answer, FakeDatabricks, Fault
 from tests.helpers import ROOT, SCANNER, USER_LIST, rows_of, set_constants
-from tests.strategies import BODIES, HEADERS, JSON, STATUSES, answered
 
 HEADER = "username,display_name,active,user_id\n"
 
@@ -194,22 +190,6 @@ def test_a_page_that_fails_at_first_is_asked_for_again(listed, kind):
         assert listed(server)[:2] == (0, server.user_names)
 
 
-TEXT = st.text(max_size=5) | JSON
-USER = st.fixed_dictionaries({}, optional={"id": TEXT, "userName": TEXT, "active": JSON, "displayName": JSON})
-PAGE = st.fixed_dictionaries({}, optional={
-    "Resources": st.lists(USER, max_size=3) | JSON, "totalResults": st.integers() | JSON})  # fmt: skip
-
-
-@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(STATUSES, BODIES | PAGE.map(json.dumps), HEADERS)
-def test_any_answer_is_the_page_or_an_error(status, body, headers):
-    page = answered(parse_page, status, body, headers)
-    if not isinstance(page, DatabricksError):
-        assert status == 200
-        assert len(page["Resources"]) == len(json.loads(body).get("Resources", []))
-        assert page["totalResults"] >= 0
-
-
 @pytest.mark.parametrize("bad_token", [401, 403])
 def test_a_refused_login_ends_with_exit_2(listed, bad_token):
     with FakeDatabricks(users=3, expire_after_requests=0, bad_token=bad_token) as server:
@@ -280,16 +260,6 @@ def test_stdout_has_the_csv_alone(command, login, words):
         result = command(USER_LIST, *words, env={**login(server), "PYTHONIOENCODING": "ascii"})
     assert (result.code, result.out) == (0, HEADER + "\u00e9@x.com,E,true,1\n")
     assert "Workspace http://127.0.0.1" in result.err.splitlines()[0]
-
-
-@pytest.mark.parametrize("output", ["missing/users.csv", ".", "file/users.csv"])
-def test_an_output_that_cannot_be_written_is_found_out_before_the_listing(list_users, tmp_path, output):
-    (tmp_path / "file").write_text("")
-    with FakeDatabricks(users=3) as server:
-        done = list_users(server, "-o", output)
-        assert (done.code, server.total_requests) == (2, 0)
-    assert output in done.err
-    assert len(done.err.splitlines()) <= 3
 
 
 @pytest.mark.usefixtures("processes")
