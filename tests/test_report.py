@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.fake import FakeDatabricks, Fault, dbfs_directory, dbfs_file, workspace_object
-from tests.helpers import ROOT, SCANNER, needs_posix, rows_of, set_constants
+from tests.helpers import ROOT, SCANNER, needs_posix, rows_of, run_and_kill, saved_users, set_constants
 
 # Progress
 
@@ -53,6 +53,16 @@ def test_before_the_first_user_a_line_says_how_many_requests_there_are_at_least(
     counts = f"{dbfs} in DBFS, {workspace} in Workspace, {asked} to look for"
     line = f"homes to list: {counts}; at least {dbfs + len(truths)} requests"
     assert lines.index(line) < lines.index(next(line for line in lines if line.startswith("12 users: ")))
+
+
+def test_a_user_in_progress_has_no_homes_that_are_still_to_be_listed(scan, server, login):
+    run_and_kill(server, login, lambda: len(saved_users()) >= 2)
+    begun = re.findall('"username": "(.*?)"', "".join(path.read_text() for path in Path().glob(".journal-*")))
+    left = {name: server.truth(name) for name in server.user_names if name not in {*begun, *saved_users()}}
+    requests = sum(1 + bool(truth.dbfs.directories) for truth in left.values())
+    said = scan(server, "--users-file", "users.txt", "-o", "out.csv", "--resume").err
+    assert f"; at least {requests} requests\n" in said
+    assert 0 < len(left) < 8
 
 
 def on_a_terminal(server, login, columns=120, **variables):
