@@ -294,6 +294,7 @@ def test_directories_that_are_never_listed_are_their_own_fault(clock, caplog, ki
         server.change(faults=[rule(kind, lambda _, path: path in paths), Fault("403", path="/")])
         result = crawl(server, clock)[ANN]
         assert max(server.requests["dbfs", path] for path in paths) <= each
+        assert max(server.requests["dbfs", f"{HOME}/d{number:04}"] for number in range(failing, failing + 20)) <= 1 + 6
     assert (result.status, result.file_count) == ("partial", 20)
     assert sorted(failure["path"] for failure in result.dbfs.failures) == paths
     assert not is_told(caplog)
@@ -375,6 +376,7 @@ def test_an_api_that_is_away_is_asked_one_question_ever_more_rarely(clock, recor
         asked = f"{HOME}/d0056" if listed else "/Users"
     times = [now for now, api, path in recorder.all if (api, path) == ("dbfs", asked)][1 if listed else 2 :]
     gaps = [after - before for before, after in pairwise(times)]
+    assert not listed or times[0] - 1000 == pytest.approx(max(2, first), abs=0.1)
     assert gaps[:6] == pytest.approx([max(seconds, first) for seconds in (4, 8, 16, 32, 60, 60)], abs=0.1)
     assert 900 <= times[-1] - times[0] <= 961
     assert {path for now, api, path in recorder.all if api == "dbfs" and now >= times[0]} == {asked}
