@@ -18,7 +18,6 @@ Step 1 of two. What both steps need stands here, too, since step 1 needs all of 
 
 from __future__ import annotations
 
-import _thread
 import argparse
 import binascii
 import builtins
@@ -114,7 +113,7 @@ NOT_IN_NAMES = '/"<>,;'  # what no user name has: it would be a path, an address
 DASHES = "-\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d"  # that documents make of a -
 NOT_USED = ("open", "print", "id", "input", "dir", "hash", "format")  # built-ins that may be replaced beside this
 LONGEST_LINE = 200  # characters of a message
-TELL_SECONDS = 0.5  # for what an interrupted run says, of the 2 s in which it ends
+INTERRUPT_SECONDS, TELL_SECONDS = 2.0, 0.5  # in which an interrupted run ends, and of these for what it says
 PAGE_SIZE = 1000  # users asked for at a time; the service may send fewer
 USERS_PATH = "/api/2.0/preview/scim/v2/Users"
 ATTRIBUTES = "id,userName,displayName,active"  # groups would make the listing time out in large workspaces
@@ -1240,36 +1239,25 @@ def interrupts() -> Iterator[None]:
     """SIGINT, SIGTERM, SIGHUP and SIGBREAK raise one KeyboardInterrupt; what was ignored (nohup) stays so.
 
     On its way out, what is half written goes, a cluster's queries are cancelled, and what the checkpoint has is noted;
-    explain() tells that, and the exit code is 130. No thread is waited for.
+    explain() tells that, and the exit code is 130. No thread is waited for. Until it is out, others count for nothing;
+    a later one does: the first may have fallen into a finalizer, which swallows it.
     """
     names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if threading.current_thread() is threading.main_thread() else ()
     signals = [getattr(signal, name) for name in names if hasattr(signal, name)]
     handlers = {number: signal.getsignal(number) for number in signals}
     replaced = {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
-    hook = sys.unraisablehook
+    counts_from = [-math.inf]
 
     def interrupt(*_: Any) -> None:
-        for number in replaced:
-            signal.signal(number, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    def interrupt_again(unraisable: Any) -> None:
-        """For one that fell into a finalizer: Python would print its traceback and go on, so it is raised once more."""
-        if unraisable.exc_type is not KeyboardInterrupt or not replaced:
-            hook(unraisable)
-            return
-        for number in replaced:
-            signal.signal(number, interrupt)
-        first_signal = list(replaced)[:1]  # where its handler is gone by then, nothing happens
-        threading.Timer(0.05, _thread.interrupt_main, first_signal).start()  # when the finalizer is over
+        if time.monotonic() >= counts_from[0]:
+            counts_from[0] = time.monotonic() + INTERRUPT_SECONDS
+            raise KeyboardInterrupt
 
     try:
-        sys.unraisablehook = interrupt_again
         for number in replaced:
             signal.signal(number, interrupt)
         yield
     finally:
-        sys.unraisablehook = hook
         for number, handler in replaced.items():
             signal.signal(number, handler)
 
