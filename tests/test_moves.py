@@ -1,5 +1,7 @@
 """What is renamed, committed, moved or deleted while it is scanned."""
 
+from itertools import pairwise
+
 import pytest
 
 from databricks_user_files_simple import process_user_batch_parallel, scan_users
@@ -81,6 +83,19 @@ def test_what_moves_is_counted_once_or_said(clock, case):
     *expected, vanished, why = CASES[case][3:]
     assert told(result) == [*expected, why]
     assert client.statistics["vanished"] == vanished
+
+
+@pytest.mark.parametrize(("moves", "expected"), [
+    ([("a", {"b": DEEP, "c": {"k": 1}}), ("b/g", {"c": {"k": 1}})], ["success", 2, ""]),  # c is new once
+    ([(name, {then: DEEP}) for name, then in pairwise("abcdef")], ["empty", 0, ""]),  # at each look: it ends
+])  # fmt: skip
+def test_a_directory_in_which_more_than_one_thing_happens(clock, moves, expected):
+    with FakeDatabricks(users=["a"], shape="none") as server:
+        grow(server, "/Users/a", {"a": DEEP})
+        server.change(faults=[Moves(server, "/Users/a", *move) for move in moves])
+        client = make_client(server, clock, 1)
+        [result] = scan_users(["a"], client.config, 1, client=client)
+    assert told(result) == expected
 
 
 def test_also_where_workers_list(workers, monkeypatch):
