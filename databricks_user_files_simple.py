@@ -187,10 +187,7 @@ USER_COLUMNS = ("username", "user_name", "userPrincipalName", "email")  # of a u
 
 
 class FileEntry(NamedTuple):
-    """An entry of a listing; `size` in bytes and `modified` in ms since 1970 are None where the API does not tell.
-
-    So is `object_id`; `language`, of notebooks, is empty then.
-    """
+    """An entry of a listing; None, or no language, where the API does not tell. `modified` is in ms since 1970."""
 
     path: str
     object_type: str
@@ -350,10 +347,8 @@ class UserResult:
 
     @property
     def file_source(self) -> str:
-        found = [name for name, totals in self.scanned.items() if totals.files]
-        if len(found) == 2:
-            return "both"
-        return found[0] if found else "none"
+        found = [name for name, totals in self.scanned.items() if totals.files] or ["none"]
+        return "both" if len(found) == 2 else found[0]
 
     @property
     def unknown(self) -> bool:
@@ -723,8 +718,7 @@ def known_users(client: DatabricksClient) -> frozenset[str] | None:
             logger.warning(told, one_line(reason, 90))
         else:
             client.noted["users"] = names
-    users: frozenset[str] | None = client.noted["users"]
-    return users
+    return client.noted["users"]
 
 
 def whose(client: DatabricksClient, names: Iterable[str]) -> dict[str, str]:
@@ -754,15 +748,11 @@ def tell_unknown(result: UserResult, unknown: dict[str, str]) -> None:
 
 
 def has_homes(kept: dict[str, str | None], homes: dict[str, Home]) -> bool:
-    """Whether a user who was scanned with the homes `kept` would get the same ones now."""
-    return kept.keys() == homes.keys() and all(has_home(kept[name], home) for name, home in homes.items())
-
-
-def has_home(kept: str | None, home: Home) -> bool:
-    """Whether the home that was scanned, None where none was found or there was none to ask for, is the one of now."""
-    if home.path is None:  # none, or nobody can tell which
-        return kept is None and not home.problem
-    return kept == home.path or (kept is None and not home.is_listed)
+    """Whether a user who was scanned with the homes `kept`, None where none was found, would get the same ones now."""
+    return kept.keys() == homes.keys() and all(
+        not home.problem and (kept[name] == home.path or (kept[name] is None and not home.is_listed))
+        for name, home in homes.items()
+    )
 
 
 # --- Pace -----------------------------------------------------------------------------------------------------------

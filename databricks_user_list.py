@@ -609,7 +609,7 @@ class DatabricksClient:
         self.tokens: set[str] = set()  # which no message may show
         self.statistics: Counter[str] = Counter()  # requests, retries, rate_limited (429), files
         self.reached = False
-        self.noted: dict[str, Any] = {}  # what is asked for once
+        self.noted: dict[str, frozenset[str] | None] = {}  # what is asked for once
         self.decoding = threading.Lock()  # one body at a time: it may take thirty times its length in memory
         self.headers = {"Accept": "application/json", "Accept-Encoding": "gzip", "User-Agent": USER_AGENT}
         if config.workspace_id:
