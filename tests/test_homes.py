@@ -178,8 +178,7 @@ def test_a_dbfs_without_homes_is_no_login_that_is_refused(inventory_of, users):
 def test_a_home_may_be_a_file(inventory_of, users):
     listed = json.dumps({"files": [dbfs_file(HOME, 7)]})
     users.change(faults=[Fault("body", body=listed, api="dbfs", path=path) for path in ("/Users", HOME)])
-    row = inventory_of(users, ANN, "--dbfs-only")[0][ANN]
-    assert (row["file_count"], row["total_size"], row["status"]) == ("1", "7", "success")
+    assert list(inventory_of(users, ANN, "--dbfs-only")[0][ANN].values())[1:3] == ["1", "7"]
 
 
 # Who is no admin
