@@ -8,6 +8,7 @@
 Step 1 of two. What both steps need stands here, too, since step 1 needs all of it:
 
   Errors              InventoryError ends the run; DatabricksError is a request that failed
+  Tokens              DatabricksConfig: a workspace and a token for it, which Login renews
   Login               load_databricks_config() finds the workspace and a login
   REST client         DatabricksClient: attempt() once, get() with retries
   Safe output         outputs that are whole or not there, cells that no spreadsheet runs, messages
@@ -177,7 +178,7 @@ def masked(text: str, secrets: Iterable[str]) -> str:
     return re.sub(r"[\w.~%+/*!()-]{8,}", mask, text, flags=re.A) if known else text
 
 
-# --- Login ----------------------------------------------------------------------------------------------------------
+# --- Tokens ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -203,193 +204,6 @@ class DatabricksConfig:
     def current_token(self, refused: str = "") -> str:
         """Raises DatabricksError where there is none to be had."""
         return self.renew(refused) if self.renew else self.token
-
-
-def load_databricks_config(
-    profile: str | None = None, workspace_url: str | None = None, token: str | None = None
-) -> DatabricksConfig:
-    """The workspace and a login: what is given here, else the CLI profile, the environment, the notebook's own.
-
-    Reads DATABRICKS_CONFIG_FILE (else ~/.databrickscfg), DATABRICKS_CONFIG_PROFILE, DATABRICKS_WORKSPACE_URL (else
-    DATABRICKS_HOST) and DATABRICKS_TOKEN. A token goes only to the host it was configured with, or that is given
-    beside it. A login without a token is made by databricks-sdk, which reads LOGIN_VARIABLES and others, too. Raises
-    InventoryError. Where profiles are kept: config.py of databricks-sdk.
-    """
-    host, number = read_workspace_url(workspace_url, "--workspace-url") if workspace_url is not None else (None, "")
-    if token is not None:
-        if host is None:
-            raise InventoryError("--token goes to no host but the one that is given with it: add --workspace-url")
-        number = number or number_beside(host)
-        return DatabricksConfig(host, check_token(unquoted(token), "--token"), "command line", workspace_id=number)
-    try:
-        config = config_from_profile(profile, host) or config_from_environment(host) or config_from_notebook(host)
-    except DatabricksError as error:
-        raise InventoryError(error.message) from None
-    if config is None:
-        raise InventoryError(no_login(host))
-    return changed_copy(config, workspace_id=number) if number else config
-
-
-def no_login(host: str | None) -> str:
-    """Why there is none, and what to do."""
-    if not host and variable("DATABRICKS_TOKEN"):
-        return "DATABRICKS_TOKEN is set, and no workspace that it is for: set DATABRICKS_HOST, or give --workspace-url"
-    path, sought = profile_file(), f" for {host}" if host else ""
-    profiles = read_profiles()[0] if path.exists() else {}
-    if any(profiles.values()):
-        return f"no login found{sought}: name a profile of {path} with --profile; it has: {names_of(profiles)}"
-    advice = "run `databricks configure`, or set DATABRICKS_HOST and DATABRICKS_TOKEN"
-    return f"no login found{sought} in {path} or the environment: {advice}"
-
-
-def config_from_profile(option: str | None, host: str | None) -> DatabricksConfig | None:
-    """The login of the named or default profile; None if there is no default, or it is of another host than `host`."""
-    chosen = choose_profile(option)
-    if chosen is None:
-        return None
-    profile, values, is_named = chosen
-    source = f"profile {profile} in {profile_file()}"
-    if not values.get("host"):
-        raise InventoryError(f"{source} has no host")
-    configured, number = read_workspace_url(values["host"], f"host of {source}")
-    if host not in (None, configured):
-        if not is_named:
-            return None
-        raise InventoryError(f"{source} is for {configured}, and its token is not sent to {host}")
-    if not is_named and host is None:
-        with suppress(InventoryError):  # where the environment names no host
-            if (other := read_environment()[0]) not in ("", configured):  # every other Databricks tool would take it
-                logger.warning(
-                    "%s of the environment is not used, but %s for %s: see --profile", other, source, configured
-                )
-    config = log_in_with(profile, values, source, configured)
-    number = number or check_number(values.get("workspace_id", ""), f"workspace_id of {source}")
-    return changed_copy(config, workspace_id=number)
-
-
-def choose_profile(option: str | None) -> tuple[str, dict[str, str], bool] | None:
-    """The profile to be used, its values, and whether somebody named it. Raises InventoryError if it is not there."""
-    variable_name = "DATABRICKS_CONFIG_PROFILE"
-    where, named = ("--profile", option) if option is not None else (variable_name, variable(variable_name) or None)
-    path = profile_file()
-    if not os.path.exists(path):
-        if named is not None:
-            logger.warning("%s is not used, because there is no %s: the environment serves", where, path)
-        return None
-    profiles, default = read_profiles()
-    if named is None and not default and not profiles.get("DEFAULT"):  # a new file of the CLI begins with an empty one
-        return None
-    profile = unquoted(named) if named is not None else default or "DEFAULT"
-    if profile not in profiles:
-        where = where if named is not None else "default_profile"
-        raise InventoryError(f"{where} names no profile of {path}; it has: {names_of(profiles)}")
-    if profiles[profile] is TWICE:
-        raise InventoryError(f"profile {profile} is there twice in {path}: take one of the two out")
-    return profile, profiles[profile], named is not None
-
-
-def log_in_with(profile: str, values: dict[str, str], source: str, host: str) -> DatabricksConfig:
-    """The login of a profile with these values, which is for `host`. Raises InventoryError."""
-    kind = kind_of_login(values)
-    if kind != "token":
-        cli_profile = profile if kind == "databricks-cli" else ""  # which databricks-sdk would read the file for
-        return Login(source, host, {**values, "auth_type": kind, "profile": cli_profile}).config()
-    if not values.get("token"):
-        raise InventoryError(f"{source} has no token; `databricks configure --profile {profile}` asks for one")
-    return DatabricksConfig(host, check_token(values["token"], f"token of {source}"), source)
-
-
-def kind_of_login(values: dict[str, str]) -> str:
-    """What a profile logs in with: "token", or an auth_type of databricks-sdk."""
-    on_azure = re.search(r"azuredatabricks\.|databricks\.azure\.", values.get("host", ""))
-    without_key = "azure-cli" if on_azure else "databricks-cli"  # `databricks auth login` leaves no secret in the file
-    kind = values.get("auth_type") or next((LOGIN_KEYS[key] for key in LOGIN_KEYS if values.get(key)), without_key)
-    return "token" if kind == "pat" else kind
-
-
-def config_from_environment(host: str | None) -> DatabricksConfig | None:
-    """The login of the environment; None if it has none, or one of another host than `host`."""
-    configured, number = read_environment()
-    target = configured or host
-    if target is None or host not in (None, target):
-        return None
-    token = variable("DATABRICKS_TOKEN")
-    if token and variable("DATABRICKS_AUTH_TYPE") in ("", "pat"):
-        return DatabricksConfig(target, check_token(token, "DATABRICKS_TOKEN"), "environment", workspace_id=number)
-    if any(map(variable, LOGIN_VARIABLES)):
-        return changed_copy(Login("environment", target).config(), workspace_id=number)
-    return None
-
-
-def config_from_notebook(host: str | None) -> DatabricksConfig | None:
-    """The notebook's own login; None outside of one, or if it is of another host than `host`."""
-    if "DATABRICKS_RUNTIME_VERSION" not in os.environ:
-        return None
-    try:
-        config = Login("notebook", "", NOTEBOOK_LOGIN).config()
-    except DatabricksError:  # it is that of a process beside the notebook, which has none
-        version = import_module("databricks.sdk.version").__version__
-        if version.startswith("0.") and int(version.split(".")[1]) < 20:  # 0.1.6 on DBR 14.3
-            old = f"databricks-sdk {version} is too old for the notebook's own login"
-            remedy = "run `%pip install --upgrade databricks-sdk`, then `dbutils.library.restartPython()`"
-            raise InventoryError(f"{old}: {remedy}") from None
-        return None
-    return config if host in (None, config.host) else None
-
-
-def profile_file() -> Path:
-    """Where the profiles are, whether or not there is such a file: a container's user may have no home."""
-    return Path(os.path.expanduser(variable("DATABRICKS_CONFIG_FILE") or "~/.databrickscfg"))
-
-
-def read_profiles() -> tuple[dict[str, dict[str, str]], str | None]:
-    """The profiles in the profile file by name, and the one it names as default. Raises InventoryError."""
-    path = profile_file()
-    numbers = itertools.count()
-    parser = configparser.ConfigParser(
-        interpolation=None,
-        default_section="\0",  # [DEFAULT] is not inherited
-        inline_comment_prefixes=("#", ";"),  # after a blank
-    )
-    try:
-        data = path.read_bytes()
-        text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig", "replace")
-        # Numbered: the parser would merge a profile that is there twice.
-        parser.read_string(re.sub(r"^\[ *(.+?) *\]", lambda at: f"[{at[1]}\0{next(numbers)}]", text, flags=re.M))
-    except configparser.Error as error:  # whose message would show the line, and so the token
-        line = getattr(error, "lineno", None) or next((number for number, _ in getattr(error, "errors", [])), "?")
-        raise InventoryError(f"{path}, line {line}: not a profile file (INI)") from None
-    except OSError as error:
-        raise InventoryError(f"{path} cannot be read: {error.strerror}") from error
-    profiles: dict[str, dict[str, str]] = {}
-    for section in parser.sections():
-        name = section.partition("\0")[0]
-        profiles[name] = TWICE if name in profiles else dict(parser.items(section))
-        for key, value in profiles[name].items():
-            if "\n" in value:
-                raise InventoryError(f"{key} of profile {name} in {path} goes over two lines, one begins with a blank")
-            profiles[name][key] = unquoted(value)
-    return profiles, profiles.pop("__settings__", {}).get("default_profile")
-
-
-def names_of(profiles: dict[str, dict[str, str]]) -> str:
-    """For a message."""
-    return one_line(", ".join(name for name in profiles if profiles[name]), 80) or "none"
-
-
-def read_environment() -> tuple[str, str]:
-    """Host and workspace's number that the environment names, "" for none. Raises InventoryError."""
-    name = "DATABRICKS_WORKSPACE_URL" if variable("DATABRICKS_WORKSPACE_URL") else "DATABRICKS_HOST"
-    host, number = read_workspace_url(variable(name), name) if variable(name) else ("", "")
-    return host, number or check_number(variable("DATABRICKS_WORKSPACE_ID"), "DATABRICKS_WORKSPACE_ID")
-
-
-def number_beside(host: str) -> str:
-    """The number in DATABRICKS_WORKSPACE_ID, "" where the environment names another host, which it belongs to."""
-    if not variable("DATABRICKS_WORKSPACE_ID"):
-        return ""
-    other, number = read_environment()
-    return number if other in ("", host) else ""
 
 
 def variable(name: str) -> str:
@@ -565,6 +379,190 @@ def in_thread(function: Callable[[], Returned], seconds: float = math.inf) -> Re
             raise TimeoutError(f"no answer within {seconds:.0f} s")
         futures.wait([answer], min(LOCK_SECONDS, seconds))
     return answer.result()
+
+
+# --- Login ----------------------------------------------------------------------------------------------------------
+
+
+def load_databricks_config(
+    profile: str | None = None, workspace_url: str | None = None, token: str | None = None
+) -> DatabricksConfig:
+    """The workspace and a login: what is given here, else the CLI profile, the environment, the notebook's own.
+
+    Reads DATABRICKS_CONFIG_FILE (else ~/.databrickscfg), DATABRICKS_CONFIG_PROFILE, DATABRICKS_WORKSPACE_URL (else
+    DATABRICKS_HOST) and DATABRICKS_TOKEN. A token goes only to the host it was configured with, or that is given
+    beside it. A login without a token is made by databricks-sdk, which reads LOGIN_VARIABLES and others, too. Raises
+    InventoryError. Where profiles are kept: config.py of databricks-sdk.
+    """
+    host, number = read_workspace_url(workspace_url, "--workspace-url") if workspace_url is not None else (None, "")
+    if token is not None:
+        if host is None:
+            raise InventoryError("--token goes to no host but the one that is given with it: add --workspace-url")
+        if not number and variable("DATABRICKS_WORKSPACE_ID"):
+            other, number = read_environment()
+            number = number if other in ("", host) else ""  # else it is a workspace of that other host
+        return DatabricksConfig(host, check_token(unquoted(token), "--token"), "command line", workspace_id=number)
+    try:
+        config = config_from_profile(profile, host) or config_from_environment(host) or config_from_notebook(host)
+    except DatabricksError as error:
+        raise InventoryError(error.message) from None
+    if config is None:
+        raise InventoryError(no_login(host))
+    return changed_copy(config, workspace_id=number) if number else config
+
+
+def no_login(host: str | None) -> str:
+    """Why there is none, and what to do."""
+    if not host and variable("DATABRICKS_TOKEN"):
+        return "DATABRICKS_TOKEN is set, and no workspace that it is for: set DATABRICKS_HOST, or give --workspace-url"
+    path, sought = profile_file(), f" for {host}" if host else ""
+    profiles = read_profiles()[0] if path.exists() else {}
+    if any(profiles.values()):
+        return f"no login found{sought}: name a profile of {path} with --profile; it has: {names_of(profiles)}"
+    advice = "run `databricks configure`, or set DATABRICKS_HOST and DATABRICKS_TOKEN"
+    return f"no login found{sought} in {path} or the environment: {advice}"
+
+
+def config_from_profile(option: str | None, host: str | None) -> DatabricksConfig | None:
+    """The login of the named or default profile; None if there is no default, or it is of another host than `host`."""
+    chosen = choose_profile(option)
+    if chosen is None:
+        return None
+    profile, values, is_named = chosen
+    source = f"profile {profile} in {profile_file()}"
+    if not values.get("host"):
+        raise InventoryError(f"{source} has no host")
+    configured, number = read_workspace_url(values["host"], f"host of {source}")
+    if host not in (None, configured):
+        if not is_named:
+            return None
+        raise InventoryError(f"{source} is for {configured}, and its token is not sent to {host}")
+    if not is_named and host is None:
+        with suppress(InventoryError):  # where the environment names no host
+            if (other := read_environment()[0]) not in ("", configured):  # every other Databricks tool would take it
+                logger.warning(
+                    "%s of the environment is not used, but %s for %s: see --profile", other, source, configured
+                )
+    config = log_in_with(profile, values, source, configured)
+    number = number or check_number(values.get("workspace_id", ""), f"workspace_id of {source}")
+    return changed_copy(config, workspace_id=number)
+
+
+def choose_profile(option: str | None) -> tuple[str, dict[str, str], bool] | None:
+    """The profile to be used, its values, and whether somebody named it. Raises InventoryError if it is not there."""
+    variable_name = "DATABRICKS_CONFIG_PROFILE"
+    where, named = ("--profile", option) if option is not None else (variable_name, variable(variable_name) or None)
+    path = profile_file()
+    if not os.path.exists(path):
+        if named is not None:
+            logger.warning("%s is not used, because there is no %s: the environment serves", where, path)
+        return None
+    profiles, default = read_profiles()
+    if named is None and not default and not profiles.get("DEFAULT"):  # a new file of the CLI begins with an empty one
+        return None
+    profile = unquoted(named) if named is not None else default or "DEFAULT"
+    if profile not in profiles:
+        where = where if named is not None else "default_profile"
+        raise InventoryError(f"{where} names no profile of {path}; it has: {names_of(profiles)}")
+    if profiles[profile] is TWICE:
+        raise InventoryError(f"profile {profile} is there twice in {path}: take one of the two out")
+    return profile, profiles[profile], named is not None
+
+
+def log_in_with(profile: str, values: dict[str, str], source: str, host: str) -> DatabricksConfig:
+    """The login of a profile with these values, which is for `host`. Raises InventoryError."""
+    kind = kind_of_login(values)
+    if kind != "token":
+        cli_profile = profile if kind == "databricks-cli" else ""  # which databricks-sdk would read the file for
+        return Login(source, host, {**values, "auth_type": kind, "profile": cli_profile}).config()
+    if not values.get("token"):
+        raise InventoryError(f"{source} has no token; `databricks configure --profile {profile}` asks for one")
+    return DatabricksConfig(host, check_token(values["token"], f"token of {source}"), source)
+
+
+def kind_of_login(values: dict[str, str]) -> str:
+    """What a profile logs in with: "token", or an auth_type of databricks-sdk."""
+    on_azure = re.search(r"azuredatabricks\.|databricks\.azure\.", values.get("host", ""))
+    without_key = "azure-cli" if on_azure else "databricks-cli"  # `databricks auth login` leaves no secret in the file
+    kind = values.get("auth_type") or next((LOGIN_KEYS[key] for key in LOGIN_KEYS if values.get(key)), without_key)
+    return "token" if kind == "pat" else kind
+
+
+def config_from_environment(host: str | None) -> DatabricksConfig | None:
+    """The login of the environment; None if it has none, or one of another host than `host`."""
+    configured, number = read_environment()
+    target = configured or host
+    if target is None or host not in (None, target):
+        return None
+    token = variable("DATABRICKS_TOKEN")
+    if token and variable("DATABRICKS_AUTH_TYPE") in ("", "pat"):
+        return DatabricksConfig(target, check_token(token, "DATABRICKS_TOKEN"), "environment", workspace_id=number)
+    if any(map(variable, LOGIN_VARIABLES)):
+        return changed_copy(Login("environment", target).config(), workspace_id=number)
+    return None
+
+
+def config_from_notebook(host: str | None) -> DatabricksConfig | None:
+    """The notebook's own login; None outside of one, or if it is of another host than `host`."""
+    if "DATABRICKS_RUNTIME_VERSION" not in os.environ:
+        return None
+    try:
+        config = Login("notebook", "", NOTEBOOK_LOGIN).config()
+    except DatabricksError:  # it is that of a process beside the notebook, which has none
+        version = import_module("databricks.sdk.version").__version__
+        if version.startswith("0.") and int(version.split(".")[1]) < 20:  # 0.1.6 on DBR 14.3
+            old = f"databricks-sdk {version} is too old for the notebook's own login"
+            remedy = "run `%pip install --upgrade databricks-sdk`, then `dbutils.library.restartPython()`"
+            raise InventoryError(f"{old}: {remedy}") from None
+        return None
+    return config if host in (None, config.host) else None
+
+
+def profile_file() -> Path:
+    """Where the profiles are, whether or not there is such a file: a container's user may have no home."""
+    return Path(os.path.expanduser(variable("DATABRICKS_CONFIG_FILE") or "~/.databrickscfg"))
+
+
+def read_profiles() -> tuple[dict[str, dict[str, str]], str | None]:
+    """The profiles in the profile file by name, and the one it names as default. Raises InventoryError."""
+    path = profile_file()
+    numbers = itertools.count()
+    parser = configparser.ConfigParser(
+        interpolation=None,
+        default_section="\0",  # [DEFAULT] is not inherited
+        inline_comment_prefixes=("#", ";"),  # after a blank
+    )
+    try:
+        data = path.read_bytes()
+        text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig", "replace")
+        # Numbered: the parser would merge a profile that is there twice.
+        parser.read_string(re.sub(r"^\[ *(.+?) *\]", lambda at: f"[{at[1]}\0{next(numbers)}]", text, flags=re.M))
+    except configparser.Error as error:  # whose message would show the line, and so the token
+        line = getattr(error, "lineno", None) or next((number for number, _ in getattr(error, "errors", [])), "?")
+        raise InventoryError(f"{path}, line {line}: not a profile file (INI)") from None
+    except OSError as error:
+        raise InventoryError(f"{path} cannot be read: {error.strerror}") from error
+    profiles: dict[str, dict[str, str]] = {}
+    for section in parser.sections():
+        name = section.partition("\0")[0]
+        profiles[name] = TWICE if name in profiles else dict(parser.items(section))
+        for key, value in profiles[name].items():
+            if "\n" in value:
+                raise InventoryError(f"{key} of profile {name} in {path} goes over two lines, one begins with a blank")
+            profiles[name][key] = unquoted(value)
+    return profiles, profiles.pop("__settings__", {}).get("default_profile")
+
+
+def names_of(profiles: dict[str, dict[str, str]]) -> str:
+    """For a message."""
+    return one_line(", ".join(name for name in profiles if profiles[name]), 80) or "none"
+
+
+def read_environment() -> tuple[str, str]:
+    """Host and workspace's number that the environment names, "" for none. Raises InventoryError."""
+    name = "DATABRICKS_WORKSPACE_URL" if variable("DATABRICKS_WORKSPACE_URL") else "DATABRICKS_HOST"
+    host, number = read_workspace_url(variable(name), name) if variable(name) else ("", "")
+    return host, number or check_number(variable("DATABRICKS_WORKSPACE_ID"), "DATABRICKS_WORKSPACE_ID")
 
 
 # --- REST client ----------------------------------------------------------------------------------------------------
