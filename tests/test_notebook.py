@@ -111,6 +111,8 @@ def assert_inventory(kernel, server):
     [kept] = kernel.folder.glob("volume/**/inventory.csv")
     assert kept.read_bytes() == true_csv(server)
     assert value_of(kernel, "len(files)") == sum(files for files, _ in truth.values())
+    with_spark = "[row.size for row in largest.collect()] if hasattr(largest, 'collect') else sizes"
+    assert value_of(kernel, f"(sizes := [*files.nlargest(10, 'size')['size']]) == ({with_spark})")
     token = server.settings.token.encode()
     left_behind = [path for path in kernel.folder.rglob("*") if path.is_file() and "ipython" not in path.parts]
     assert [path for path in left_behind if token in path.read_bytes()] == []
@@ -136,9 +138,10 @@ def test_a_recipe_on_spark(connect_server, new_kernel):
     with FakeDatabricks(users=20, shape="bench", directories=40) as server:
         bring_in(kernel, server)
         run_all(kernel, server, [SPARK.format(remote=connect_server.remote)])
-        with slow_until(server, workers_help(server)):
-            cells = run_all(kernel, server, WITH_SPARK)
-        assert any("parallel: this machine, and the Spark session of the caller" in cell.err for cell in cells)
+        with slow_until(server, workers_help(server), latency=1.0):
+            cells = [cell.replace("session = None", "session = spark") for cell in WITH_SPARK]
+            done = run_all(kernel, server, cells)
+        assert any("parallel: this machine, and the Spark session of the caller" in cell.err for cell in done)
         assert_inventory(kernel, server)
     assert value_of(kernel, "spark.range(3).count()") == 3  # the command has not stopped the notebook's session
 
