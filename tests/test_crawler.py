@@ -288,10 +288,16 @@ def is_told(caplog):
     ("403", 300, 1), ("redirect", 40, 1),
 ])  # fmt: skip
 def test_directories_that_are_never_listed_are_their_own_fault(clock, caplog, kind, failing, each):
-    """Nothing is said, and hardly more asked than where a single one fails; nobody needs to be able to list /."""
+    """Nothing is said, and hardly more asked than where a single one fails.
+
+    Nobody needs to be able to list /, and whether the service is there a refusal tells as well.
+    """
     with wide_server(failing + 20) as server:
         paths = [f"{HOME}/d{number:04}" for number in range(failing)]
-        server.change(faults=[rule(kind, lambda _, path: path in paths), Fault("403", path="/")])
+        again = rule(
+            "403", lambda api, path: kind == "500" and path[-4:] >= f"{failing:04}" and server.requests[api, path] > 1
+        )
+        server.change(faults=[rule(kind, lambda _, path: path in paths), Fault("403", path="/"), again])
         result = crawl(server, clock)[ANN]
         assert max(server.requests["dbfs", path] for path in paths) <= each
         assert max(server.requests["dbfs", f"{HOME}/d{number:04}"] for number in range(failing, failing + 20)) <= 1 + 6
