@@ -289,7 +289,7 @@ def test_what_saw_a_part_is_scanned_again_for_an_admin(scan, stopped):
 
 
 @pytest.mark.parametrize("more", [(), ("--files", "files.csv")], ids=["rows", "files"])
-@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.soak), 41])
+@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.soak), 101])
 def test_a_journal_that_is_cut_or_damaged_at_any_byte(scan, world, more, step):
     """Right rows come of it, and of the whole one what it has is not asked for again."""
     words = ("--users-file", "users.txt", "-o", "out.csv", "--threads", "1", *more)
