@@ -178,6 +178,7 @@ def test_an_interrupted_notebook_goes_on(new_kernel, small):
     run_all(kernel, small, WITHOUT_SPARK[scan:whole])
     assert [asked_for(small, name) for name in done] == [0] * len(done)
     cell = interrupted(kernel, small, WHOLE)
+    assert cell.error == "KeyboardInterrupt: "  # so that "Run all" stops
     [checkpoint] = kernel.folder.glob("volume/**/*checkpoint*.json")
     done = saved_users(checkpoint)
     assert 0 < len(done) < 12
