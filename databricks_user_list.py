@@ -812,11 +812,8 @@ def classify_error(status: int, error_code: str, message: str) -> ErrorKind:
         return "login"
     # "Invalid access token.", "JWT has expired", of Azure "Token is expiring within 30 seconds. (token expired)"
     refused_token = r"\b(invalid|expired) (access )?token|\b(token|JWT) (\w+ ){0,3}(invalid|expir|revoked)|ExpiredJwt"
-    is_of_login = error_code not in (
-        "PERMISSION_DENIED",
-        "IO_ERROR",
-    )  # which speak of the path, or of the cloud's store
-    if status in (400, 403) and is_of_login and re.search(refused_token, text, re.I):
+    is_of_path = error_code in ("PERMISSION_DENIED", "IO_ERROR")  # the latter in the words of the cloud's store
+    if status in (400, 403) and not is_of_path and re.search(refused_token, text, re.I):
         return "login"
     if status == 404 and error_code == "RESOURCE_DOES_NOT_EXIST":
         return "not found"

@@ -29,14 +29,29 @@ pytest.importorskip("databricks.sdk.core")
 
 from databricks_user_files_simple import scan_users, user_files
 from databricks_user_list import (
-    NOT_USED, DatabricksClient, DatabricksConfig, DatabricksError, InventoryError, load_databricks_config,
+    NOT_USED,
+    DatabricksClient,
+    DatabricksConfig,
+    DatabricksError,
+    InventoryError,
+    load_databricks_config,
     read_workspace_url,
-)  # fmt: skip
+)
 from tests.fake import TOKEN_URL, FakeDatabricks, Fault
 from tests.helpers import (
-    NAME, ROOT, SCANNER, USER_LIST, assert_all_true, assert_kept, free_port, needs_posix, saved_users, set_constants,
-    true_csv, write_users,
-)  # fmt: skip
+    NAME,
+    ROOT,
+    SCANNER,
+    USER_LIST,
+    assert_all_true,
+    assert_kept,
+    free_port,
+    needs_posix,
+    saved_users,
+    set_constants,
+    true_csv,
+    write_users,
+)
 from tests.strategies import bytes_of
 
 SECRET = "dose%(host)s-50%-0123456789"

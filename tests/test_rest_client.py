@@ -33,12 +33,25 @@ import urllib3
 import databricks_user_files_simple as scanner
 import databricks_user_list
 from databricks_user_list import (
-    DatabricksClient, DatabricksConfig, DatabricksError, MalformedAnswer, decode_body, parse_record, retry_wait,
-)  # fmt: skip
+    DatabricksClient,
+    DatabricksConfig,
+    DatabricksError,
+    MalformedAnswer,
+    decode_body,
+    parse_record,
+    retry_wait,
+)
 from tests.fake import FORMS, FakeDatabricks, Fault, dbfs_directory, dbfs_file
 from tests.helpers import (
-    NAME, Result, assert_kept, config_of, free_port, make_client, rows_of, set_constants,
-)  # fmt: skip
+    NAME,
+    Result,
+    assert_kept,
+    config_of,
+    free_port,
+    make_client,
+    rows_of,
+    set_constants,
+)
 
 HOST = "https://adb-1.azuredatabricks.net"
 SECRET = "dapi-secret-0123456789"
