@@ -13,17 +13,8 @@ from typing import Any
 
 from tests.helpers import block_imports, free_port, until
 
-NOT_ON_WORKERS = (
-    "databricks_user_files_simple",
-    "databricks_user_list",
-    "tests",
-    "tqdm",
-    "responses",
-    "hypothesis",
-    "databricks",
-)
-
-
+NOT_ON_WORKERS = ("databricks_user_files_simple", "databricks_user_list", "tests", "tqdm", "responses", "hypothesis",
+                  "databricks")  # fmt: skip
 SIGNED = """
 import http.client, os
 end_of_head = http.client.HTTPConnection.endheaders
@@ -34,24 +25,25 @@ http.client.HTTPConnection.endheaders = endheaders
 """
 
 
-def spark_home() -> Path:
-    """The folder of pyspark, which has Spark itself."""
-    package = find_spec("pyspark")
-    assert package and package.origin, "pyspark is not installed"
-    return Path(package.origin).parent
+def worker_site(folder: Path) -> Path:
+    """For a worker's PYTHONPATH: it imports nothing of this project, and signs its requests for the fake workspace."""
+    blocked = block_imports(folder / "blocked", *NOT_ON_WORKERS)
+    with open(blocked / "sitecustomize.py", "a", encoding="utf-8") as site:
+        site.write(SIGNED)
+    return blocked
 
 
 class ConnectServer:
     """A Spark Connect server of its own process group; its workers start through a script that tests can change."""
 
     def __init__(self, folder: Path, master: str):
-        home = spark_home()
+        package = find_spec("pyspark")
+        assert package and package.origin, "pyspark is not installed"
+        home = Path(package.origin).parent  # of Spark itself, too
         self.folder, self.port, self.python = folder, free_port(), folder / "worker-python"
         self.remote = f"sc://127.0.0.1:{self.port}"
-        self.blocked = block_imports(folder / "blocked", *NOT_ON_WORKERS)
-        with open(self.blocked / "sitecustomize.py", "a", encoding="utf-8") as site:
-            site.write(SIGNED)  # for the fake workspace, which counts what comes from workers
-        self.set_workers()
+        self.site = worker_site(folder)
+        self.set_workers(sys.executable)
         (folder / "events").mkdir()
         settings = {
             "spark.ui.enabled": "false", "spark.connect.grpc.binding.port": self.port,
@@ -64,14 +56,9 @@ class ConnectServer:
         environment = {**os.environ, "SPARK_HOME": str(home), "PYSPARK_PYTHON": str(self.python)}
         with open(folder / "console", "wb") as console:
             self.process = subprocess.Popen(
-                list(map(str, command)),
-                env=environment,
-                cwd=folder,
-                stdout=console,
-                stdin=subprocess.DEVNULL,
-                stderr=console,
-                start_new_session=True,
-            )
+                list(map(str, command)), env=environment, cwd=folder, stdout=console, stdin=subprocess.DEVNULL,
+                stderr=console, start_new_session=True,
+            )  # fmt: skip
         until(self.is_started, 90)
 
     def is_started(self) -> bool:
@@ -80,20 +67,19 @@ class ConnectServer:
         assert self.process.poll() is None, text[-3000:]
         return "Spark Connect server started at" in text
 
-    def set_workers(self, python: str = sys.executable, site: Path | None = None, **variables: str) -> None:
-        """What the workers of new sessions are: Spark starts each session's anew; `site` has a sitecustomize."""
-        lines = ["#!/bin/sh", f"export PYTHONPATH='{site or self.blocked}':\"$PYTHONPATH\""]
-        lines += [f"export {name}='{value}'" for name, value in variables.items()]
+    def set_workers(self, python: str) -> None:
+        """The interpreter of the workers of new sessions: Spark starts each session's anew."""
         temporary = self.python.with_suffix(".new")
-        temporary.write_text("\n".join([*lines, f"exec '{python}' \"$@\""]) + "\n", encoding="utf-8")
+        line = f"""PYTHONPATH='{self.site}':"$PYTHONPATH" exec '{python}' "$@"\n"""
+        temporary.write_text(f"#!/bin/sh\n{line}", encoding="utf-8")
         temporary.chmod(0o755)
         temporary.replace(self.python)
 
     @contextmanager
-    def workers(self, python: str = sys.executable, site: Path | None = None, **variables: str) -> Iterator[None]:
-        self.set_workers(python, site, **variables)
+    def workers(self, python: str) -> Iterator[None]:
+        self.set_workers(python)
         yield
-        self.set_workers()
+        self.set_workers(sys.executable)
 
     def session(self) -> Any:
         from pyspark.sql import SparkSession

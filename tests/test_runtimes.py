@@ -14,7 +14,6 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
@@ -22,21 +21,16 @@ import pytest
 from tests.fake import FakeDatabricks
 from tests.helpers import ROOT, SCANNER, USER_LIST, find_python, slow_until, true_csv, workers_help
 
-fcntl = pytest.importorskip("fcntl", reason="a Spark Connect server needs POSIX")
 pytestmark = pytest.mark.runtimes
 
 HOME = str(Path.home())  # tests have another, where pip would find neither its settings nor its cache
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or f"{HOME}/.cache") / "databricks-user-files-tests"
 OWN = f"3.{sys.version_info.minor}"
-try:
-    NEWEST = version("pyspark")
-except PackageNotFoundError:
-    NEWEST = "none"
 PACKAGES = {
     "3.5": ["pyspark[connect]==3.5.*", "pandas<3", "numpy<2", "pyarrow<20", "setuptools"],
     "4.0": ["pyspark[connect]==4.0.*", "pandas<3"],
     "4.1": ["pyspark[connect]==4.1.*", "pandas<3"],
-    "newest": [f"pyspark[connect]=={NEWEST}", "pandas<3"],
+    "newest": ["pyspark[connect]", "pandas<3"],
 }
 CLIENTS = [("3.5", OWN), ("4.0", OWN), ("4.1", OWN), ("3.5", "3.12"), ("newest", "3.12"), ("newest", "3.13")]
 CLASSIC = [("3.5", OWN), ("3.5", "3.10"), ("4.0", OWN)]
@@ -45,52 +39,38 @@ CLASSIC = [("3.5", OWN), ("3.5", "3.10"), ("4.0", OWN)]
 # Environments
 
 
+@cache
 def environment(pyspark, python):
     """The interpreter of an environment with this pyspark; skips where it cannot be had."""
-    place, reason = make_environment(pyspark, python)
-    if reason:
-        pytest.skip(f"pyspark {pyspark} on Python {python}: {reason}")
-    return place
-
-
-@cache
-def make_environment(pyspark, python):
-    """Interpreter, and why there is none."""
     base = sys.executable if python == OWN else find_python(python)
     if base is None:
-        return None, f"there is no Python {python} on this machine"
+        pytest.skip(f"there is no Python {python} on this machine")
     packages = [*PACKAGES[pyspark], "requests"]
     name = hashlib.sha256(" ".join([base, *packages]).encode()).hexdigest()[:12]
     folder = CACHE / f"pyspark-{pyspark}-python-{python}-{name}"
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with open(f"{folder}.lock", "wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "complete").exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            install = [folder / "bin/python", "-m", "pip", "install", "-q", "--disable-pip-version-check", *packages]
-            for command in ([base, "-m", "venv", folder], install):
-                done = subprocess.run(command, env={**os.environ, "HOME": HOME}, capture_output=True, text=True,
-                                      check=False)  # fmt: skip
-                if done.returncode:
-                    return None, (done.stderr or done.stdout).strip().splitlines()[-1]
-            (folder / "complete").touch()
-    return str(folder / "bin/python"), None
+    if not (folder / "complete").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        install = (folder / "bin/python", "-m", "pip", "install", "-q", "--disable-pip-version-check", *packages)
+        for command in ((base, "-m", "venv", folder), install):
+            done = run(*command, HOME=HOME)
+            if done.returncode:
+                pytest.skip(f"pyspark {pyspark}: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
+        (folder / "complete").touch()
+    return str(folder / "bin/python")
 
 
 @contextmanager
 def workspace():
     """Forty users with forty directories each: minutes for this machine alone, until workers are at work."""
-    with FakeDatabricks(users=40, shape="bench", directories=40) as server:
-        with slow_until(server, workers_help(server)):
-            yield server
-        print(f"{server.workers.total()} of {server.total_requests} requests came from {len(server.workers)} workers")
+    server = FakeDatabricks(users=40, shape="bench", directories=40)
+    with server, slow_until(server, workers_help(server)):
+        yield server
 
 
 def run(*words, **variables):
     variables = {name: value for name, value in {**os.environ, **variables}.items() if name != "SPARK_HOME"}
-    return subprocess.run(
-        list(map(str, words)), env=variables, capture_output=True, text=True, timeout=500, check=False
-    )
+    words = list(map(str, words))
+    return subprocess.run(words, env=variables, capture_output=True, text=True, timeout=500, check=False)
 
 
 # The tests

@@ -1,7 +1,6 @@
 """Workers without Spark: processes that run what a query carries, for tests of what is done with it.
 
-Like Spark's they get the function by value, may import nothing of this project, and sign their requests. Tests of Spark
-itself are in test_cluster.py, too.
+Like Spark's they get the function by value, may import nothing of this project, and sign their requests.
 """
 
 import pickle
@@ -15,8 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from tests.connect_server import NOT_ON_WORKERS, SIGNED
-from tests.helpers import block_imports
+from tests.connect_server import worker_site
 
 LOOP = """
 import pickle, sys
@@ -36,16 +34,13 @@ class Workers:
     """
 
     def __init__(self, folder: Path, slots: int = 4):
-        blocked = block_imports(folder / "blocked", *NOT_ON_WORKERS)
-        with open(blocked / "sitecustomize.py", "a", encoding="utf-8") as site:
-            site.write(SIGNED)
+        command, environment = [sys.executable, "-c", LOOP], {"PYTHONPATH": str(worker_site(folder))}
         self.slots = slots
         self.idle: queue.Queue[subprocess.Popen[bytes]] = queue.Queue()
         self.processes = [
-            subprocess.Popen([sys.executable, "-c", LOOP], env={"PYTHONPATH": str(blocked)}, stdin=subprocess.PIPE,
-                             stdout=subprocess.PIPE)
+            subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
             for _ in range(slots)
-        ]  # fmt: skip
+        ]
         for process in self.processes:
             self.idle.put(process)
         self.change: Callable[[Report], Report] = lambda report: report
