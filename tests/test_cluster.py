@@ -534,12 +534,13 @@ def test_interrupting_leaves_the_users_own_queries_alone(spark, monkeypatch, tmp
 
 def test_a_connect_server_that_is_killed_and_stays_away(connect_servers, tmp_path, login):
     """The rest is scanned from here, and at the end nobody waits long for a server that is gone."""
-    with connect_servers(tmp_path, "local[4]") as connect, FakeDatabricks(users=30, shape="small") as server:
+    with connect_servers(tmp_path, "local[4]") as connect, FakeDatabricks(users=60, shape="small") as server:
         write_users(server.user_names)
         server.change(latency=0.3)
         with running(server, login, *WORDS, "--spark-remote", connect.remote) as process:
             until(lambda: process.poll() is not None or server.workers.total() > 40, 180)
             connect.kill()
+            server.change(latency=1.0)
             said = next(line for line in process.stderr if line.startswith("warning: "))
             server.change(latency=0.0)
             _, err = process.communicate(timeout=60)  # pyspark itself looks for its server for minutes
