@@ -1487,12 +1487,6 @@ def parse_page(body: Any) -> dict[str, Any]:
     return {"totalResults": total, "Resources": shown}
 
 
-def write_users(rows: Iterable[dict[str, str]], output: str) -> None:
-    """The CSV. Raises InventoryError where it cannot be written."""
-    lines = [csv_row(USER_LIST_COLUMNS), *(csv_row(row.values()) for row in rows)]
-    write_output(output, lambda file: file.write("".join(lines)))
-
-
 # --- Command --------------------------------------------------------------------------------------------------------
 
 
@@ -1506,11 +1500,12 @@ def run_user_list(args: argparse.Namespace) -> int:
     except DatabricksError as error:
         if error.kind == "login" or error.unreachable:
             raise run_error(error, config) from error
-        place = config.workspace
-        raise InventoryError(f"nothing was written, the users of {place} could not be listed: {error}") from error
+        what = f"nothing was written, the users of {config.workspace} could not be listed"
+        raise InventoryError(f"{what}: {one_line(str(error), 200)}") from error
     taken = leave_out_odd(rows)
     client.close()  # what idle connections hold, the output may need
-    write_users(taken, args.output)
+    text = "".join(map(csv_row, [USER_LIST_COLUMNS, *(row.values() for row in taken)]))
+    write_output(args.output, lambda file: file.write(text))
     logger.info("%s", counted(len(taken), "user"))
     return 1 if missing or len(taken) < len(rows) else 0
 
