@@ -2,6 +2,7 @@
 
 import ast
 import csv
+import gzip
 import os
 import re
 import shutil
@@ -23,9 +24,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 OF_THE_TESTS = (ROOT / "tests" / "README.md").read_text(encoding="utf-8")
 TOP_LEVEL = {".ci", ".gitignore", "NOTEBOOK_USAGE.md", "README.md", "WORKSPACE_VS_DBFS.md",
              "databricks_user_files_simple.py", "databricks_user_list.py", "requirements.txt", "tests"}  # fmt: skip
-RUN = {"bash", "crontab", "ini", "python", "sh", "text"}  # by the tests below
+RUN = {"bash", "console", "crontab", "ini", "python", "sh", "text"}  # by the tests below
 NOT_HERE = {"bat"}  # of Windows
-MAKES = "--all-homes --details details.jsonl --files files.csv.gz"  # what the recipes read
 
 
 def blocks(language, start=""):
@@ -74,7 +74,7 @@ def test_the_messages_of_the_table_are_those_of_the_program():
     nodes = [node for tree in trees for node in ast.walk(tree)]
     said = "\n".join(node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str))
     messages = re.findall(r"^\| `(.+?)` \|", README.split("| it says")[1].split("\n## ")[0], re.M)
-    assert len(messages) >= 10
+    assert len(messages) >= 9
     pieces = [piece for message in messages for piece in message.split("...") if piece.strip()]
     assert [piece for piece in pieces if piece.strip(" :;") not in said] == []
 
@@ -120,49 +120,62 @@ def shell(tmp_path, monkeypatch):
 
 @needs_posix
 def test_the_first_screen_and_every_command_and_recipe(shell):
-    """The screen but for the place, and the bar, which a terminal alone has; commands but for those that install."""
+    """The screen but for the place; commands but for those that install. Names such as None are names."""
     [screen] = blocks("text", "$ ")
     typed = [line[2:] for line in screen.splitlines() if line.startswith("$ ")]
     commands = [block for block in blocks("bash") if "pip install" not in block]
-    assert len(commands) >= 2
+    assert len(commands) >= 1
     refused = Fault("403", api="workspace", path="/Users/ben.berg@example.com")
     with FakeDatabricks(users=50, shapes=demo.SHAPES, faults=[refused]) as server:
         first = shell(server, "\n".join(typed))
         server.change(faults=[])
-        result = shell(
-            server, "\n".join(["set -e", *commands, f"python {SCANNER} -q {MAKES} -o inventory-2026-11.csv"])
-        )
-    left_out = ("$ ", "Workspace ", "███", "...")
-    shown = [line for line in screen.splitlines() if not line.startswith(left_out)]
+        result = shell(server, "\n".join(["set -e", *commands]))
+    shown = [line for line in screen.splitlines() if not line.startswith(("$ ", "..."))]
     assert [line for line in shown if line not in f"{first.out}{first.err}".splitlines()] == []
     assert result.code == 0, result
     assert len(Path("inventory.csv").read_text().splitlines()) == 1 + 50
-    shutil.copy("inventory-2026-11.csv", "inventory-2026-10.csv")
-    for recipe in blocks("python") if find_spec("pandas") else ():
-        text = recipe if find_spec("matplotlib") else recipe.split("# A chart")[0]
-        done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=False)
-        assert (done.returncode, done.stderr, done.stdout != "") == (0, "", True)
+    with open("inventory.csv", "a") as rows, open("users.csv", "a") as users, gzip.open("files.csv.gz", "at") as files:
+        for name in ("None", "NA", "null"):
+            rows.write(f"{name},1,{2**50},1048576.0000,success,dbfs,\n")
+            users.write(f"{name},,false,{name}\n")
+            files.write(f"{name},dbfs,/Users/{name}/x,FILE,,,{2**50},\n")
+    for question in blocks("python") if find_spec("pandas") else ():
+        done = subprocess.run([sys.executable, "-c", question], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert [name for name in ("None", "NA", "null") if f"/Users/{name}" not in done.stdout] == []
+        assert re.search(rf"deactivated +\d+ +{3 * 2**50 // 10**12}", done.stdout)
+    [answered] = blocks("console")
+    for line in answered.splitlines():
+        if line.startswith("duckdb") and find_spec("duckdb"):
+            found = __import__("duckdb").sql(re.search('"(.*)"', line)[1]).fetchall()
+            assert {path for _, path, _ in found[:3]} == {f"/Users/{name}/x" for name in ("None", "NA", "null")}
+        elif "sqlite3" in line and shutil.which("sqlite3"):
+            assert shell(server, line).code == 0
 
 
 @needs_posix
 def test_the_script_of_cron(shell, tmp_path):
-    """The crontab's command, as cron starts it; the next start finds all done."""
+    """The crontab's command, as cron starts it: a user that fails goes once more, the next month is compared."""
     [text] = blocks("sh")
     [line] = blocks("crontab")
     folder = tmp_path / "home" / "inventory"
     with FakeDatabricks(users=5, shape="small") as server:
         shell(server, "cp -RP .venv *.py home && mkdir home/inventory && mv home/.venv home/*.py home/inventory")
+        (tmp_path / "bin" / "sleep").write_text("#!/bin/sh\n")
+        (tmp_path / "bin" / "sleep").chmod(0o755)
         (folder / "inventory.sh").write_text(text)
         (folder / "inventory.sh").chmod(0o755)
-        words = ["/usr/bin/env", "-i", f"HOME={folder.parent}", "PATH=/usr/bin:/bin", "/bin/sh", "-c"]
-        for requests in (True, False):
-            server.counts_reset()
+        path = f"PATH={tmp_path / 'bin'}:/usr/bin:/bin"
+        words = ["/usr/bin/env", "-i", f"HOME={folder.parent}", path, "/bin/sh", "-c"]
+        server.change(faults=[Fault("403", path=f"/Users/{server.user_names[1]}", times=1)])
+        for said in ("1 partial", "Compared with "):
             done = subprocess.run([*words, line.split(None, 5)[5].strip()], cwd=folder.parent, capture_output=True,
-                                  stdin=subprocess.DEVNULL, check=False)  # fmt: skip
-            assert (done.returncode, b"Traceback" in done.stdout + done.stderr) == (0, False)
-            assert bool(server.total_requests) == requests
-        [name] = folder.glob("inventory-*.csv")
-        with open(name, encoding="utf-8", newline="") as file:
+                                  stdin=subprocess.DEVNULL, check=False, text=True)  # fmt: skip
+            assert (done.returncode, "Traceback" in done.stdout, done.stderr) == (0, False, "")
+            assert said in done.stdout
+            [inventory] = folder.glob("inventory-2*.csv")
+            inventory = inventory.rename(folder / "inventory-1999-12.csv")
+        with open(inventory, encoding="utf-8", newline="") as file:
             found = {row["username"]: int(row["file_count"]) for row in csv.DictReader(file)}
         assert found == {name: server.truth(name).file_count for name in server.user_names}
 
