@@ -71,48 +71,13 @@ if "DatabricksClient" not in globals():  # else step 1 was pasted into the noteb
     if find_spec("databricks_user_list") is None:
         print("databricks_user_list.py has to lie beside this file, or be pasted first", file=sys.stderr)
         raise SystemExit(2)
-    from databricks_user_list import (
-        CONNECT_SECONDS,
-        FORMULA_STARTS,
-        GZIP_MAGIC,
-        ON_WINDOWS,
-        VERSION,
-        DatabricksClient,
-        DatabricksConfig,
-        DatabricksError,
-        InventoryError,
-        MalformedAnswer,
-        Parser,
-        Returned,
-        add_login_options,
-        check_built_ins,
-        check_output,
-        check_username,
-        counted,
-        csv_cell,
-        csv_row,
-        decode_body,
-        in_thread,
-        lasting,
-        list_users,
-        log_in,
-        logger,
-        one_line,
-        parse_record,
-        place_of,
-        rename,
-        retry_after_seconds,
-        retry_wait,
-        run_as_script,
-        run_command,
-        run_error,
-        safe_cell,
-        shown,
-        tell,
-        whole_number,
-        write_all,
-        write_output,
-    )
+    from databricks_user_list import (  # isort: skip
+        CONNECT_SECONDS, FORMULA_STARTS, GZIP_MAGIC, ON_WINDOWS, VERSION, DatabricksClient, DatabricksConfig,
+        DatabricksError, InventoryError, MalformedAnswer, Parser, Returned, add_login_options, check_built_ins,
+        check_output, check_username, counted, csv_cell, csv_row, decode_body, in_thread, lasting, list_users, log_in,
+        logger, one_line, parse_record, place_of, rename, retry_after_seconds, retry_wait, run_as_script, run_command,
+        run_error, safe_cell, shown, tell, whole_number, write_all, write_output,
+    )  # fmt: skip
 
 import requests
 
