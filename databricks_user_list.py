@@ -346,6 +346,7 @@ class Login:
     def explain(self, error: Exception) -> tuple[ErrorKind, str]:
         """Kind and message of a failure: the SDK's words, without the secrets that it, or who answered it, repeats."""
         text = str(error).partition(". Config: ")[0]
+        text = re.sub("Invalid URL 'None'.*", "the host does not say where its tokens are made", text, flags=re.S)
         named = (*os.environ.items(), *(self.values or {}).items())
         hidden = r"(?i)secret|token|password|credentials|metadata"
         text = masked(text, [unquoted(value) for name, value in named if re.search(hidden, name)])
