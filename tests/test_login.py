@@ -220,8 +220,8 @@ GONE = f"[__settings__]\nhost={A}\ntoken=t\ndefault_profile=gone\n[prod]\nhost={
     ("", None, {"TOKEN": "t"}, "DATABRICKS_TOKEN is set, and no workspace that it is for", "or give --workspace-url"),
     (TWO + "[x]\ntoken=t\n", "x", {}, "profile x is there twice in ", ": take one of the two out"),
     ("[p]\nhost=https://127.0.0.1:1\nclient_id=1\nclient_secret=2\n", "p", {}, "no token from profile p in ",
-     "oauth-m2m: the host does not say where its tokens are made; can https://127.0.0.1:1 be reached, and is this login "
-     "still good (its secret, `databricks auth login`, `az login`)?"),
+     "oauth-m2m: the host does not say where its tokens are made; can https://127.0.0.1:1 be reached, and is this "
+     "login still good (its secret, `databricks auth login`, `az login`)?"),
     (f"[p]\nhost={A}\nazure_use_msi=true\n", "p", {"CLI_PATH": "none"}, "no token from profile p in ",
      "databricks-sdk for Python has no azure_use_msi: `az login --identity`, and auth_type = azure-cli"),
     ("", None, {"RUNTIME_VERSION": "15.4"}, "no login found in ", "DATABRICKS_TOKEN"),  # beside a notebook
