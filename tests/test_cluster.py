@@ -190,8 +190,7 @@ NO_REQUESTS = (
 ])  # fmt: skip
 def test_what_spark_says_is_told_as_a_sentence(text, told):
     sentence = scanner.spark_problem(RuntimeError(text))
-    assert sentence.startswith(told)
-    assert "dapi" not in sentence
+    assert (sentence.startswith(told), "dapi" in sentence) == (True, False), sentence
 
 
 @pytest.fixture
@@ -236,8 +235,7 @@ def test_a_command_without_a_cluster_warns_once_and_goes_on(
         monkeypatch.setitem(sys.modules, without, None)
     err = run_here(lambda: "not available" in log.text, *words)
     [warning] = [line for line in err.splitlines() if line.startswith("warning: ")]
-    assert [text for text in [NOT_AVAILABLE, *texts] if text not in warning] == []
-    assert len(warning) <= 200
+    assert ([text for text in [NOT_AVAILABLE, *texts] if text not in warning], len(warning) <= 200) == ([], True)
     assert "no directory was listed by the cluster: Parallel" in err
     assert "Traceback" not in err
 
@@ -342,9 +340,10 @@ def test_an_outage_in_mid_run_is_waited_for(workers, small, hasty, scanned, log)
     scanned(workers, small, then=outage)
 
 
-def test_a_login_that_is_refused_in_mid_run_stops_it(workers, small, scanned):
+@pytest.mark.parametrize("fault", [Fault("401"), Fault("403", error_code="403", message="JWT has expired")])
+def test_a_login_that_is_refused_in_mid_run_stops_it(workers, small, scanned, fault):
     with pytest.raises(InventoryError, match="token"):
-        scanned(workers, small, then=lambda: small.change(faults=[Fault("401")]))
+        scanned(workers, small, then=lambda: small.change(faults=[fault]))
 
 
 @pytest.mark.parametrize(("kind", "text"), [("403", "(403)"), ("404", "(404)"), ("reset", "(ConnectionError: ")])
@@ -354,7 +353,6 @@ def test_workers_that_do_not_reach_the_workspace(workers, small, scanned, log, m
     small.change(faults=[Fault(kind, of_workers=True)])
     [warning] = scanned(workers, small, lambda: "not available" in log.text)
     assert warning.startswith(f"{NOT_AVAILABLE}workers cannot reach {small.url} {text}")
-    assert "network" in warning
 
 
 def test_a_late_batch_is_listed_here_and_its_report_counts_for_nothing(workers, small, scanned, log, monkeypatch):
