@@ -56,8 +56,9 @@ def directories_of(server):
 def end_often(server, login, kills, words, prefix, generator):
     """Runs that are ended at random moments after their first request."""
     for number in range(kills):
-        before = server.total_requests
         with running(server, login, *words, prefix=prefix) as process:
+            process.stderr.readline()  # else one might still be on its way into Python
+            before = server.total_requests
             until(lambda before=before, process=process: process.poll() is not None or server.total_requests > before)
             try:
                 process.communicate(timeout=generator.uniform(0.0, 0.8))
