@@ -776,7 +776,6 @@ class Pacer:
         self.paused_at = 0.0
         self.question_wait = 0.0
         self.is_outage = False  # the question was not answered
-        self.uncounted: list[Directory] = []  # that failed in the pause: the answer tells whether it was an attempt
 
     def sent(self, now: float) -> None:
         rate = max(self.rate - self.lent, LOWEST_RATE)
@@ -840,7 +839,6 @@ class Pacer:
             told = FILE_SYSTEMS[self.file_system].label, self.rows[self.doubt], error
             logger.warning("%s: %d failures in a row, the last: %s. Waiting until the service is back", *told)
             self.is_outage = True
-            self.uncounted.clear()
         if now - self.paused_at > LONGEST_OUTAGE:
             raise InventoryError(f"no success for {LONGEST_OUTAGE / 60:.0f} minutes; the last failure: {error}")
         self.question_wait = min(self.question_wait * 2, LAST_QUESTION)
@@ -854,9 +852,6 @@ class Pacer:
         self.longest_row *= 2
         self.doubt = ""
         self.is_outage = False
-        for directory in self.uncounted:
-            directory.attempts += 1
-        self.uncounted.clear()
         self.next_at = now
 
 
@@ -1327,11 +1322,9 @@ class Crawler:
         elif error.kind == "too slow":
             pacer.answered(now)
         directory.failed_at = now
-        # A failure counts as an attempt unless it is an outage, or it is a 429 and other requests succeed meanwhile.
+        # A failure counts as an attempt unless it may be an outage's, or is a 429 and other requests succeed meanwhile.
         others_succeed = error.kind == "rate limit" and pacer.succeeded_at > waiting_since
-        if pacer.doubt and not pacer.is_outage and not others_succeed:
-            pacer.uncounted.append(directory)
-        elif not pacer.doubt and not others_succeed:
+        if not pacer.doubt and not others_succeed:
             directory.attempts += 1
         wait = retry_wait(error, directory.attempts, self.client.jitter())
         if wait is None:
