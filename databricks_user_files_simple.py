@@ -2938,77 +2938,42 @@ def build_parser() -> Parser:
         allow_abbrev=False,
         description="Inventory of users' files in DBFS and Workspace: one CSV row per user.",
     )
-    parser.add_argument("users", nargs="*", metavar="USER", help="names of users to scan")
-    parser.add_argument(
-        "--users-file",
-        metavar="FILE",
-        help="users to scan: the CSV of databricks_user_list.py, or one name a line; - is stdin",
-    )
-    parser.add_argument(
-        "--all-homes",
-        action="store_true",
-        help="scan also the homes under /Users that belong to none of these users (service principals, deleted users); "
-        "without any users, all homes",
-    )
+    option = parser.add_argument
+    flag = partial(option, action="store_true")
+    option("users", nargs="*", metavar="USER", help="names of users to scan")
+    file = partial(option, metavar="FILE")
+    file("--users-file", help="users to scan: the CSV of databricks_user_list.py, or one name a line; - is stdin")
+    flag("--all-homes", help="scan also all other homes under /Users: those of service principals and deleted users")
     add_login_options(parser)
-    output = partial(parser.add_argument, metavar="FILE", type=lasting)
+    output = partial(file, type=lasting)
     output("-o", "--output", default="-", help="the CSV (default: stdout)")
-    output(
-        "--details",
-        help="one JSON object per user: by file system and object type, all that could not be listed",
-    )
-    output(
-        "--files",
-        help="one CSV row per file: its user, file system, path, type, size, time; gzipped if the name ends in .gz",
-    )
-    output(
-        "--report",
-        help="one HTML page: what is missing, the sums, the largest, deactivated users, what is old",
-    )
-    parser.add_argument(
-        "--compare", metavar="CSV", help="an inventory of before: who grew, shrank, came and went since"
-    )
-    parser.add_argument(
-        "--threads",
-        metavar="N",
-        type=partial(whole_number, most=MOST_THREADS),
-        default=DEFAULT_THREADS,
-        help="requests in flight at the most, 1 to 64 (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--rate",
-        metavar="N",
-        type=partial(whole_number, most=MOST_RATE),
-        help="requests a second at the most to each file system, 1 to 1000 (default: what the service allows)",
-    )
+    output("--details", help="one JSON object per user: by file system and object type, all that could not be listed")
+    output("--files", help="one CSV row per file: user, file system, path, type, size, time; any FILE.gz is gzipped")
+    output("--report", help="one HTML page: what is missing, the sums, the largest, deactivated users, what is old")
+    option("--compare", metavar="CSV", help="an inventory of before: who grew, shrank, came and went since")
+    threads, rate = (partial(whole_number, most=most) for most in (MOST_THREADS, MOST_RATE))
+    number = partial(option, metavar="N")
+    threads_help = "requests in flight at the most, 1 to 64 (default: %(default)s)"
+    number("--threads", type=threads, default=DEFAULT_THREADS, help=threads_help)
+    rate_help = "requests a second at the most to each file system, 1 to 1000 (default: what the service allows)"
+    number("--rate", type=rate, help=rate_help)
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--cluster-id", metavar="ID", help="spread the scan over this Databricks cluster")
-    where.add_argument(
-        "--spark-remote",
-        metavar="URL",
-        type=connect_url,
-        help="spread it over any Spark Connect server, sc://... (default: SPARK_REMOTE)",
-    )
-    parser.add_argument("--no-parallel", action="store_true", help="scan from this machine alone in any case")
+    remote_help = "spread it over any Spark Connect server, sc://... (default: SPARK_REMOTE)"
+    where.add_argument("--spark-remote", metavar="URL", type=connect_url, help=remote_help)
+    flag("--no-parallel", help="scan from this machine alone in any case")
     only = parser.add_mutually_exclusive_group()
     only.set_defaults(file_systems=tuple(FILE_SYSTEMS))
     choice = partial(only.add_argument, dest="file_systems", action="store_const")
     for name, record in FILE_SYSTEMS.items():
         choice(f"--{name}-only", const=(name,), help=f"scan {record.in_words} alone")
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="go on with the checkpoint: scan the users that are not in it, or there as partial or error",
-    )
-    parser.add_argument(
-        "--checkpoint",
-        metavar="FILE",
-        help=f"where finished users are saved (default: {CHECKPOINT_FILE}; for named users alone nowhere)",
-    )
+    flag("--resume", help="go on with the checkpoint: scan users that are not in it, or there as partial or error")
+    saved_in = f"(default: {CHECKPOINT_FILE}; for named users alone nowhere)"
+    file("--checkpoint", help=f"where finished users are saved {saved_in}")
     volume = parser.add_mutually_exclusive_group()
     volume.add_argument("-q", "--quiet", action="store_true", help="warnings, errors and the summary only")
     volume.add_argument("--debug", action="store_true", help="each directory, retry and wait; tracebacks")
-    parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
+    option("--version", action="version", version=f"%(prog)s {VERSION}")
     return parser
 
 
