@@ -247,6 +247,14 @@ def test_pasted_the_scripts_and_the_blocks_do_not_take_names_from_each_other():
     assert blocks & (assigned(TEXTS[SCANNER]) | assigned(TEXTS[USER_LIST])) == set()
 
 
+def test_star_imports_replace_no_name_of_the_scripts():
+    numpy, functions = pytest.importorskip("numpy"), pytest.importorskip("pyspark.sql.functions")
+    for text in TEXTS.values():
+        imports = [node for node in ast.parse(text).body if isinstance(node, (ast.Import, ast.ImportFrom))]
+        imported = {alias.asname or alias.name.partition(".")[0] for node in imports for alias in node.names}
+        assert (assigned(text) | imported) & {*numpy.__all__, *functions.__all__} == set()
+
+
 def assigned(text):
     """The names that a script's top level gives to what it makes."""
     names = set()
