@@ -812,7 +812,8 @@ def classify_error(status: int, error_code: str, message: str) -> ErrorKind:
     if status == 401:
         return "login"
     # "Invalid access token.", "JWT has expired", of Azure "Token is expiring within 30 seconds. (token expired)"
-    refused_token = r"\b(invalid|expired) (access )?token|\b(token|JWT) (\w+ ){0,3}(invalid|expir|revoked)|ExpiredJwt"
+    said = r"\b(invalid|expired|revoked) (\w+ ){0,4}(token|JWT)\b|\binvalid_token|ExpiredJwt"
+    refused_token = said + r"|\b(token|JWT) (\w+ ){0,4}(invalid|not valid|no longer valid|expir|revoked)"
     is_of_path = error_code in ("PERMISSION_DENIED", "IO_ERROR")  # the latter in the words of the cloud's store
     if status in (400, 403) and not is_of_path and re.search(refused_token, text, re.I):
         return "login"

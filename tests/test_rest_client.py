@@ -114,7 +114,8 @@ def error_of(code, message="x"):
     ({"status": 403, "json": error_of("403", "Invalid access token.")}, [], "login"),
     *(({"status": 403, "json": error_of("403", message)}, [], "login") for message in (
         "Token is expiring within 30 seconds. (token expired)", "The access token you provided is invalid",
-        "Expired token", "JWT has expired", "token was revoked")),
+        "Expired token", "JWT has expired", "token was revoked", "Invalid JWT", "Expired JWT token",
+        "Invalid personal access token", "The token is no longer valid", "invalid_token")),
     ({"status": 400, "body": b"io.jsonwebtoken.ExpiredJwtException: JWT expired 3 s ago"}, [], "login"),
     ({"status": 400, "json": error_of("IO_ERROR", "403 of the store: the SAS token has expired")}, [], "refused"),
     ({"status": 403, "json": error_of("PERMISSION_DENIED", "You do not own an invalid token")}, [], "refused"),
