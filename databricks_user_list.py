@@ -1177,13 +1177,13 @@ def whole_number(text: str, most: int) -> int:
 class Parser(argparse.ArgumentParser):
     def parse(self, words: list[str], args: argparse.Namespace) -> None:
         """Sets what the words say. Raises InventoryError also for what was meant as an option, except after --."""
-        behind = words[words.index("--") + 1 :] if "--" in words else []
-        parse = self.parse_known_args if "--" in words else self.parse_known_intermixed_args  # which does not know --
-        _, unknown = parse(words, args)
-        for word in [*unknown, *getattr(args, "users", [])]:
+        cut = words.index("--") if "--" in words else len(words)
+        _, unknown = self.parse_known_intermixed_args(words[:cut], args)
+        for word in [*unknown, *getattr(args, "users", words[cut + 1 :])]:
             problem = what_is_wrong(word, list(self._option_string_actions))
-            if word not in behind and (problem or word in unknown):
+            if problem or word in unknown or not hasattr(args, "users"):
                 raise InventoryError(f"{problem or 'a stray word is no option'} (see --help)")
+        args.users = [*getattr(args, "users", []), *words[cut + 1 :]]
 
     def error(self, message: str) -> Any:
         """Without the values, which may be secrets in a wrong place."""

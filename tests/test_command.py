@@ -222,7 +222,7 @@ def test_users_come_from_stdin_which_is_not_overwritten_and_may_be_closed(scan, 
 
 def test_named_users_and_those_of_the_file_are_each_scanned_once(scan, nobody):
     Path("users").write_text("b\na\nc\n")
-    assert scan(nobody, "--users-file", "users", "-o", "out.csv", "--", "a", "d", "--debug", "-c", "a").code == 0
+    assert scan(nobody, "a", "--users-file", "users", "-o", "out.csv", "--", "d", "--debug", "-c", "a").code == 0
     assert usernames() == ["a", "d", "'--debug", "'-c", "b", "c"]
 
 
