@@ -3053,7 +3053,7 @@ def scan_into(
         tell(f"{counted(files, 'row')} in {shown(args.files)}, one for each file")
     if cluster:
         tell(cluster.summary())
-    if len(summary.homeless) == len(homes):
+    if len(summary.homeless) == len(homes) > 0:
         logger.warning("none of these users has a home anywhere: are these the names of this workspace's users?")
     for error in failures[:-1]:
         logger.error("%s", error)

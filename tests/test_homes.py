@@ -102,7 +102,7 @@ def users():
         yield server
 
 
-def test_nothing_is_asked_for_that_is_not_there_and_who_has_no_home_is_told(inventory_of, users):
+def test_nothing_is_asked_for_that_is_not_there_and_who_has_no_home_is_told(inventory_of, users, nobody):
     rows, said = inventory_of(users, ANN, BEN)
     assert sum(number for (api, _), number in users.requests.items() if api == "dbfs") == 4 + 2
     assert [row["status"] for row in rows.values()] == ["success", "empty"]
@@ -110,6 +110,7 @@ def test_nothing_is_asked_for_that_is_not_there_and_who_has_no_home_is_told(inve
     assert f"no home anywhere: 1 user, the first is {BEN}" in said
     assert "warning" not in said
     assert "warning: none of these users has a home" in inventory_of(users, BEN)[1]
+    assert "none of these" not in inventory_of(nobody, "--all-homes", "--workspace-only")[1]  # there are none
 
 
 @pytest.mark.parametrize(("more", "homes"), [
