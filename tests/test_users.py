@@ -122,7 +122,7 @@ def test_where_users_are_missing_all_are_listed_once_more(listed):
     ([(PEOPLE[:1], 3), ([], 3), (PEOPLE[1:3], 3), ([], 3)], 0, ["u0", "u1", "u2"]),  # the second adds what is missing
     ([(PEOPLE[:3], 5), ([], 5)], 1, ["u0", "u1", "u2"]),  # what the first said of the total is not forgotten
     ([(PEOPLE[:2], 4), ([], 3), (PEOPLE[:2], 3), (PEOPLE[3:4], 3), ([], 3)], 0, ["u0", "u1", "u3"]),  # one is deleted
-    ([(PEOPLE[:2], 2), (None, 2)], 0, ["u0", "u1"]),
+    ([(PEOPLE[:2], 2), *[(None, 2)] * 6], 0, ["u0", "u1"]),  # null is an empty list
     ([(PEOPLE[:2], 4), ([], 3), (PEOPLE[:2], 4), ([], 4)], 1, ["u0", "u1"]),
 ])  # fmt: skip
 def test_two_listings_complete_each_other(listed, serve, pages, code, names):
