@@ -58,7 +58,6 @@ from functools import partial
 from html import escape
 from importlib import import_module
 from importlib.util import find_spec
-from itertools import zip_longest
 from pathlib import Path
 from random import random as random_fraction
 from string import Template
@@ -135,7 +134,6 @@ KINDS = ("nobody", "service principals", "deactivated users")  # whose a home is
 UNTOUCHED = "Homes in DBFS without a file younger than a year"
 MOST_COMPARED = 20  # names that nobody has, for each of which the most similar home is looked for
 COMPARE_SECONDS = 1.0  # for all of them
-YEAR_SECONDS = 365 * 24 * 3600
 SHOWN_FAILURES = 5  # in the closing summary
 STATUSES = ("success", "empty", "partial", "error")
 USERS_FOLDER = "/Users"  # of both file systems, with everybody's home
@@ -466,13 +464,13 @@ def is_itself(entry: FileEntry, path: str) -> bool:
 
 
 class Home(NamedTuple):
-    """Where a user's files lie in one file system, as far as /Users tells: made by one of the four below.
+    """Where a user's files lie in one file system, as far as /Users tells; nowhere, unless more is said.
 
     With a path, `not_found` is what a 404 of it means: "" that there is no home. Without one there is nothing to ask
     for, and `problem` says why nobody can tell which home it is: "" where there is none.
     """
 
-    path: str | None
+    path: str | None = None
     is_listed: bool = False
     not_found: str = ""
     problem: str = ""
@@ -481,19 +479,6 @@ class Home(NamedTuple):
     def listed(cls, name: str) -> Home:
         """One that /Users has."""
         return cls(f"{USERS_FOLDER}/{name}", True, NOT_READABLE)
-
-    @classmethod
-    def unlisted(cls, name: str, not_found: str = "") -> Home:
-        """One that may be there all the same."""
-        return cls(f"{USERS_FOLDER}/{name}", not_found=not_found)
-
-    @classmethod
-    def conflict(cls, problem: str) -> Home:
-        return cls(None, problem=problem)
-
-    @classmethod
-    def nowhere(cls) -> Home:
-        return cls(None)
 
 
 class UsersFolder(NamedTuple):
@@ -551,22 +536,16 @@ def read_users_folder(file_system: str, answers: list[Listing | DatabricksError]
     if FILE_SYSTEMS[file_system].optional and [error.kind for error in errors] == ["not found", "not found"]:
         return UsersFolder(frozenset(), "whole")
     if not listings:
-        logger.warning(
-            "%s:/Users cannot be listed, homes in other letter case are not found: %s", file_system, errors[0]
-        )
+        told = "%s:/Users cannot be listed, homes in other letter case are not found: %s"
+        logger.warning(told, file_system, errors[0])
         return UsersFolder(frozenset(), "not listed")
-    found = [home_names(listing) for listing in listings]
+    paths = [[*listing.directories, *(entry.path for entry in listing.files)] for listing in listings]
+    found = [{path.removeprefix(f"{USERS_FOLDER}/") for path in each} for each in paths]  # a file is a home, too
     names = frozenset().union(*found)
     odd = any(listing.totals.failures for listing in listings) or any("/" in name for name in names)
     nothing = FILE_SYSTEMS[file_system].optional and not names  # `{}`: where nobody has a home, DBFS answers 404
     whole = len(found) == 2 and found[0] == found[1] and not odd and not nothing
     return UsersFolder(frozenset(name for name in names if "/" not in name), "whole" if whole else "doubtful")
-
-
-def home_names(listing: Listing) -> frozenset[str]:
-    """The names in a listing of /Users; a file there is somebody's home, too."""
-    paths = [*listing.directories, *(entry.path for entry in listing.files)]
-    return frozenset(path.removeprefix(f"{USERS_FOLDER}/") for path in paths)
 
 
 def assign_homes(
@@ -592,7 +571,7 @@ def assign_homes(
                 home = Home.listed(alike[0])
             else:
                 texts = ", ".join(same_names[name.lower()]), ", ".join(alike)
-                home = Home.conflict("the names {} and the homes {} differ in letter case alone".format(*texts))
+                home = Home(problem="the names {} and the homes {} differ in letter case alone".format(*texts))
             homes[name][file_system] = home
         taken = {home[file_system].path for home in homes.values()}
         nobodys[file_system] = {name for name in folder.names if f"{USERS_FOLDER}/{name}" not in taken}
@@ -609,13 +588,14 @@ def group_alike(names: Iterable[str]) -> dict[str, list[str]]:
 
 def home_of_exactly(name: str, file_system: str, folder: UsersFolder, admin: bool) -> Home:
     """The home of that very name: whether it is asked for, and what it means if it is not there."""
+    path = f"{USERS_FOLDER}/{name}"
     if name in folder.names:
         return Home.listed(name)
     if folder.state == "not listed":
-        return Home.unlisted(name, NOT_LISTED)
+        return Home(path, not_found=NOT_LISTED)
     if FILE_SYSTEMS[file_system].optional:
-        return Home.nowhere() if folder.state == "whole" else Home.unlisted(name)
-    return Home.unlisted(name, "" if admin else NOT_READABLE)
+        return Home() if folder.state == "whole" else Home(path)
+    return Home(path, not_found="" if admin else NOT_READABLE)
 
 
 def nobodys_homes(folders: dict[str, UsersFolder], nobodys: dict[str, set[str]]) -> dict[str, dict[str, Home]]:
@@ -627,10 +607,10 @@ def nobodys_homes(folders: dict[str, UsersFolder], nobodys: dict[str, set[str]])
                 f"{file_system}:/Users could not be listed twice alike, or is empty, which is not believed of DBFS: "
                 f"--all-homes may miss some; run it again, or with {' or '.join(others)}"
             )
-    rows = {}
-    for name in sorted(set().union(*nobodys.values())):
-        rows[name] = {at: Home.listed(name) if name in names else Home.nowhere() for at, names in nobodys.items()}
-    return rows
+    return {
+        name: {at: Home.listed(name) if name in names else Home() for at, names in nobodys.items()}
+        for name in sorted(set().union(*nobodys.values()))
+    }
 
 
 def find_unknown(
@@ -650,7 +630,7 @@ def find_unknown(
     unknown = [name for name in names if users is not None and name.lower() not in users]
     if all(folder.state == "whole" for folder in folders.values()):
         for name in unknown:
-            homes[name] = dict.fromkeys(folders, Home.nowhere())
+            homes[name] = dict.fromkeys(folders, Home())
     error = f"{NO_USER}, and no home in {' or '.join(FILE_SYSTEMS[name].in_words for name in folders)}"
     spoilt = "; did PowerShell's > write the users file? Save it as UTF-8"
     errors = {name: error + (spoilt if re.search("[?\ufffd\u2500-\u257f]", name) else "") for name in unknown}
@@ -686,19 +666,14 @@ def known_users(client: DatabricksClient) -> frozenset[str] | None:
     return client.noted["users"]
 
 
-def whose(client: DatabricksClient, names: Iterable[str]) -> dict[str, str]:
-    """Of names of homes that nobody asked for, those that are no user's, and which of KINDS they are.
+def whose(client: DatabricksClient, homes: dict[str, dict[str, Home]]) -> dict[str, str]:
+    """The names of those homes, which nobody asked for, that are no user's, and which of KINDS they are.
 
     A service principal's is an application id. Raises InventoryError where the login is refused.
     """
     users = known_users(client)
-    kinds = {}
-    for name in names:
-        if is_application_id(name):
-            kinds[name] = "service principals"
-        elif users is not None and name.lower() not in users:
-            kinds[name] = "nobody"
-    return kinds
+    nobodys = {name: "nobody" for name in homes if users is not None and name.lower() not in users}
+    return nobodys | {name: "service principals" for name in homes if is_application_id(name)}
 
 
 def is_application_id(name: str) -> bool:
@@ -1083,7 +1058,7 @@ class Tally:
         elif home.not_found:
             self.give_up(directory, home.not_found)
         else:
-            user.homes[directory.file_system] = Home.nowhere()
+            user.homes[directory.file_system] = Home()
 
     def decide(self, directory: Directory, failed: set[str], error: str) -> None:
         """About what answered 404: what its directory still has is a failure, the rest was deleted meanwhile."""
@@ -1100,7 +1075,7 @@ class Tally:
         user.totals[directory.file_system].failures.append({"path": directory.path, "error": error})
         home = user.homes[directory.file_system]
         if directory.path == home.path and not home.is_listed:  # so nobody has seen it
-            user.homes[directory.file_system] = Home.nowhere()
+            user.homes[directory.file_system] = Home()
 
     def settle(self, number: int) -> None:
         """One directory less for the user."""
@@ -2470,7 +2445,7 @@ class Summary:
         self.kinds = kinds
         self.before = before
         self.sizes: Sizes = {}  # only to be compared with those of before
-        self.year_ago = iso_time(int(time.time() - YEAR_SECONDS) * 1000)
+        self.year_ago = iso_time(int(time.time() - 365 * 86_400) * 1000)
         self.statuses: Counter[str] = Counter()
         self.totals: dict[str, FileSystemTotals] = {}
         self.groups = {title: Group() for title in (EVERYBODY, *(f"Homes of {kind}" for kind in KINDS), UNTOUCHED)}
@@ -2780,7 +2755,7 @@ def html_table(
     """Cells are texts, those behind the first one of that kind; bars are HTML below the first cell's text."""
     titles = "".join(f'<th scope="col" class="{kind}">{escape(title)}</th>' for title in head)
     lines = [f"<table>\n<caption>{escape(caption)}</caption>\n<thead><tr>{titles}</tr></thead>\n<tbody>"]
-    for row, bar in zip_longest(rows, bars, fillvalue=""):
+    for row, bar in itertools.zip_longest(rows, bars, fillvalue=""):
         cells = "".join(f'<td class="{kind}"><bdi>{escape(cell)}</bdi></td>' for cell in row[1:])
         lines.append(f'<tr><th scope="row"><bdi>{escape(row[0])}</bdi>{bar}</th>{cells}</tr>')
     return "\n".join([*lines, "</tbody>\n</table>"])
