@@ -47,7 +47,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from dataclasses import replace as changed_copy
 from functools import lru_cache, partial
@@ -101,7 +101,6 @@ BODY_PIECE = 16 * 1024  # bytes
 GZIP_MAGIC = b"\x1f\x8b"
 MOST_MEMBERS = 1000  # of a gzipped body, each of which costs a copy of the rest
 GZIP_LEVEL = 6  # of 9
-COPY_PIECE = 1024**2  # bytes
 NO_SYNC = (errno.EINVAL, errno.EBADF, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # pipes, consoles, some disks
 RENAME_WAITS = (0.1,) * 10  # seconds
 LONGEST_RETRY_AFTER = 120.0  # seconds
@@ -908,36 +907,34 @@ def parse_record(body: Any) -> dict[str, Any]:
 def write_output(path: str, write: Callable[[TextIO], object], saved: bool = False) -> None:
     """Has write(file) write a text in UTF-8, gzipped where the name ends in .gz; '-' is stdout.
 
-    A file gets the text when it is whole, and keeps owner, mode and ACL; what is no file is written in place while it
-    has a reader. Raises InventoryError where the text does not get through: unless a checkpoint has it (`saved`), it is
-    in a file then that the message names.
+    Where a file was, it gets the text when a new one has all. Raises InventoryError where the text does not get
+    through: unless a checkpoint has it (`saved`), the message names a file that has all.
     """
-    whole = ""  # the name of a file that has all
+    whole = ""  # the name of a new file that has all
     try:
-        in_cell = path == "-" and sys.stdout is not sys.__stdout__  # whose output is not what the descriptor gets
-        if in_cell or (path == "-" and ON_WINDOWS and sys.stdout.isatty()):  # a console has an encoding of its own
+        if path == "-" and (sys.stdout is not sys.__stdout__ or (ON_WINDOWS and os.isatty(1))):
+            # A cell's output is not what the descriptor gets, and a console has an encoding of its own.
             write(cast(TextIO, SimpleNamespace(write=partial(write_fitting, sys.stdout))))
         elif (stream := own_stream(path)) or (os.path.exists(path) and not os.path.isfile(path)):
             write_text(io.BufferedWriter(PatientFile(stream or path, "w", closefd=not stream)), path, write)
         else:
             target = os.path.realpath(path)
-            draft = create_draft(target)
-            write_text(draft, path, write, is_new=True)
-            whole = draft.name
-            put_in_place(whole, target)
+            whole = write_text(create_draft(target), path, write, os.unlink)
+            if not take_place(whole, target):
+                there = open(target, "r+b" if os.path.lexists(target) else "xb")
+                there.truncate()
+                write_text(there, path, write, partial(os.truncate, length=0))  # a short one would look whole
+                os.unlink(whole)
     except BrokenPipeError:
         return  # the reader has gone, and needs no more
     except OSError as error:
-        where = "nor does the temporary folder take the text"
-        if saved:
-            where = "the same command with --resume and another name writes all again"
-        elif not whole:
+        if not whole and not saved:
             with suppress(OSError):
                 kept = tempfile.NamedTemporaryFile(delete=False, suffix=f"-{os.path.basename(shown(path))}")
-                write_text(kept, path, write, is_new=True)
-                whole = kept.name
-        if whole:
-            where = f"the whole text is in {whole}"
+                whole = write_text(kept, path, write, os.unlink)
+        where = f"the whole text is in {whole}" if whole else "nor does the temporary folder take the text"
+        if saved and not whole:
+            where = "the same command with --resume and another name writes all again"
         raise InventoryError(f"{why_not(path, error)}; {where}") from error
     except KeyboardInterrupt:
         if whole:
@@ -948,6 +945,30 @@ def write_output(path: str, write: Callable[[TextIO], object], saved: bool = Fal
 def why_not(path: str, error: OSError) -> str:
     hint = " (is it open in another program?)" if ON_WINDOWS and isinstance(error, PermissionError) else ""
     return f"{shown(path)} cannot be written: {error.strerror or error}{hint}"
+
+
+def write_text(
+    file: IO[bytes], path: str, write: Callable[[TextIO], object], undo: Callable[[str], object] = lambda _: None
+) -> str:
+    """Has the text written, closes the file, and returns its name; undo(name) where that fails. Raises OSError."""
+    try:
+        with file:
+            zips = path.lower().endswith(".gz")
+            with gzip.GzipFile("", "wb", GZIP_LEVEL, file) if zips else nullcontext(file) as binary:
+                text = io.TextIOWrapper(binary, encoding="utf-8", errors="backslashreplace", newline="")
+                write(text)
+                text.detach()  # which flushes, and closes nothing
+            file.flush()
+            try:
+                os.fsync(file.fileno())  # what the disk refuses late is raised here
+            except OSError as error:
+                if error.errno not in NO_SYNC:
+                    raise
+    except BaseException:
+        with suppress(OSError):
+            undo(file.name)
+        raise
+    return file.name
 
 
 def create_draft(target: str) -> IO[bytes]:
@@ -962,16 +983,23 @@ def create_draft(target: str) -> IO[bytes]:
         return tempfile.NamedTemporaryFile(delete=False)
 
 
-def take_rights(draft: str, target: str) -> bool:
-    """Gives the draft the target's owner, mode and ACL; whether it has them then, which only Linux can tell."""
+def take_place(draft: str, target: str) -> bool:
+    """Whether the draft, with the target's owner, mode and ACL, which only Linux can tell, could get its name.
+
+    It could not in a folder that is sticky or takes no file, nor where the target is mounted.
+    """
     with suppress(OSError, AttributeError):  # there is no os.listxattr elsewhere
-        owner, group, mode, acl = rights_of(target)
-        os.chown(draft, owner, group)
-        for name, value in acl.items():
-            os.setxattr(draft, name, value)
-        if rights_of(draft)[3] == acl:  # else the mode would say more than it does with the ACL
-            os.chmod(draft, stat.S_IMODE(mode))
-            return rights_of(draft) == (owner, group, mode, acl)
+        if os.path.lexists(target):
+            owner, group, mode, acl = rights = rights_of(target)
+            os.chown(draft, owner, group)
+            for name, value in acl.items():
+                os.setxattr(draft, name, value)
+            if rights_of(draft)[3] == acl:  # else the mode would say more than it does with the ACL
+                os.chmod(draft, stat.S_IMODE(mode))
+            if rights_of(draft) != rights:
+                return False
+        rename(draft, target)
+        return True
     return False
 
 
@@ -979,54 +1007,6 @@ def rights_of(path: str) -> tuple[int, int, int, dict[str, bytes]]:
     found = os.stat(path)
     names = [name for name in os.listxattr(path) if name.startswith("system.")]  # the ACLs
     return found.st_uid, found.st_gid, found.st_mode, {name: os.getxattr(path, name) for name in names}
-
-
-def write_text(file: IO[bytes], path: str, write: Callable[[TextIO], object], is_new: bool = False) -> None:
-    """Has the text written, and closes the file; a new one goes where that fails. Raises OSError."""
-    try:
-        with file:
-            zipped = gzip.GzipFile("", "wb", GZIP_LEVEL, file) if path.lower().endswith(".gz") else None
-            with io.TextIOWrapper(zipped or file, encoding="utf-8", errors="backslashreplace", newline="") as text:
-                write(text)
-                text.flush()
-                if zipped:
-                    zipped.close()
-                sync(file)
-    except BaseException:
-        if is_new:
-            with suppress(OSError):
-                os.unlink(file.name)
-        raise
-
-
-def sync(file: IO[bytes]) -> None:
-    """What the disk refuses late is raised here."""
-    file.flush()
-    try:
-        os.fsync(file.fileno())
-    except OSError as error:
-        if error.errno not in NO_SYNC:
-            raise
-
-
-def put_in_place(draft: str, target: str) -> None:
-    """Gives the draft the target's name, or copies it in. Raises OSError; the draft is still there then."""
-    is_there = os.path.lexists(target)
-    if not is_there or take_rights(draft, target):
-        with suppress(OSError):  # a sticky folder, or a file that is mounted here
-            rename(draft, target)
-            return
-    with open(draft, "rb") as source, open(target, "r+b" if is_there else "xb", buffering=0) as file:
-        try:
-            file.truncate()
-            while piece := source.read(COPY_PIECE):
-                write_all(file, piece)
-            sync(file)
-        except BaseException:
-            file.truncate(0)  # a short one would look whole
-            raise
-    with suppress(OSError):
-        os.unlink(draft)
 
 
 def rename(source: str | Path, target: str | Path) -> None:
