@@ -60,7 +60,6 @@ LIFETIME, DIES_AFTER = 41.0, 1.5
 LOGIN = {"clients": {"the-client": SECRET}, "token": "dapi-nobody-has-this"}
 SHORT_LIVED = {**LOGIN, "token_lifetime": LIFETIME, "token_dies_early": LIFETIME - DIES_AFTER}
 ALWAYS_NEW = {**LOGIN, "token_lifetime": 30}  # the SDK wants a new one each time
-CLI_PROFILE = "[work]\nhost      = {}\nauth_type = databricks-cli\n"
 ANY = settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
@@ -123,7 +122,6 @@ FROM_Z = MANY + "[__settings__]\ndefault_profile = z\n"
     ((), ENVIRONMENT, "[DEFAULT]\n", (C, "of-c", "environment")),  # as the CLI begins a new file
     ((None, B), ENVIRONMENT | {"HOST": B}, f"[DEFAULT]\nhost={A}\ntoken=t\n", (B, "of-c", "environment")),
     ((None, "b.cloud.databricks.com/browse?o=7"), {}, IN_B, (B, "of-b", "profile DEFAULT in ")),
-    (("DEFAULT", "B.cloud.databricks.com"), {}, IN_B, (B, "of-b", "profile DEFAULT in ")),
     (("x",), {}, MANY + "[DEFAULT]\nhost=twice\n[z ]\n", (A, "of-x", "profile x in ")),
     ((), {}, MANY.encode("utf-16"), (B, "of-b", "profile DEFAULT in ")),  # as PowerShell writes it
 ])  # fmt: skip
@@ -184,7 +182,6 @@ def test_a_default_profile_that_wins_over_another_hosts_environment_is_warned_ab
     (b"host = ' URL/ '\ntoken = \"t-1\" # quoted\n", "t-1"),
     (b"  host = URL\n  token = t-1\n", "t-1"),
     (b"[__settings__]\ndefault_profile = p\n[ p ]\nhost = URL\ntoken = t-1\n", "t-1"),
-    (b"\r\nhost : URL\r\ntoken = t-1\r\n\r\n", "t-1"),
     *((f"host = URL\ntoken = {token}\n".encode(), token) for token in ("50%", "%(host)s", "%%", "a#b", "a;b", "a=b:c")),
 ])  # fmt: skip
 def test_a_profile_is_read_as_people_write_it_and_raw(profiles, text, token):
@@ -212,9 +209,7 @@ GONE = f"[__settings__]\nhost={A}\ntoken=t\ndefault_profile=gone\n[prod]\nhost={
     (TWO, "x", {}, "profile x in ", " has no token; `databricks configure --profile x` asks for one"),
     (TWO, "y", {}, "profile y in ", " has no host"),
     (TWO, "stage", ENVIRONMENT, "--profile names no profile of ", "; it has: DEFAULT, x, y"),
-    (TWO, None, {"CONFIG_PROFILE": "stage"}, "DATABRICKS_CONFIG_PROFILE names no profile of ", "has: DEFAULT, x, y"),
     (GONE, None, ENVIRONMENT, "default_profile names no profile of ", "; it has: prod"),
-    (GONE, "__settings__", {}, "--profile names no profile of ", "; it has: prod"),
     ("", None, {}, "no login found in ", "run `databricks configure`, or set DATABRICKS_HOST and DATABRICKS_TOKEN"),
     ("[DEFAULT]\n" + TWO[TWO.index("[x]") :], None, {}, "no login found: name a profile of ", "has: x, y"),
     ("", None, {"TOKEN": "t"}, "DATABRICKS_TOKEN is set, and no workspace that it is for", "or give --workspace-url"),
@@ -265,12 +260,10 @@ OF_A = f"[DEFAULT]\nhost={A}\ntoken=of-a\n"
     ((None, C, "t"), OF_A, {"HOST": B, "TOKEN": "of-b"}, (C, "t")),
     ((None, C), OF_A, {"HOST": B, "TOKEN": "of-b"}, None),
     (("DEFAULT", C), OF_A, {"HOST": C, "TOKEN": "of-c"}, None),
-    ((), OF_A, {"HOST": B, "TOKEN": "of-b"}, (A, "of-a")),
     ((None, A), "", {"TOKEN": "t"}, (A, "t")),  # a token without a host goes to --workspace-url
     ((), "", {"TOKEN": "t"}, None),
     ((None, A + ":8443"), "", {"HOST": A, "TOKEN": "t"}, None),
     ((None, B), "", {"WORKSPACE_URL": A, "HOST": B, "TOKEN": "t"}, None),
-    ((None, A), "", {"HOST": A}, None),
     (("DEFAULT", C), OF_A.replace("token=of-a", f"client_id=1\nclient_secret={SECRET}"), {}, None),
     ((None, C), "", {"HOST": A, "CLIENT_ID": "1", "CLIENT_SECRET": SECRET}, None),
 ])  # fmt: skip
@@ -289,13 +282,9 @@ def test_a_token_or_secret_goes_to_its_own_host_only(profiles, environment, argu
 @pytest.mark.parametrize(("text", "host"), [
     ("  adb-123.4.azuredatabricks.net \n", "https://adb-123.4.azuredatabricks.net"),
     ("https://adb-1.net/?o=123#job/4", "https://adb-1.net"),
-    ("adb-1.net/browse/folders/1?o=2", "https://adb-1.net"),
     ("https://user:pw@adb-1.net", "https://adb-1.net"),
     ("HTTPS://ADB-1.Net:8443/x", "https://adb-1.net:8443"),
-    ("https://adb-1.net:443/x", "https://adb-1.net"),
     ("https://[2001:db8::1]:8443/x", "https://[2001:db8::1]:8443"),
-    ("http://LocalHost:8080/x", "http://localhost:8080"),
-    ("http://127.1.2.3", "http://127.1.2.3"),
     ("http://[::1]:8080", "http://[::1]:8080"),
 ])  # fmt: skip
 def test_hosts_are_normalised(text, host):
@@ -330,14 +319,11 @@ ONE = f"[p]\nhost = {A}/\ntoken = t\nworkspace_id = 111\n"
 @pytest.mark.parametrize(("arguments", "profile", "variables", "number"), [
     (("p",), ONE, {"WORKSPACE_ID": "333"}, "111"),
     (("p", f"{A}/?o=222"), ONE, {}, "222"),
-    (("p",), ONE.replace("com/", "com/browse?o=222#x"), {}, "222"),
     (("p",), ONE.replace("com/", "com/?workspace_id=222"), {}, "222"),
     (("p",), ONE.replace("com/", "com/#job/7?o=222"), {}, "222"),
     (("p",), ONE.replace("111", "none"), {"WORKSPACE_ID": "333"}, ""),
     ((), "", {"HOST": A, "WORKSPACE_ID": "333"}, "333"),
-    ((), "", {"HOST": f"{A}?o=222", "WORKSPACE_ID": "333"}, "222"),
     ((None, f"{A}?o=444"), "", {"HOST": f"{A}?o=222", "WORKSPACE_ID": "333"}, "444"),
-    ((None, A), "", {"HOST": f"{A}?o=222"}, "222"),
     ((None, A), "", {"WORKSPACE_ID": "333"}, "333"),
     ((None, A, "t"), "", {"WORKSPACE_ID": "333"}, "333"),
     ((None, A, "t"), "", {"WORKSPACE_ID": "333", "HOST": B}, ""),  # which is that of B
@@ -397,8 +383,6 @@ REFUSED = {  # what is refused: arguments, variables, profile file
     "workspace_id of profile x": (("-p", "x"), {}, f"[x]\nhost = {URL}\ntoken = t\nworkspace_id = {SECRET}\n"),
     "default_profile": ((), {}, f"[x]\nhost = {URL}\n[__settings__]\ndefault_profile = {SECRET}\n"),
     "--max-users": (("--max-users", SECRET), {}, ""),
-    "--tokn": (("--tokn", SECRET), {}, ""),
-    "--url": ((f"--url={SECRET}", f"-t{SECRET}"), {}, ""),
 }
 WRONG = (("--threads", SECRET), (f"--spark=sc://y/;token={SECRET}",), (f"--token:{SECRET}",), (f"--token{SECRET}",),
          (f"--quiet='{SECRET}",), (f'--quiet="{SECRET}',))  # fmt: skip
@@ -422,7 +406,6 @@ def test_a_refused_value_is_named_and_never_shown(run, profiles, environment, wh
 
 
 @pytest.mark.parametrize(("script", "words", "says"), [
-    (USER_LIST, ("-u", "x"), "-u is no option"),
     (SCANNER, ("-u", "x"), "-u is no option: was --users-file meant?"),
     (SCANNER, ("-t", "4"), "-t is no option: was --token or --threads meant?"),
     (SCANNER, ("--users_file", "x"), "--users_file is no option: was --users-file meant?"),
@@ -636,7 +619,7 @@ def test_the_login_of_the_databricks_cli(profiles, environment, run, tmp_path, m
         program.write_text(text + "x" * 2**20)  # databricks-sdk takes a smaller one for the old CLI
         program.chmod(0o755)
         monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-        profiles(CLI_PROFILE.format(server.url))
+        profiles(f"[work]\nhost = {server.url}\nauth_type = databricks-cli\n")
         environment(CONFIG_PROFILE="another", TOKEN="dapi-of-environment")
         done = run(SCANNER, server.user_names[0], "-p", "work")
         if token:

@@ -525,13 +525,11 @@ def certificate(tmp_path_factory):
 
 @pytest.mark.parametrize(("variables", "host", "says"), [
     ({}, "localhost", "REQUESTS_CA_BUNDLE (now: none) has to name"),
-    ({"PYTHONHTTPSVERIFY": "0"}, "localhost", "REQUESTS_CA_BUNDLE (now: none) has to name"),
     ({"REQUESTS_CA_BUNDLE": requests.certs.where()}, "localhost", "has to name a PEM file"),
     ({"REQUESTS_CA_BUNDLE": "/missing.pem"}, "localhost", "REQUESTS_CA_BUNDLE (now: /missing.pem) has to name"),
     ({"CURL_CA_BUNDLE": __file__}, "localhost", f"REQUESTS_CA_BUNDLE (now: {__file__}) has to name"),
     ({"REQUESTS_CA_BUNDLE": "CERTIFICATE"}, "127.0.0.2", "it is another host's certificate"),
     ({"REQUESTS_CA_BUNDLE": "CERTIFICATE"}, "localhost", ""),
-    ({"CURL_CA_BUNDLE": "CERTIFICATE"}, "localhost", ""),
 ])  # fmt: skip
 def test_only_a_server_with_a_known_certificate_of_its_own_gets_the_token(run, certificate, variables, host, says):
     named = {name: text.replace("CERTIFICATE", str(certificate)) for name, text in variables.items()}
@@ -544,7 +542,6 @@ def test_only_a_server_with_a_known_certificate_of_its_own_gets_the_token(run, c
 
 @pytest.mark.parametrize(("text", "says"), [
     ("certificate verify failed: certificate has expired", "is this machine's clock right (now 20"),
-    ("certificate verify failed: certificate is not yet valid", "is this machine's clock right (now 20"),
     ("[SSL: WRONG_VERSION_NUMBER] wrong version number (_ssl.c:1006)", "wrong version number; what answers"),
     ("certificate verify failed: Missing Authority Key Identifier", "Python 3.13 checks more strictly"),
     ("certificate verify failed: unable to get local issuer certificate", "REQUESTS_CA_BUNDLE (now: none) has to name"),
@@ -602,7 +599,6 @@ def test_an_https_proxy_gets_a_tunnel_and_no_token(run, certificate):
 @pytest.mark.parametrize(("name", "url", "says"), [
     ("ALL_PROXY", "socks5://me:pass-word@127.0.0.1:9", 'pip install "requests[socks]"'),
     ("HTTPS_PROXY", "http://me:pass-word@", "is no URL of a proxy"),
-    ("HTTPS_PROXY", "ftp://pass-word:1", "is no URL of a proxy"),
     ("HTTPS_PROXY", "http://pass-word..host:1", "is no URL of a proxy"),
 ])  # fmt: skip
 def test_a_proxy_that_is_none_is_told_from_the_network_and_not_shown(run, name, url, says):
