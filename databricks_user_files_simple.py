@@ -2361,9 +2361,7 @@ def check_places(outputs: list[str], users_file: str | None, checkpoint: Path | 
         others.append(users_path)
     places = [place_of(path) for path in outputs + others]
     if len(set(places)) < len(places):
-        raise InventoryError(
-            "--output, --details, --files, --report, --users-file and --checkpoint must be different files"
-        )
+        raise InventoryError("outputs, --users-file and --checkpoint must be different files")
     for path in outputs:
         check_output(path)
 
@@ -2396,14 +2394,11 @@ class Group:
     totals: FileSystemTotals = field(default_factory=FileSystemTotals)
     largest: list[tuple[str, FileSystemTotals]] = field(default_factory=list)
 
-    def add(self, username: str, *scanned: FileSystemTotals) -> None:
-        one = FileSystemTotals()
-        for totals in scanned:
-            one.add(totals)
+    def add(self, username: str, totals: FileSystemTotals) -> None:
         self.rows += 1
-        self.totals.add(one)
-        if len(self.largest) < LARGEST or one.bytes > self.largest[-1][1].bytes:
-            self.largest = heapq.nlargest(LARGEST, [*self.largest, (username, one)], key=lambda user: user[1].bytes)
+        self.totals.add(totals)
+        if totals.files and (len(self.largest) < LARGEST or totals.bytes > self.largest[-1][1].bytes):
+            self.largest = heapq.nlargest(LARGEST, [*self.largest, (username, totals)], key=lambda user: user[1].bytes)
 
     def __str__(self) -> str:
         return f"{counted(self.rows, 'row')}, {counted(self.totals.files, 'file')}, {human_size(self.totals.bytes)}"
@@ -2460,7 +2455,9 @@ class Summary:
         days = [*self.dates, result.scanned_at[:10]]
         self.dates = [min(days), max(days)]
         self.statuses[result.status] += 1
+        both = FileSystemTotals()
         for name, totals in result.scanned.items():
+            both.add(totals)
             self.totals.setdefault(name, FileSystemTotals()).add(totals)
         for name, home in result.homes.items():
             self.homes[name] += home is not None
@@ -2470,9 +2467,9 @@ class Summary:
             self.incomplete.append(result)
         if self.before:
             self.sizes[safe_cell(result.username)] = None if result.error else result.total_size
-        self.groups[EVERYBODY].add(result.username, *result.scanned.values())
+        self.groups[EVERYBODY].add(result.username, both)
         if kind := self.kinds.get(result.username):
-            self.groups[f"Homes of {kind}"].add(result.username, *result.scanned.values())
+            self.groups[f"Homes of {kind}"].add(result.username, both)
         if result.dbfs and not result.dbfs.failures and "" < result.dbfs.last_modified < self.year_ago:
             self.groups[UNTOUCHED].add(result.username, result.dbfs)
 
@@ -2505,8 +2502,7 @@ class Summary:
         if count == 1:
             lines += breakdown(self.last)
         else:
-            largest = self.groups[EVERYBODY].largest[:BIGGEST_USERS]
-            lines += [size_line(totals, username) for username, totals in largest if totals.files]
+            lines += [size_line(totals, name) for name, totals in self.groups[EVERYBODY].largest[:BIGGEST_USERS]]
         lines += self.home_lines(nobodys)
         if self.before:
             lines.append(self.before[0])
@@ -2530,17 +2526,16 @@ class Summary:
 
     def home_lines(self, nobodys: dict[str, set[str]]) -> list[str]:
         """How many users have a home where, and how many homes belong to nobody in this run (by file system)."""
-        lines = []
-        if self.statuses.total() > 1:
-            lines.append(
-                "homes: " + ", ".join(f"{count:,} in {FILE_SYSTEMS[name].label}" for name, count in self.homes.items())
-            )
+        lines = [f"homes: {in_each(self.homes)}"] if self.statuses.total() > 1 else []
         if self.homeless:
             lines.append(f"no home anywhere: {counted(len(self.homeless), 'user')}, the first is {self.homeless[0]}")
-        left = ", ".join(f"{len(homes):,} in {FILE_SYSTEMS[name].label}" for name, homes in nobodys.items() if homes)
-        if left:
-            lines.append(f"homes of nobody in this run: {left}; --all-homes scans them, too")
+        if left := {name: len(homes) for name, homes in nobodys.items() if homes}:
+            lines.append(f"homes of nobody in this run: {in_each(left)}; --all-homes scans them, too")
         return lines
+
+
+def in_each(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} in {FILE_SYSTEMS[name].label}" for name, count in counts.items())
 
 
 def breakdown(user: UserResult) -> list[str]:
@@ -2573,19 +2568,18 @@ def write_results(
         summary.add(result)
         if journal:
             journal.want(result)
-    outputs: list[tuple[str, Callable[[TextIO], object]]] = []
-    if args.details is not None:
-        outputs.append((args.details, lambda file: write_details(file, results(), summary.kinds)))
-    if journal and args.files is not None:
-        outputs.append((args.files, journal.publish))
-    if args.report is not None:
-        now = datetime.now(timezone.utc)
-        outputs.append((args.report, lambda file: file.write(report_page(summary, now))))
-    outputs.append((args.output, lambda file: file.write("".join(lines))))  # last, when all is known to be right
+    now = datetime.now(timezone.utc)
+    outputs: list[tuple[str | None, Callable[[TextIO], object]]] = [
+        (args.details, lambda file: write_details(file, results(), summary.kinds)),
+        *([(args.files, journal.publish)] if journal else []),
+        (args.report, lambda file: file.write(report_page(summary, now))),
+        (args.output, lambda file: file.write("".join(lines))),  # last, when all is known to be right
+    ]
     failures = []
     for path, write in outputs:
         try:
-            write_output(path, write, saved)
+            if path is not None:
+                write_output(path, write, saved)
         except InventoryError as error:
             failures.append(error)
     return failures
@@ -2707,11 +2701,9 @@ def report_page(summary: Summary, now: datetime) -> str:
     """The page of --report; `now` is UTC. What is missing stands above the first sum."""
     all_rows = counted(summary.statuses.total(), "row")
     scanned = " to ".join(dict.fromkeys(summary.dates)) or "never"
-    left_out = "".join(
-        f" {kind.label} was left out." for name, kind in FILE_SYSTEMS.items() if name not in summary.totals
-    )
+    left_out = [f" {kind.label} was left out." for name, kind in FILE_SYSTEMS.items() if name not in summary.totals]
     when = f"Made {now:%Y-%m-%d %H:%M} UTC by version {VERSION}, of the homes in /Users alone, listed {scanned}."
-    parts = [tag("p", when + left_out)]
+    parts = [tag("p", when + "".join(left_out))]
     if summary.incomplete:
         parts.append(tag("h2", f"Missing: {summary.failed:,} of {all_rows} could not be listed completely"))
         parts.append(tag("p", "The numbers below are of what could be listed; --details names every directory."))
@@ -2724,8 +2716,7 @@ def report_page(summary: Summary, now: datetime) -> str:
     parts.append(ranking(estimate, [(FILE_SYSTEMS[name].label, totals) for name, totals in summary.totals.items()]))
     for title, group in summary.groups.items():
         if group.rows:
-            largest = [(name, totals) for name, totals in group.largest if totals.files or totals.bytes]
-            parts += [tag("h2", title), ranking(f"{group}; the largest {len(largest)}:", largest)]
+            parts += [tag("h2", title), ranking(f"{group}; the largest {len(group.largest)}:", group.largest)]
     if summary.before:
         parts.append(tag("h2", summary.before[0]))
         for title, rows in compare(summary.before[1], summary.sizes):
