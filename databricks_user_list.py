@@ -915,8 +915,8 @@ def write_output(path: str, write: Callable[[TextIO], object], saved: bool = Fal
         if path == "-" and (sys.stdout is not sys.__stdout__ or (ON_WINDOWS and os.isatty(1))):
             # A cell's output is not what the descriptor gets, and a console has an encoding of its own.
             write(cast(TextIO, SimpleNamespace(write=partial(write_fitting, sys.stdout))))
-        elif (stream := own_stream(path)) or (os.path.exists(path) and not os.path.isfile(path)):
-            write_text(io.BufferedWriter(PatientFile(stream or path, "w", closefd=not stream)), path, write)
+        elif stream := stream_of(path):
+            write_text(io.BufferedWriter(PatientFile(stream, "w", closefd=stream == path)), path, write)
         else:
             target = os.path.realpath(path)
             whole = write_text(create_draft(target), path, write, os.unlink)
@@ -1038,27 +1038,25 @@ def write_fitting(stream: TextIO, text: str) -> None:
     stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
-def own_stream(path: str) -> int | None:
-    """1 or 2 where the path is our stdout or stderr, under whatever name: what went there before has to stay."""
-    if path == "-":
-        return 1
+def stream_of(path: str) -> int | str | None:
+    """What gets a text in place: 1 or 2 for our stdout or stderr under any name, the path of what is no file; or None."""
     for number, stream in ((1, sys.__stdout__), (2, sys.__stderr__)):
         with suppress(OSError):
-            named, own = os.stat(path), os.fstat(number)
-            if stream is not None and own.st_ino and os.path.samestat(named, own):  # 0 says nothing, on Windows
+            # An inode of 0 says nothing. Where the stream was closed, the number may be another file's by now.
+            if path == "-" or (stream and os.stat(path).st_ino and os.path.samefile(path, number)):
                 return number
-    return None
+    return path if os.path.exists(path) and not os.path.isfile(path) else None
 
 
 def place_of(path: str) -> object:
     """What two paths have in common that are one file or stream."""
-    stream = own_stream(path)
+    name = path
     with suppress(OSError):  # it is not there yet, or not even the current folder is
-        path = os.path.realpath(path)
-        found = os.fstat(stream) if stream else os.stat(path)
+        name = os.path.realpath(path)
+        found = os.stat(1 if path == "-" else path)
         if found.st_ino and not ON_WINDOWS:  # where it may differ at each look
             return found.st_dev, found.st_ino
-    return stream or unicodedata.normalize("NFC", path).casefold()  # as Windows and macOS compare
+    return unicodedata.normalize("NFC", name).casefold()  # as Windows and macOS compare
 
 
 def lasting(path: str) -> str:
@@ -1082,7 +1080,7 @@ def check_output(path: str) -> None:
             raise OSError(0, "it is closed; name a file with --output")
         if os.path.isdir(path or "."):
             raise IsADirectoryError(0, "it is a folder")
-        if own_stream(path) or (os.path.exists(path) and not os.path.isfile(path)):  # opening a pipe would wait
+        if stream_of(path):  # opening a pipe would wait
             return
         if ON_WINDOWS and not re.fullmatch(r"(\\\\\?\\)?([A-Za-z]:[\\/])?[^:]*", path):
             raise OSError(0, "a colon has its place behind the letter of a drive alone")
