@@ -1039,7 +1039,7 @@ def write_fitting(stream: TextIO, text: str) -> None:
 
 
 def stream_of(path: str) -> int | str | None:
-    """What gets a text in place: 1 or 2 for our stdout or stderr under any name, the path of what is no file; or None."""
+    """What gets a text in place: 1 or 2, our stdout or stderr under any name; the path of what is no file; or None."""
     for number, stream in ((1, sys.__stdout__), (2, sys.__stderr__)):
         with suppress(OSError):
             # An inode of 0 says nothing. Where the stream was closed, the number may be another file's by now.
