@@ -2766,10 +2766,7 @@ def read_usernames(named: list[str], users_file: str | None) -> dict[str, bool]:
     """
     users = [("command line", name, False) for name in named]
     if users_file is not None:
-        users_of_file = read_users_file(users_file)
-        if not users_of_file:
-            raise InventoryError(f"{users_file} has no user names")
-        users += users_of_file
+        users += read_users_file(users_file)
     names: dict[str, bool] = {}
     for place, name, deactivated in users:
         try:
@@ -2786,25 +2783,22 @@ def read_users_file(path: str) -> list[tuple[str, str, bool]]:
     The third is whether a column `active` says false.
     """
     rows = read_rows(path)
-    if not rows:
-        return []
-    header = rows[0][1]
+    header = rows[0][1] if rows else []
     column = find_column(header)
     if column is not None:
         rows = rows[1:]
-    elif len(header) == 1 and not re.search("[;\t]", header[0]):
-        column = 0
-    else:
+    elif len(header) > 1 or re.search("[;\t]", "".join(header)):
         raise InventoryError(f"{path}: several columns, and none is called {', '.join(USER_COLUMNS)}")
-    mark = re.compile(f"'(?=[{FORMULA_STARTS}])")  # of safe_cell()
+    if not rows:
+        raise InventoryError(f"{path} has no user names")
     active = [number for number, title in enumerate(header) if title.lower() == "active"]
     users = []
     for place, cells in rows:
         if any(cells[len(header) :]):  # of a name, maybe, that has the delimiter in it
             raise InventoryError(f"{place}: more columns than in the first line")
-        name = cells[column] if column < len(cells) else ""
-        deactivated = any(cells[number : number + 1] and cells[number].lower() == "false" for number in active)
-        users.append((place, name[1:] if mark.match(name) else name, deactivated))
+        padded = cells + [""] * len(header)
+        name = re.sub(f"^'(?=[{FORMULA_STARTS}])", "", padded[column or 0])  # of safe_cell()
+        users.append((place, name, any(padded[number].lower() == "false" for number in active)))
     return users
 
 
