@@ -1142,7 +1142,7 @@ class Crawler:
         self.started = 0
         self.cluster = cluster
 
-    def run(self, on_tick: Callable[[Tally], None]) -> Iterator[UserResult]:
+    def run(self, on_tick: Callable[[Tally], None]) -> Generator[UserResult, None, None]:
         """Yields each user's result when it is complete; `on_tick` is called after every answer, and without one."""
         try:
             while True:
@@ -1153,6 +1153,8 @@ class Crawler:
                     break
                 self.take_next(min(max(self.wake_at() - self.client.clock(), 0.0), LONGEST_WAIT))
                 on_tick(self.tally)
+            if self.tally.open or self.tally.opened < len(self.tally.users):
+                raise RuntimeError("the scan ended before its last user")
         finally:
             for _ in range(self.started):
                 self.work.put(None)
@@ -2297,7 +2299,8 @@ def scan_users(
     left = {name: homes[name] for name in names}
     unknown = find_unknown(client, left, folders)
     with open_journal(None, None if files is None else str(files), set()) as journal:
-        for result in crawl(left, client, threads, admin, lambda _: on_tick(), cluster, journal, rate):
+        tally = Tally(left, client.statistics, admin, journal)
+        for result in Crawler(client, tally, threads, cluster, rate).run(lambda _: on_tick()):
             tell_unknown(result, unknown)
             if journal:
                 journal.want(result)
@@ -2305,23 +2308,6 @@ def scan_users(
             yield result
         if journal:
             write_output(str(files), journal.publish)
-
-
-def crawl(
-    homes: dict[str, dict[str, Home]],
-    client: DatabricksClient,
-    threads: int,
-    admin: bool,
-    on_tick: Callable[[Tally], None],
-    cluster: Cluster | None = None,
-    journal: Journal | None = None,
-    rate: float | None = None,
-) -> Generator[UserResult, None, None]:
-    """scan_users() where everybody's homes are known; the journal gets every listing."""
-    tally = Tally(homes, client.statistics, admin, journal)
-    yield from Crawler(client, tally, threads, cluster, rate).run(on_tick)
-    if tally.open or tally.opened < len(homes):
-        raise RuntimeError("the scan ended before its last user")
 
 
 def scan_user_directory(username: str, config: DatabricksConfig, threads: int = DEFAULT_THREADS) -> UserResult:
@@ -3040,7 +3026,8 @@ def scan_left(
     tell_homes({name: left[name] for name in left if name not in begun})
     cluster = choose_cluster(args, client.config)
     progress = Progress(len(homes), len(homes) - len(left), client.statistics, args.quiet)
-    results = crawl(left, client, args.threads, admin, progress.tick, cluster, journal, args.rate)
+    tally = Tally(left, client.statistics, admin, journal)
+    results = Crawler(client, tally, args.threads, cluster, args.rate).run(progress.tick)
     with closing(progress), closing(results):  # an interrupt ends the cluster before it is told
         for result in results:
             tell_unknown(result, unknown)
