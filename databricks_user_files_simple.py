@@ -1322,10 +1322,10 @@ class Crawler:
         if isinstance(answer, DatabricksError) and row == "failures":
             pacer.unanswered(answer, now)
         elif row == pacer.doubt == "refusals":
-            path = one_line(pacer.listed_last or USERS_FOLDER, 60)
+            place = one_line(f"{file_system}:{pacer.listed_last or USERS_FOLDER}", 50)
+            told = one_line(str(answer), 70)
             raise InventoryError(
-                f"{self.client.config.workspace} refuses even {file_system}:{path}, which was listed before "
-                f"({one_line(str(answer), 80)}): is it a VPN that ended, or an IP access list?"
+                f"{place} was listed before and is refused now ({told}): look at VPN and IP access lists"
             )
         else:
             pacer.go_on(now)
