@@ -936,7 +936,7 @@ class Tally:
     """
 
     def __init__(
-        self, homes: dict[str, dict[str, Home]], statistics: Counter[str], admin: bool, journal: Journal | None = None
+        self, homes: dict[str, dict[str, Home]], statistics: Counter[str], admin: bool, journal: Journal | None
     ):
         self.users = list(homes.items())
         self.frontier = Frontier()
@@ -1889,7 +1889,8 @@ class Checkpoint:
         """Cuts a torn tail off, and finds out whether this folder lets files be written in place."""
         self.file.truncate(self.end + len(TAIL))
         self.write(TAIL)
-        self.sync()
+        if self.path:
+            os.fsync(self.file.fileno())
 
     def save(self, result: UserResult) -> None:
         line = json.dumps(result.as_dict(), ensure_ascii=False).encode("utf-8", "backslashreplace")
@@ -1897,13 +1898,9 @@ class Checkpoint:
         with checkpoint_errors(self.path):
             self.write(separator + line + TAIL)
             self.note(result, self.end + len(separator), len(line))  # before the disk is waited for
-            if time.monotonic() - self.synced_at >= SYNC_SECONDS:
-                self.sync()
+            if self.path and time.monotonic() - self.synced_at >= SYNC_SECONDS:
+                os.fsync(self.file.fileno())
                 self.synced_at = time.monotonic()
-
-    def sync(self) -> None:
-        if self.path:
-            os.fsync(self.file.fileno())
 
     def write(self, data: bytes) -> None:
         self.file.seek(self.end)
@@ -1942,9 +1939,9 @@ def lines_of(file: IO[bytes]) -> IO[bytes]:
 
 
 def cannot_keep(path: Path | None, error: OSError) -> InventoryError:
+    reason = f"nothing can be kept here ({error.strerror or error})"
     return InventoryError(
-        f"{path or tempfile.gettempdir()}: nothing can be kept here ({error.strerror or error}); make room, "
-        "or name a checkpoint on a local disk with --checkpoint"
+        f"{path or tempfile.gettempdir()}: {reason}; make room, or name a --checkpoint on a local disk"
     )
 
 
@@ -2069,9 +2066,7 @@ def move_aside(file: IO[bytes], path: Path) -> None:
         file.close()
     rename(path, aside)
     file.close()
-    logger.warning(
-        "the checkpoint that was there is now %s: --resume goes on with it where --checkpoint names it", aside
-    )
+    logger.warning("the checkpoint that was there is now %s: --resume with --checkpoint goes on with it", aside)
 
 
 # --- Journal --------------------------------------------------------------------------------------------------------
@@ -2947,9 +2942,7 @@ def choose_checkpoint(args: argparse.Namespace) -> Path | None:
     if args.users_file is not None or args.all_homes:
         return Path(CHECKPOINT_FILE)
     if args.resume:
-        raise InventoryError(
-            "--resume goes with --users-file, --all-homes or --checkpoint: without them nothing is saved"
-        )
+        raise InventoryError("--resume goes with --users-file, --all-homes or --checkpoint: else nothing is saved")
     return None
 
 
@@ -3056,10 +3049,8 @@ def tell_kept(checkpoint: Checkpoint, kept: list[str], left: list[str]) -> None:
     if parts:
         logger.info("kept from the checkpoint: %s; to scan: %s", ", ".join(parts), counted(len(left), "user"))
     if again := sum(map(checkpoint.done, left)):
-        logger.info(
-            "%s to scan again: other homes, no admin's login before, or no rows for --files",
-            counted(again, "complete user"),
-        )
+        users = counted(again, "complete user")
+        logger.info("%s to scan again: other homes, no admin's login before, or no rows for --files", users)
 
 
 def tell_homes(left: dict[str, dict[str, Home]]) -> None:
