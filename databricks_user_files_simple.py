@@ -2532,26 +2532,17 @@ def breakdown(user: UserResult) -> list[str]:
     return lines
 
 
-def write_results(
-    results: Callable[[], Iterable[UserResult]],
-    summary: Summary,
-    args: argparse.Namespace,
-    journal: Journal | None,
-    saved: bool,
-) -> list[InventoryError]:
-    """Adds all results to the summary, and writes all outputs; returns what could not be written.
-
-    `saved`: a checkpoint has the results.
-    """
+def write_results(checkpoint: Checkpoint, summary: Summary, args: argparse.Namespace) -> list[InventoryError]:
+    """Adds all results to the summary, and writes all outputs; returns what could not be written."""
+    journal, now = checkpoint.journal, datetime.now(timezone.utc)
     lines = [csv_row(CSV_COLUMNS)]
-    for result in results():
+    for result in map(checkpoint.load, checkpoint.asked):
         lines.append(csv_row(map(str, result.row().values())))
         summary.add(result)
         if journal:
             journal.want(result)
-    now = datetime.now(timezone.utc)
     outputs: list[tuple[str | None, Callable[[TextIO], object]]] = [
-        (args.details, lambda file: write_details(file, results(), summary.kinds)),
+        (args.details, lambda file: write_details(file, map(checkpoint.load, checkpoint.asked), summary.kinds)),
         *([(args.files, journal.publish)] if journal else []),
         (args.report, lambda file: file.write(report_page(summary, now))),
         (args.output, lambda file: file.write("".join(lines))),  # last, when all is known to be right
@@ -2560,7 +2551,7 @@ def write_results(
     for path, write in outputs:
         try:
             if path is not None:
-                write_output(path, write, saved)
+                write_output(path, write, saved=checkpoint.path is not None)
         except InventoryError as error:
             failures.append(error)
     return failures
@@ -2983,9 +2974,8 @@ def scan_into(
         checkpoint.journal = journal
         cluster = scan_left(checkpoint, homes, folders, admin, client, args)
         client.close()  # what idle connections hold, the outputs may need
-        saved = checkpoint.path is not None
         summary = Summary(client.config.workspace, kinds, args.before)
-        failures = write_results(lambda: map(checkpoint.load, homes), summary, args, journal, saved)
+        failures = write_results(checkpoint, summary, args)
     tell(*summary.lines(client.statistics, time.monotonic() - started, nobodys))
     if journal and args.files is not None and not failures:
         files = sum(count for _, count in journal.wanted.values())
