@@ -932,10 +932,11 @@ def write_output(path: str, write: Callable[[TextIO], object], saved: bool = Fal
             with suppress(OSError):
                 kept = tempfile.NamedTemporaryFile(delete=False, suffix=f"-{os.path.basename(shown(path))}")
                 whole = write_text(kept, path, write, os.unlink)
-        where = f"the whole text is in {whole}" if whole else "nor does the temporary folder take the text"
-        if saved and not whole:
-            where = "the same command with --resume and another name writes all again"
-        raise InventoryError(f"{why_not(path, error)}; {where}") from error
+        again = "the same command with --resume and another name writes all again"
+        where = again if saved else "nor does the temporary folder take the text"
+        raise InventoryError(
+            f"{why_not(path, error)}; {f'the whole text is in {whole}' if whole else where}"
+        ) from error
     except KeyboardInterrupt:
         if whole:
             logger.warning("%s is not whole; the whole text is in %s", shown(path), whole)
@@ -984,10 +985,7 @@ def create_draft(target: str) -> IO[bytes]:
 
 
 def take_place(draft: str, target: str) -> bool:
-    """Whether the draft, with the target's owner, mode and ACL, which only Linux can tell, could get its name.
-
-    It could not in a folder that is sticky or takes no file, nor where the target is mounted.
-    """
+    """Whether the draft could take over the target's rights, which only Linux can tell, and then its name."""
     with suppress(OSError, AttributeError):  # there is no os.listxattr elsewhere
         if os.path.lexists(target):
             owner, group, mode, acl = rights = rights_of(target)
@@ -998,7 +996,7 @@ def take_place(draft: str, target: str) -> bool:
                 os.chmod(draft, stat.S_IMODE(mode))
             if rights_of(draft) != rights:
                 return False
-        rename(draft, target)
+        rename(draft, target)  # not in a sticky folder, nor over what is mounted
         return True
     return False
 
@@ -1062,7 +1060,7 @@ def place_of(path: str) -> object:
 def lasting(path: str) -> str:
     """The name of what the path means now, whatever becomes of the current folder."""
     with suppress(OSError):  # it has gone
-        return os.path.join(os.getcwd(), path) if path and path != "-" else path
+        return os.path.join(os.getcwd(), path) if path != "-" else path
     return path
 
 
@@ -1078,11 +1076,11 @@ def check_output(path: str) -> None:
     try:
         if path == "-" and getattr(sys.stdout, "closed", sys.stdout is None):
             raise OSError(0, "it is closed; name a file with --output")
-        if os.path.isdir(path or "."):
-            raise IsADirectoryError(0, "it is a folder")
+        if os.path.isdir(path):
+            raise OSError(0, "it is a folder")
         if stream_of(path):  # opening a pipe would wait
             return
-        if ON_WINDOWS and not re.fullmatch(r"(\\\\\?\\)?([A-Za-z]:[\\/])?[^:]*", path):
+        if ON_WINDOWS and ":" in os.path.splitdrive(path)[1]:
             raise OSError(0, "a colon has its place behind the letter of a drive alone")
         with suppress(FileNotFoundError):
             os.close(os.open(path, os.O_WRONLY))
@@ -1138,8 +1136,7 @@ class StderrHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-        text = self.format(record)
-        tell(level + (text if record.levelno >= logging.ERROR else text.replace("\n", "?")))  # in a name
+        tell(level + self.format(record).replace("\n", "?"))  # in a name
 
 
 # --- Frame of a command ---------------------------------------------------------------------------------------------
