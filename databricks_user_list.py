@@ -988,11 +988,11 @@ def take_place(draft: str, target: str) -> bool:
     """Whether the draft could take over the target's rights, which only Linux can tell, and then its name."""
     with suppress(OSError, AttributeError):  # there is no os.listxattr elsewhere
         if os.path.lexists(target):
-            owner, group, mode, acl = rights = rights_of(target)
+            _, owner, group, mode, acl = rights = rights_of(target)
             os.chown(draft, owner, group)
             for name, value in acl.items():
                 os.setxattr(draft, name, value)
-            if rights_of(draft)[3] == acl:  # else the mode would say more than it does with the ACL
+            if rights_of(draft)[-1] == acl:  # else the mode would say more than it does with the ACL
                 os.chmod(draft, stat.S_IMODE(mode))
             if rights_of(draft) != rights:
                 return False
@@ -1001,10 +1001,11 @@ def take_place(draft: str, target: str) -> bool:
     return False
 
 
-def rights_of(path: str) -> tuple[int, int, int, dict[str, bytes]]:
+def rights_of(path: str) -> tuple[int, int, int, int, dict[str, bytes]]:
+    """How many names a file has, its owner, group and mode, and its ACLs."""
     found = os.stat(path)
-    names = [name for name in os.listxattr(path) if name.startswith("system.")]  # the ACLs
-    return found.st_uid, found.st_gid, found.st_mode, {name: os.getxattr(path, name) for name in names}
+    acl = {name: os.getxattr(path, name) for name in os.listxattr(path) if name.startswith("system.")}
+    return found.st_nlink, found.st_uid, found.st_gid, found.st_mode, acl
 
 
 def rename(source: str | Path, target: str | Path) -> None:

@@ -124,6 +124,7 @@ RIGHTS = {  # what is done to the folder and to the file, and whether the file i
     "a mode": (("chmod", "755"), ("chmod", "640"), True),
     "an owner": (("chmod", "755"), ("chown", f"{ANYBODY}:{ANYBODY}"), True),
     "an ACL": (("chmod", "755"), ("setfacl", "-m", f"u:{ANYBODY}:rw,g::---"), True),
+    "another name": (("chmod", "755"), ("ln", "-v"), False),
     "no ACL, where new files get one": (("setfacl", "-d", "-m", f"u:{ANYBODY}:rw"), ("chmod", "640"), False),
     "what cannot be told": (("chmod", "755"), ("chmod", "640"), None),
 }
