@@ -142,6 +142,7 @@ NOT_LISTED = "not found in this spelling, and /Users cannot be listed"
 NOT_TOLD = "its name has a / in it: the API cannot be asked for it, or it may lie in another directory"
 NO_USER = "no user of this workspace has this name"
 NOT_CLEAR = "different entries of one listing have this path: which counts is not clear"
+CSV_COLUMNS = ("username", "file_count", "total_size", "total_size_gb", "status", "file_source", "error")
 FILE_COLUMNS = ("username", "file_system", "path", "object_type", "language", "object_id", "size", "modified")
 USER_COLUMNS = ("username", "user_name", "userPrincipalName", "email")  # of a users file, in any letter case
 
@@ -200,14 +201,12 @@ class FileSystem(NamedTuple):
     list_path: str
     key: str
     parse_entry: Callable[[str, dict[str, Any]], FileEntry]
-    optional: bool
+    optional: bool = False
 
 
 FILE_SYSTEMS = {
     "dbfs": FileSystem("DBFS", "DBFS", "/api/2.0/dbfs/list", "files", parse_dbfs_entry, True),
-    "workspace": FileSystem(
-        "Workspace", "the Workspace", "/api/2.0/workspace/list", "objects", parse_workspace_entry, False
-    ),
+    "workspace": FileSystem("Workspace", "the Workspace", "/api/2.0/workspace/list", "objects", parse_workspace_entry),
 }
 
 
@@ -328,17 +327,13 @@ class UserResult:
         more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
         return one_line(f"{name}:{first['path']}: {first['error']}", 2000) + more
 
+    @property
+    def total_size_gb(self) -> str:
+        return f"{self.total_size / 1024**3:.4f}"
+
     def row(self) -> dict[str, Any]:
         """The columns of the inventory CSV, in their order."""
-        return {
-            "username": self.username,
-            "file_count": self.file_count,
-            "total_size": self.total_size,
-            "total_size_gb": f"{self.total_size / 1024**3:.4f}",
-            "status": self.status,
-            "file_source": self.file_source,
-            "error": self.error,
-        }
+        return {name: getattr(self, name) for name in CSV_COLUMNS}
 
     def as_dict(self) -> dict[str, Any]:
         head: dict[str, Any] = {key: getattr(self, key) for key in ("username", "scanned_at", "status", "scan")}
@@ -354,12 +349,9 @@ class UserResult:
         fields = {key: record[key] for key in record if key != "status"} | {"homes": dict(record["homes"])}
         fields |= {name: FileSystemTotals.from_dict(record[name]) for name in FILE_SYSTEMS if name in record}
         result = cls(**fields)
-        if result.row()["status"] != record["status"]:
+        if result.status != record["status"]:
             raise ValueError("the status is not that of the counts and failures")
         return result
-
-
-CSV_COLUMNS = tuple(UserResult("", "").row())
 
 
 # --- Listings -------------------------------------------------------------------------------------------------------
