@@ -349,7 +349,7 @@ class UserResult:
         fields = {key: record[key] for key in record if key != "status"} | {"homes": dict(record["homes"])}
         fields |= {name: FileSystemTotals.from_dict(record[name]) for name in FILE_SYSTEMS if name in record}
         result = cls(**fields)
-        if result.status != record["status"]:
+        if result.row()["status"] != record["status"]:
             raise ValueError("the status is not that of the counts and failures")
         return result
 
