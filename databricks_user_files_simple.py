@@ -99,8 +99,7 @@ LONGEST_ROW = 10  # of failures, or of refusals, of one API
 LONGEST_OUTAGE = 15 * 60.0  # seconds
 FIRST_QUESTION, LAST_QUESTION = 2.0, 60.0  # seconds until an API that pauses is asked whether it is there; they double
 LONGEST_WAIT = 0.2  # seconds that the gathering thread waits for an answer: no signal comes through then (Windows)
-DEFAULT_THREADS, MOST_THREADS = 16, 64
-MOST_RATE = 1000  # requests/s, of --rate
+DEFAULT_THREADS, MOST_THREADS, MOST_RATE = 16, 64, 1000  # of --threads and --rate
 SPARE_DESCRIPTORS = 32  # for outputs, checkpoint, lookups and a cluster
 OPEN_USERS = 500  # scanned at the same time at most: bounds the memory
 CHECKPOINT_FILE = ".checkpoint_progress.json"
@@ -108,33 +107,26 @@ SYNC_SECONDS = 1.0
 LONGEST_PROGRESS = 7 * 86_400.0  # seconds from a user's first listing, until the whole is too old to go on with
 # Batches for a cluster. A Spark query costs about 0.1 s beyond its requests.
 CLUSTER_DELAY = 2.0  # seconds from the start; most runs on a few users end before, and pyspark takes a second to import
-SMALLEST_BATCH = 8  # directories; narrow trees have no more ready
-LARGEST_BATCH = 128  # directories
-BATCH_SECONDS = 2.0  # of asking
-FIRST_BATCH_SECONDS = 0.5  # of asking, until every slot has been tried
+SMALLEST_BATCH, LARGEST_BATCH = 8, 128  # directories; narrow trees have no more ready
+BATCH_SECONDS, FIRST_BATCH_SECONDS = 2.0, 0.5  # of asking; the latter until every slot has been tried
 GRACE_SECONDS = 5.0  # after which a worker waits no longer for what is under way
 OVERDUE_SECONDS = 10.0  # after its time, until what a batch has is listed here
 LOWEST_BATCH_RATE = 5.0  # requests/s of an API: less is better kept here
 MOST_IN_FLIGHT = 256  # requests, over all hands
-LARGEST_BODIES = 8 * 1024**2  # bytes in a report, as they came
-LARGEST_REPORT = 64 * 1024**2  # bytes of a report, unzipped
+LARGEST_BODIES, LARGEST_REPORT = 8 * 1024**2, 64 * 1024**2  # bytes: bodies in a report, and the whole report unzipped
 WORKER_FAILURES = 3  # in a row, after which a worker asks an API nothing more
 LOST_BATCHES = 3  # that fail in a row, at least, until the cluster is left alone
-PROBES = 3
-PROBE_SECONDS = 2.0
+PROBES, PROBE_SECONDS = 3, 2.0
 MOST_SLOTS = 1000  # rows of the probe's table, which has a partition for each slot
 CANCEL_SECONDS, CLOSE_SECONDS = 1.0, 0.3  # for ending what is under way, of the 2 s in which an interrupted run ends
 SPARK_START_SECONDS = 300.0  # for the session, and for the first Python workers
 SPARK_RETRIES = 5  # 17 s in all, by pyspark's own waits
 PROGRESS_SECONDS, BAR_SECONDS = 30.0, 1.0  # between two lines on progress, and two changes of the bar's text
-BIGGEST_USERS = 10  # in the closing summary
+BIGGEST_USERS, SHOWN_FAILURES = 10, 5  # in the closing summary
 LARGEST = 20  # rows of a group that are known by name
-EVERYBODY = "The largest"
+EVERYBODY, UNTOUCHED = "The largest", "Homes in DBFS without a file younger than a year"
 KINDS = ("nobody", "service principals", "deactivated users")  # whose a home is, where it is no active user's
-UNTOUCHED = "Homes in DBFS without a file younger than a year"
-MOST_COMPARED = 20  # names that nobody has, for each of which the most similar home is looked for
-COMPARE_SECONDS = 1.0  # for all of them
-SHOWN_FAILURES = 5  # in the closing summary
+MOST_COMPARED, COMPARE_SECONDS = 20, 1.0  # names that nobody has, for which the most similar home is looked for
 STATUSES = ("success", "empty", "partial", "error")
 USERS_FOLDER = "/Users"  # of both file systems, with everybody's home
 NOT_READABLE = "not found, or not readable with this token"
@@ -349,7 +341,7 @@ class UserResult:
         fields = {key: record[key] for key in record if key != "status"} | {"homes": dict(record["homes"])}
         fields |= {name: FileSystemTotals.from_dict(record[name]) for name in FILE_SYSTEMS if name in record}
         result = cls(**fields)
-        if result.row()["status"] != record["status"]:
+        if result.row()["status"] != record["status"]:  # row() reads the failures, too
             raise ValueError("the status is not that of the counts and failures")
         return result
 
