@@ -934,9 +934,8 @@ def write_output(path: str, write: Callable[[TextIO], object], saved: bool = Fal
                 whole = write_text(kept, path, write, os.unlink)
         again = "the same command with --resume and another name writes all again"
         where = again if saved else "nor does the temporary folder take the text"
-        raise InventoryError(
-            f"{why_not(path, error)}; {f'the whole text is in {whole}' if whole else where}"
-        ) from error
+        where = f"the whole text is in {whole}" if whole else where
+        raise InventoryError(f"{why_not(path, error)}; {where}") from error
     except KeyboardInterrupt:
         if whole:
             logger.warning("%s is not whole; the whole text is in %s", shown(path), whole)
