@@ -1,4 +1,4 @@
-"""What the two commands take, say and return (SPEC section 5)."""
+"""What the two commands take, say and return."""
 
 import csv
 import gzip
@@ -18,26 +18,15 @@ from hypothesis import HealthCheck, given, settings
 import databricks_user_files_simple as scanner
 import databricks_user_list
 from tests.fake import FakeDatabricks, Fault, dbfs_directory, dbfs_file, workspace_object
-from tests.helpers import (
-    NAME,
-    ROOT,
-    SCANNER,
-    USER_LIST,
-    config_of,
-    needs_posix,
-    rows_of,
-    set_constants,
-    true_csv,
-    write_users,
-)  # fmt: skip
+from tests.helpers import ROOT, SCANNER, USER_LIST, assert_kept, needs_posix, rows_of, true_csv, write_users
 from tests.strategies import bytes_of
 
 SECRET = "dapi-secret-0123456789"
 HEADER = "username,file_count,total_size,total_size_gb,status,file_source,error\n"
 
 
-def usernames():
-    return [row["username"] for row in rows_of()]
+def usernames(path="out.csv"):
+    return [row["username"] for row in rows_of(path)]
 
 
 @pytest.fixture
@@ -66,17 +55,14 @@ BAD = {  # words of the scanner, and what the error says; where the words are in
     "output is a folder": (["-o", "folder"], "folder cannot be written: it is a folder"),
     "no users": ((), "name users, or give --users-file; or --all-homes"),
     "users file without its option": (("users.txt",), "was --users-file meant?"),
-    "users file missing": (
-        ("--users-file", "no.csv"),
-        "No such file or directory; to make it: python databricks_user_list.py -o",
-    ),
+    "users file missing": (("--users-file", "no.csv"), "directory; to make it: python databricks_user_list.py -o"),
     "users file without a name": (("--users-file", ""), "--users-file  cannot be read"),
     "threads 0": (("--threads", "0"), "--threads"),
     "threads 65": (("--threads", "65"), "from 1 to 64"),
     "both only": (("--dbfs-only", "--workspace-only"), "--workspace-only"),
     "quiet and debug": (("--quiet", "--debug"), "--debug"),
     "output is the users file": (("--users-file", "users.txt", "-o", "users.txt"), "different files"),
-    "output is the checkpoint": (("--users-file", "users.txt", "-o", NAME), "different files"),
+    "output is the checkpoint": (("--users-file", "users.txt", "-o", scanner.CHECKPOINT_FILE), "different files"),
     "details on stdout by another name": (("--details", "/dev/stdout"), "different files"),
     "details and output are one device": (("-o", "/dev/zero", "--details", "/dev/zero"), "different files"),
     "resume of what is not saved": (("--resume",), "--checkpoint"),
@@ -88,18 +74,15 @@ def test_bad_input_is_a_short_error_exit_2_and_nothing_written(case, scan, list_
     def contents():
         return {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
 
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "users.txt").write_text("a\nb\n")
+    Path("folder").mkdir()
+    write_users("ab")
     before = contents()
     words, says = BAD[case]
-    runs = [scan(nobody, *["a@x.com"] * (case != "no users"), *words)] + (
-        [list_users(nobody, *words)] if isinstance(words, list) else []
-    )
+    runs = [scan(nobody, *["a@x.com"] * (case != "no users"), *words)]
+    runs += [list_users(nobody, *words)] if isinstance(words, list) else []
     for done in runs:
         lines = [line for line in done.err.splitlines() if not line.startswith("Workspace ")]
-        assert (done.code, done.out) == (2, ""), done
-        assert 1 <= len(lines) <= 2, done
-        assert says in done.err
+        assert (done.code, done.out, 1 <= len(lines) <= 2, says in done.err) == (2, "", True, True), done
     assert contents() == before
 
 
@@ -124,13 +107,13 @@ def test_names_are_verbatim_and_do_not_leave_users(scan, nobody):
     Path("users").write_text("username\n" + "\n".join(NAMES), encoding="utf-8")
     for path, other in (("users", "out.csv"), ("out.csv", "out2.csv")):  # a CSV of ours is a users file, too
         assert scan(nobody, "-o", other, "--users-file", path).code == 0
-        assert [row["username"] for row in rows_of(other)] == cells
+        assert usernames(other) == cells
 
 
 @pytest.mark.parametrize("name", NO_NAMES, ids=ascii)
 def test_what_is_no_name_is_refused_by_place_and_before_any_request(scan, nobody, name):
     with pytest.raises(ValueError, match="is not a user name: it "):
-        next(scanner.scan_users(["good", name], config_of(nobody)))
+        next(scanner.scan_users(["good", name], databricks_user_list.DatabricksConfig(nobody.url, "", "")))
     done = scan(nobody, "good", "--", name)
     assert (done.code, done.out, nobody.total_requests) == (2, "", 0)
     assert "command line: " in done.err
@@ -229,67 +212,47 @@ def test_named_users_and_those_of_the_file_are_each_scanned_once(scan, nobody):
 # Results
 
 
-def test_the_inventorys_bytes(scan, three):
-    Path("users").write_text("d\nc\nb\na\n")
-    done = scan(three, "--users-file", "users")
-    truth = three.truth("a")
-    assert done.code == 1
-    assert (truth.file_count, truth.total_size) == (5, 3 * 1024**3 + 123_456_789 + 3 * 10_000)
-    expected = [
+def test_the_inventory_the_details_and_the_summary_of_users_of_all_kinds(scan, three):
+    write_users("dcba")
+    done = scan(three, "--users-file", "users.txt", "--details", "details.json")
+    refused, of_dbfs = "403 PERMISSION_DENIED: The caller may not list this path.", 3 * 1024**3 + 123_456_789
+    rows = [
         "d,0,0,0.0000,empty,none,",
-        "c,0,0,0.0000,error,none,dbfs:/Users/c: 403 PERMISSION_DENIED: The caller may not list this path. (and 1 more)",
-        "b,1,7,0.0000,partial,dbfs,dbfs:/Users/b/no: 403 PERMISSION_DENIED: The caller may not list this path.",
-        f"a,5,{truth.total_size},3.1150,success,both,",
+        f"c,0,0,0.0000,error,none,dbfs:/Users/c: {refused} (and 1 more)",
+        f"b,1,7,0.0000,partial,dbfs,dbfs:/Users/b/no: {refused}",
+        f"a,5,{of_dbfs + 30_000},3.1150,success,both,",
     ]
-    assert done.out == HEADER + "\n".join(expected) + "\n"
+    assert (done.code, done.out) == (1, HEADER + "\n".join(rows) + "\n")
     codes = {("a", "d"): 0, ("b",): 1, ("c",): 1, ("--help",): 0}
     assert {words: scan(three, *words).code for words in codes} == codes
-
-
-def test_details_are_a_json_object_per_user(scan, three):
-    scan(three, "a", "b", "c", "d", "--details", "details.json")
     users = {record["username"]: record for record in map(json.loads, Path("details.json").read_text().splitlines())}
-    assert list(users) == ["a", "b", "c", "d"]
+    assert list(users) == [*"dcba"]
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", record["scanned_at"]) for record in users.values())
-    dbfs, workspace = users["a"]["dbfs"], users["a"]["workspace"]
-    counts = [[totals[name] for name in ("files", "bytes", "directories", "types")] for totals in (dbfs, workspace)]
-    assert counts == [[2, 3 * 1024**3 + 123_456_789, 2, {"FILE": 2, "DIRECTORY": 1}],
-                      [3, 30_000, 2, {"NOTEBOOK R": 1, "REPO": 1, "FILE": 1, "UNKNOWN": 1}]]  # fmt: skip
+    counts = [
+        [users["a"][at][name] for name in ("files", "bytes", "directories", "types")] for at in ("dbfs", "workspace")
+    ]
+    assert counts == [
+        [2, of_dbfs, 2, {"FILE": 2, "DIRECTORY": 1}],
+        [3, 30_000, 2, {"NOTEBOOK R": 1, "REPO": 1, "FILE": 1, "UNKNOWN": 1}],
+    ]
     assert [at["path"] for at in users["b"]["dbfs"]["failures"]] == ["/Users/b/no"]
     assert "403" in users["c"]["workspace"]["failures"][0]["error"]
-
-
-def test_only_options_leave_the_other_file_system_alone(scan, three):
-    for option, count, other in (("--dbfs-only", "2", "workspace"), ("--workspace-only", "3", "dbfs")):
-        assert scan(three, "a", option, "-o", "out.csv").code == 0
-        assert rows_of()[0]["file_count"] == count
-        assert other not in {api for api, _ in three.requests}
-
-
-# What is said
-
-
-def test_the_first_line_names_the_workspace_and_the_login(scan, list_users, nobody):
-    for done in (scan(nobody, "a"), list_users(nobody)):
-        assert done.err.splitlines()[0] == f"Workspace {nobody.url}, login from environment"
-
-
-def test_the_summary_of_several_users(scan, three):
-    text = scan(three, "a", "b", "c", "d", "-o", "out.csv").err
-    assert "4 users: 1 success, 1 empty, 1 partial, 1 error" in text
-    table = text.splitlines()[text.splitlines().index("         files        size   estimated") :]
+    assert "4 users: 1 success, 1 empty, 1 partial, 1 error" in done.err
+    table = done.err.splitlines()[done.err.splitlines().index("         files        size   estimated") :]
     assert table[1:7] == [
         "             3     3.1 GiB           -  DBFS",
         "             3    29.3 KiB    29.3 KiB  Workspace, 10,000 bytes an object",
         "  " + "-" * 38,
         "             5     3.1 GiB    29.3 KiB  a",
         "             1         7 B           -  b",
-        table[6],
+        "homes: 4 in DBFS, 2 in Workspace",
     ]
-    assert table[6] == "homes: 4 in DBFS, 2 in Workspace"
     assert re.match(r"\d+ requests, ", table[7])
-    assert "  partial: b: dbfs:/Users/b/no: 403 PERMISSION_DENIED: The caller may not list this path." in table
+    assert f"  partial: b: dbfs:/Users/b/no: {refused}" in table
     assert [line.split(": ")[:2] for line in table if line.startswith("  error")] == [["  error", "c"]]
+
+
+# What is said
 
 
 def test_the_summary_names_five_of_those_that_could_not_be_listed_and_counts_the_others(scan):
@@ -326,36 +289,32 @@ def test_the_summary_of_one_user_is_its_breakdown_with_five_of_the_directories_t
     assert "  not listed: 3 more\nWorkspace: 0 directories listed\n" in text
 
 
-def test_quiet_says_warnings_errors_and_the_summary_only(scan):
+def test_what_is_said_first_with_quiet_and_with_debug(scan, list_users, nobody):
     with FakeDatabricks(users=3, shape="small", groups=["users"]) as server:
         quiet, loud = (scan(server, *server.user_names, *option).err for option in (["--quiet"], []))
     said = ("warning", "3 users", "sequential")
     assert [[text in shown for text in said] for shown in (quiet, loud)] == [[True, True, False], [True, True, True]]
-
-
-def test_a_traceback_is_shown_with_debug_alone(scan, list_users, nobody):
     for run, words in ((scan, ["a"]), (list_users, [])):
+        assert run(nobody, *words).err.splitlines()[0] == f"Workspace {nobody.url}, login from environment"
         for debug in ([], ["--debug"]):
             done = run(nobody, *words, "--workspace-url", nobody.url, "--token", "wrong", *debug)
-            assert (done.code, "Traceback" in done.err) == (2, bool(debug))
-            assert "wrong" not in done.err
+            assert (done.code, "Traceback" in done.err, "wrong" in done.err) == (2, bool(debug), False)
 
 
-def test_debug_names_each_directory_and_the_token_option_is_shown_and_saved_nowhere(scan, three, tmp_path):
-    write_users("abcd", "users")
+def test_debug_names_each_directory_and_the_token_option_is_shown_and_saved_nowhere(scan, three):
+    write_users("abcd")
     words = ("--workspace-url", three.url, f"--token={SECRET}", "--debug", "--files", "files.csv", "-o", "out.csv")
-    done = scan(three, "--users-file", "users", *words)
-    assert (done.code, SECRET in done.err + done.out) == (1, False), done
+    done = scan(three, "--users-file", "users.txt", *words)
+    assert done.code == 1
     assert [path for path in ("/Users/a", "/Users/a/deep", "/Users/a/src") if path not in done.err] == []
-    files = [path for path in tmp_path.iterdir() if path.is_file()]
-    assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
-    assert NAME in map(os.path.basename, files)
+    assert_kept(SECRET, done.out, done.err)
+    assert Path(scanner.CHECKPOINT_FILE).exists()
 
 
 @needs_posix
 @pytest.mark.parametrize(("seconds", "counts"), [(600.0, 1), (0.0, 2)])
 def test_of_two_interrupts_the_second_counts_when_the_first_has_had_its_time(monkeypatch, seconds, counts):
-    set_constants(monkeypatch, INTERRUPT_SECONDS=seconds)
+    monkeypatch.setattr(databricks_user_list, "INTERRUPT_SECONDS", seconds)
     raised = 0
     with databricks_user_list.interrupts():
         for _ in range(2):
