@@ -728,6 +728,7 @@ class Pacer:
         self.succeeded_at = -math.inf
         self.recent: deque[float] = deque()  # successes of the last RECENT_SECONDS
         self.row = 0  # successes since the last 429 that counted
+        self.limited_here_at = -math.inf  # the last 429 that this process was answered
         self.rest = 0.0  # seconds, longer with each 429 in a row: a window of time may be used up
         self.rows: Counter[str] = Counter()  # of failures, of refusals: without a listing in between
         self.longest_row = LONGEST_ROW
@@ -1277,6 +1278,7 @@ class Crawler:
         counts = bool(row_of(error))
         if error.kind == "rate limit":
             statistics["rate_limited"] += 1
+            pacer.limited_here_at = now
             counts = pacer.limited(sent_at, now)
         if counts:
             pacer.lengthen("failures", now, error.retry_after)
@@ -1581,7 +1583,9 @@ class Cluster:
                 crawler.client.statistics["rate_limited"] += 1
                 pacer = crawler.pacers[directory.file_system]
                 is_first = pacer.rate == pacer.ceiling
-                if pacer.limited(batch.sent_at, now) and is_first:
+                if not is_first and pacer.limited_here_at < batch.sent_at:  # only workers are limited: fewer of them
+                    self.most_out = max(self.most_out // 2, 1)
+                elif pacer.limited(batch.sent_at, now) and is_first:
                     self.most_out = 1
             elif outcome:  # any failure
                 directory.not_for_workers = True

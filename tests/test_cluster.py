@@ -454,6 +454,18 @@ def test_requests_of_workers_are_counted_and_a_429_of_theirs_waits(workers, many
     assert client.statistics["rate_limited"] == 1
 
 
+@pytest.mark.soak
+def test_429s_that_only_workers_get_do_not_slow_this_process(workers):
+    """All that they ask is answered so: this process alone would take as long."""
+    with FakeDatabricks(users=20, shape="bench", directories=60, latency=0.05) as server:
+        server.change(faults=[Fault("429", of_workers=True)])
+        names, config, times = server.user_names, config_of(server), [time.monotonic()]
+        for results in (scanner.scan_users(names, config, 4), process_user_batch_parallel(workers, names, config, 4)):
+            assert {result.status for result in results} == {"success"}
+            times.append(time.monotonic())
+    assert times[2] - times[1] < 1.4 * (times[1] - times[0])
+
+
 def test_each_batch_leaves_with_the_token_of_the_moment(workers, small, scanned):
     tokens = ["first"]
     small.issued.update({"first": float("inf"), "second": float("inf")})
