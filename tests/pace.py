@@ -92,7 +92,7 @@ class Service:
         config = DatabricksConfig("https://example.com", "token", "")
         client = DatabricksClient(config, clock=lambda: self.now, sleep=self.sleep, jitter=self.random.random)
         homes = {f"user{number}": {"dbfs": Home.listed(f"user{number}")} for number in range(users)}
-        crawler: Any = Crawler(client, Tally(homes, client.statistics, True), HANDS, None, None)
+        crawler: Any = Crawler(client, Tally(homes, client.statistics, True, None), HANDS, None, None)
         crawler.work = crawler.answers = self
         crawler.start_thread = lambda: None
         self.crawler = crawler
