@@ -72,7 +72,7 @@ if "DatabricksClient" not in globals():  # else step 1 was pasted into the noteb
         raise SystemExit(2)
     from databricks_user_list import (  # isort: skip
         CONNECT_SECONDS, FORMULA_STARTS, GZIP_MAGIC, ON_WINDOWS, VERSION, DatabricksClient, DatabricksConfig,
-        DatabricksError, InventoryError, MalformedAnswer, Parser, Returned, add_login_options, check_built_ins,
+        DatabricksError, InventoryError, MalformedAnswer, Parser, Returned, add_login_options, check_names,
         check_output, check_username, counted, csv_cell, csv_row, decode_body, in_thread, lasting, list_users, log_in,
         logger, one_line, parse_record, place_of, rename, retry_after_seconds, retry_wait, run_as_script, run_command,
         run_error, safe_cell, shown, tell, whole_number, write_all, write_output,
@@ -2266,7 +2266,7 @@ def scan_users(
     DataFrame, ValueError for a name or a rate that is none, InventoryError if the login is refused, the workspace stays
     away, or the CSV cannot be written.
     """
-    check_built_ins(globals())
+    check_names(globals())
     if isinstance(usernames, (str, bytes)) or hasattr(usernames, "columns"):
         raise TypeError("usernames is to be a list of names: [name] for one user; one column as a list for a DataFrame")
     names = list(usernames)

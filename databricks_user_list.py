@@ -55,7 +55,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from random import random as random_fraction
-from types import BuiltinFunctionType, SimpleNamespace
+from types import BuiltinFunctionType, ModuleType, SimpleNamespace
 from typing import IO, Any, Literal, TextIO, TypeVar, cast
 from urllib.parse import parse_qs, unquote_plus, urlsplit
 
@@ -1263,14 +1263,16 @@ def log_on_stderr() -> Iterator[None]:
             log.propagate = propagates
 
 
-def check_built_ins(names: dict[str, Any]) -> None:
-    """Raises InventoryError where a cell has replaced a built-in that code uses which was pasted beside it."""
-    for name, built_in in builtins.__dict__.items():
-        is_pythons = isinstance(built_in, (builtins.type, BuiltinFunctionType)) and not name.startswith("_")
-        if is_pythons and name not in NOT_USED and names.get(name, built_in) is not built_in:
+def check_names(names: dict[str, Any]) -> None:
+    """Raises InventoryError where a cell has replaced what code uses that was pasted beside it."""
+    # `import datetime` and `from time import time` are as usual in notebooks as `import *`.
+    imported = {"datetime": import_module("datetime").datetime, "time": import_module("time")}
+    for name, value in (builtins.__dict__ | imported).items():
+        is_used = isinstance(value, (builtins.type, BuiltinFunctionType, ModuleType)) and not name.startswith("_")
+        if is_used and name not in NOT_USED and names.get(name, value) is not value:
             raise InventoryError(
-                f"a cell has replaced Python's own {name} (`import *` of pyspark or numpy does): put both files beside "
-                "the notebook by %%writefile, and import them"
+                f"a cell has replaced {name}, as `import *` of pyspark or numpy does: put both files beside the "
+                "notebook by %%writefile, and import them"
             )
 
 
@@ -1283,7 +1285,7 @@ def run_command(parser: Parser, argv: list[str] | None, run: Callable[[argparse.
     args = argparse.Namespace(debug=False, quiet=False, saved="")  # a run notes in `saved` what is to be told then
     with interrupts(), log_on_stderr():
         try:
-            check_built_ins(run.__globals__)
+            check_names(run.__globals__)
             try:
                 parser.parse(argv or [], args)
             except SystemExit:  # --help, --version

@@ -753,12 +753,12 @@ def pasted():
     return names
 
 
-@pytest.mark.parametrize("name", ["max", "all", "str"])
+@pytest.mark.parametrize("name", ["max", "all", "str", "datetime", "time"])
 def test_beside_a_replaced_built_in_pasted_code_refuses_to_run(pasted, monkeypatch, capsys, name):
     monkeypatch.setitem(pasted, name, lambda *_: None)
     for command in ("user_list", "user_files"):
         assert pasted[command]([]) == 2
-        assert f"a cell has replaced Python's own {name} (" in capsys.readouterr().err
+        assert f"a cell has replaced {name}, " in capsys.readouterr().err
     with pytest.raises(pasted["InventoryError"], match="%%writefile"):
         next(pasted["scan_users"](["a"], pasted["DatabricksConfig"](A, "t")))
 
