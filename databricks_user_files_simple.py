@@ -2768,16 +2768,12 @@ def find_column(header: list[str]) -> int | None:
     return next((titles.index(name.lower()) for name in USER_COLUMNS if name.lower() in titles), None)
 
 
-def find_delimiter(header: str) -> str:
-    """The sign that makes one of USER_COLUMNS of a part of that line; a comma where none does."""
-    titles = {sign: [title.strip(' \t\n"') for title in header.split(sign)] for sign in ",;\t"}
-    return next((sign for sign in titles if find_column(titles[sign]) is not None), ",")
-
-
 def read_rows(path: str) -> list[tuple[str, list[str]]]:
     """Place and cells of each row that is not blank. This is the one place where blanks around cells go."""
     lines = read_lines(path)
-    delimiter = find_delimiter(next((line for line in lines if line.strip(" \t\n")), ""))
+    header = next((line for line in lines if line.strip(" \t\n")), "")
+    titles = {sign: [title.strip(' \t\n"') for title in header.split(sign)] for sign in ",;\t"}
+    delimiter = next((sign for sign in titles if find_column(titles[sign]) is not None), ",")
     blanks = " " if delimiter == "\t" else " \t"
     around = re.compile(f"[{blanks}]*{delimiter}[{blanks}]*")  # else a quoted cell would end before them
     tidied = [around.sub(delimiter, line.strip(f"{blanks}\n")) + "\n" for line in lines]
@@ -2828,8 +2824,7 @@ def read_inventory(args: argparse.Namespace) -> tuple[str, Sizes] | None:
     if not os.path.exists(path) and place_of(path) == place_of(args.output):
         logger.info("there is no %s yet to compare with", shown(path))
         return None
-    lines = read_lines(path, "--compare")
-    reader = csv.DictReader(lines, delimiter=find_delimiter(lines[0] if lines else ""), strict=True)
+    reader = csv.DictReader(read_lines(path, "--compare"), strict=True)
     before: Sizes = {}
     sources: set[str] = set()
     try:
