@@ -686,9 +686,8 @@ def next_rate(rate: float, limited: bool, achieved: float, row: int, quiet: floa
     """The pacer's rule, in requests/s (inf: no delay); `row` successes and `quiet` seconds since the last 429.
 
     A 429 after so many successes says that about one request in so many was too much: the rate falls by that share, by
-    a tenth at most, so hardly for a single one. Each success raises it a little, and more where there was no 429 for
-    long: the limit is far away then, or gone. It grows only while it is what limits: beyond twice of what is achieved
-    it would run away.
+    a tenth at most. Each success raises it a little, more where there was no 429 for long: the limit is far away then.
+    It grows only while it is what limits: beyond twice of what is achieved it would run away.
     """
     reached = max(achieved, FIRST_RATE)
     if limited and rate > 2 * reached:
@@ -734,7 +733,6 @@ class Pacer:
         self.longest_row = LONGEST_ROW
         self.doubt = ""  # the row for which it pauses
         self.paused_at = 0.0
-        self.question_wait = 0.0
         self.is_outage = False  # the question was not answered
 
     def sent(self, now: float) -> None:
@@ -774,7 +772,8 @@ class Pacer:
     def listed(self, path: str, now: float) -> None:
         """This process has listed a directory of the frontier: that ends every row."""
         self.listed_last = path
-        self.go_on(now)
+        if self.doubt:
+            self.go_on(now)
         self.rows.clear()
         self.longest_row = LONGEST_ROW
 
@@ -790,7 +789,6 @@ class Pacer:
         if self.rows[row] >= self.longest_row and not self.doubt:
             self.doubt = row
             self.paused_at = now
-            self.question_wait = FIRST_QUESTION
             self.next_at = now + max(FIRST_QUESTION, retry_after)
 
     def unanswered(self, error: DatabricksError, now: float) -> None:
@@ -801,13 +799,11 @@ class Pacer:
             self.is_outage = True
         if now - self.paused_at > LONGEST_OUTAGE:
             raise InventoryError(f"no success for {LONGEST_OUTAGE / 60:.0f} minutes; the last failure: {error}")
-        self.question_wait = min(self.question_wait * 2, LAST_QUESTION)
-        self.next_at = now + max(self.question_wait, error.retry_after)
+        wait = min(now - self.paused_at + FIRST_QUESTION, LAST_QUESTION)  # twice the last one
+        self.next_at = now + max(wait, error.retry_after)
 
     def go_on(self, now: float) -> None:
         """It is there. Until a listing succeeds, the next row has to be twice as long."""
-        if not self.doubt:
-            return
         self.rows[self.doubt] = 0
         self.longest_row *= 2
         self.doubt = ""
@@ -1207,10 +1203,8 @@ class Crawler:
         self.client.statistics["requests"] += 1
         self.work.put((file_system, path, take))
         self.in_flight += 1
-        if self.in_flight > self.started:
-            self.start_thread()
-
-    def start_thread(self) -> None:
+        if self.in_flight <= self.started:
+            return
         try:  # daemons: an interrupted run waits for none of them
             threading.Thread(target=self.list_directories, daemon=True).start()
             self.started += 1

@@ -94,7 +94,7 @@ class Service:
         homes = {f"user{number}": {"dbfs": Home.listed(f"user{number}")} for number in range(users)}
         crawler: Any = Crawler(client, Tally(homes, client.statistics, True, None), HANDS, None, None)
         crawler.work = crawler.answers = self
-        crawler.start_thread = lambda: None
+        crawler.started = HANDS
         self.crawler = crawler
 
     def put(self, task: tuple[str, str, Any] | None) -> None:
