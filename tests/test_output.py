@@ -21,7 +21,6 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-import databricks_user_files_simple
 from databricks_user_list import InventoryError, check_output, safe_cell, write_output
 from tests.fake import FakeDatabricks, Fault, dbfs_directory, workspace_object
 from tests.helpers import ROOT, SCANNER, USER_LIST, needs_posix, rows_of, saved_users, set_constants, until, write_users
@@ -43,10 +42,6 @@ def temporary_folder(monkeypatch, tmp_path_factory):
 
 def files_here():
     return {str(path) for path in Path().rglob("*")} - {"home"}
-
-
-def user_requests(server):
-    return [path for _, path in server.requests if str(path).startswith("/Users/")]
 
 
 def named_file(text):
@@ -248,7 +243,7 @@ def test_on_a_disk_that_is_full_the_checkpoint_keeps_all(scan, small_disk, tempo
         assert os.listdir("disk") + os.listdir(temporary_folder) == []
         small_disk("size=10m")
         assert scan(server, *words, "--resume").code == 0
-        assert user_requests(server) == []
+        assert not any(str(path).startswith("/Users/") for _, path in server.requests)
         assert Path("disk/out.csv").read_text() == HEADER + "".join(name + EMPTY for name in server.user_names)
 
 
@@ -327,14 +322,12 @@ def test_a_stdout_that_does_not_block_gets_every_row(login, nobody):
         assert process.wait(20) == 0
 
 
-def test_what_a_narrow_stream_has_no_sign_for_is_escaped_and_the_summary_is_there(login, nobody, monkeypatch):
+def test_what_a_narrow_stream_has_no_sign_for_is_escaped_and_the_summary_is_there(scan, nobody, monkeypatch):
     """As in a notebook, or a program that has replaced sys.stdout."""
-    for name, value in login(nobody).items():
-        monkeypatch.setenv(name, value)
     streams = {name: io.TextIOWrapper(io.BytesIO(), encoding="cp1252") for name in ("stdout", "stderr")}
     for name, stream in streams.items():
         monkeypatch.setattr(sys, name, stream)
-    assert databricks_user_files_simple.main(["\u65e5\u672c", "\u00e9"]) == 0
+    assert scan(nobody, "\u65e5\u672c", "\u00e9").code == 0
     out, err = (stream.buffer.getvalue().decode("cp1252") for stream in streams.values() if not stream.flush())
     assert [line.partition(",")[0] for line in out.splitlines()[1:]] == ["\\u65e5\\u672c", "\u00e9"]
     assert "no home anywhere: 2 users, the first is \\u65e5\\u672c" in err

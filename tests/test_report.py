@@ -200,6 +200,9 @@ def shares(files, key=username, count=None):
     return f"{count:,} row{'s' * (count > 1)}, {len(files):,} files, {total}; the largest {len(rows)}:", rows
 
 
+LEFT_OUT = {("--dbfs-only",): {"workspace"}, ("--workspace-only",): {"dbfs"}}
+
+
 @pytest.mark.parametrize("words", [(), ("--resume",), ("--all-homes",), ("--dbfs-only",), ("--workspace-only",)])
 def test_every_number_of_the_page_is_that_of_the_rows(scan, people, words):
     if "--resume" in words:
@@ -208,6 +211,7 @@ def test_every_number_of_the_page_is_that_of_the_rows(scan, people, words):
         people.change(faults=people.settings.faults[1:])
     failed = "--workspace-only" not in words
     assert scan(people, *WORDS, *words).code == failed
+    assert {"dbfs", "workspace"} - {api for api, _ in people.requests} == LEFT_OUT.get(words, set())
     rows, files = rows_of("out.csv"), rows_of("files.csv")
     sections, text = read_page()
     assert len(rows) == len({*map(username, rows)}) == (29 if "--all-homes" in words else 27)
