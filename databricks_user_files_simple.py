@@ -182,17 +182,14 @@ def whole_or_none(value: Any) -> int | None:
 
 
 class FileSystem(NamedTuple):
-    """What is told of a file system beside its name; `key` is that of the entries in an answer of its `list_path`.
-
-    An `optional` one may be disabled, and who has no home in it is nobody to worry about: homes that /Users does not
-    have are not asked for. /Users of one that is not shows the caller only what that may see.
-    """
+    """What is told of a file system beside its name."""
 
     label: str
     in_words: str
     list_path: str
-    key: str
+    key: str  # of the entries in an answer
     parse_entry: Callable[[str, dict[str, Any]], FileEntry]
+    # May be disabled, and homes that /Users does not have are not asked for; others show what the caller may see.
     optional: bool = False
 
 
@@ -207,21 +204,15 @@ FILE_SYSTEMS = {
 
 @dataclass
 class FileSystemTotals:
-    """What one user has in one file system; `directories` counts those that were listed.
-
-    `types` counts the entries by object_type, notebooks by language, too (`NOTEBOOK SQL`). Of `estimated` files the
-    API gives no size, and `bytes` has WORKSPACE_OBJECT_SIZE for each. `last_modified` is that of the newest file of
-    which it tells one (UTC, ISO 8601). `failures` has path and error of every directory that could not be listed: what
-    is in and below it is missing from the counts.
-    """
+    """What one user has in one file system."""
 
     files: int = 0
-    bytes: int = 0
-    directories: int = 0
-    types: dict[str, int] = field(default_factory=Counter)
-    failures: list[dict[str, str]] = field(default_factory=list)
-    last_modified: str = ""
-    estimated: int = 0
+    bytes: int = 0  # WORKSPACE_OBJECT_SIZE for each of the `estimated` files
+    directories: int = 0  # that were listed
+    types: dict[str, int] = field(default_factory=Counter)  # of entries, by object_type; notebooks as `NOTEBOOK SQL`
+    failures: list[dict[str, str]] = field(default_factory=list)  # path and error of what is missing, with all below it
+    last_modified: str = ""  # of the newest file of which the API tells it: UTC, ISO 8601
+    estimated: int = 0  # files of which the API gives no size
 
     def merge(self, other: FileSystemTotals) -> None:
         """All of another one."""
@@ -264,20 +255,15 @@ def iso_time(milliseconds: int) -> str:
 
 @dataclass(frozen=True)
 class UserResult:
-    """One user's inventory; a file system that was not scanned is None. `scanned_at` is UTC, ISO 8601.
-
-    `homes` has the path of the home in each file system that was scanned, None where none was found. `file_count` and
-    `total_size` (bytes) are of the directories that could be listed: see `status`. `scan` is an id that no other scan
-    of this or another user has. `admin` tells whether the login was an admin's; others may not see all.
-    """
+    """One user's inventory; file_count and total_size (bytes) are of what could be listed: see `status`."""
 
     username: str
-    scanned_at: str
-    dbfs: FileSystemTotals | None = None
+    scanned_at: str  # UTC, ISO 8601
+    dbfs: FileSystemTotals | None = None  # not scanned
     workspace: FileSystemTotals | None = None
-    homes: dict[str, str | None] = field(default_factory=dict)
-    scan: str = ""
-    admin: bool = True
+    homes: dict[str, str | None] = field(default_factory=dict)  # paths by file system; None where none was found
+    scan: str = ""  # an id that no other scan has, of this or another user
+    admin: bool = True  # whether the login was an admin's; others may not see all
 
     @property
     def scanned(self) -> dict[str, FileSystemTotals]:
@@ -334,10 +320,7 @@ class UserResult:
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> UserResult:
-        """The reverse of as_dict(). Raises ValueError, TypeError, KeyError or AttributeError for anything else.
-
-        That is also a key that it does not know: what another version has noted of a user must not get lost.
-        """
+        """The reverse of as_dict(). Raises ValueError, TypeError, KeyError or AttributeError, also for further keys."""
         fields = {key: record[key] for key in record if key != "status"} | {"homes": dict(record["homes"])}
         fields |= {name: FileSystemTotals.from_dict(record[name]) for name in FILE_SYSTEMS if name in record}
         result = cls(**fields)
@@ -351,20 +334,11 @@ class UserResult:
 
 @dataclass
 class Listing:
-    """What lies directly in one directory: files, directories to be listed in turn, and what it adds to the totals.
-
-    An entry without object_type counts when it has been listed; one that cannot be counted is a failure. A file that
-    was listed, and returned itself, is no directory in the totals.
-    """
+    """What lies directly in one directory: files, directories to be listed in turn, and what it adds to the totals."""
 
     files: list[FileEntry] = field(default_factory=list)
     directories: list[str] = field(default_factory=list)
     totals: FileSystemTotals = field(default_factory=lambda: FileSystemTotals(directories=1))
-
-    def add_directory(self, entry: FileEntry) -> None:
-        self.directories.append(entry.path)
-        if entry.object_type != "UNKNOWN":
-            self.totals.types[entry.object_type] += 1
 
     def add_file(self, entry: FileEntry) -> None:
         self.files.append(entry)
@@ -377,12 +351,12 @@ class Listing:
 def parse_listing(file_system: str, path: str, body: Any) -> Listing:
     """The decoded answer as the listing of `path`. Raises MalformedAnswer if it is not that.
 
-    A file that is listed returns itself. Fields: DbfsService.list and WorkspaceService.list of databricks-sdk.
+    Fields: DbfsService.list and WorkspaceService.list of databricks-sdk.
     """
     entries = parse_entries(FILE_SYSTEMS[file_system], body)
     listing = Listing()
     if len(entries) == 1 and entries[0].path == path and entries[0].object_type not in ("DIRECTORY", "REPO"):
-        listing.totals.directories = 0
+        listing.totals.directories = 0  # a file that was listed returns itself
         listing.add_file(entries[0])
     else:
         add_entries(listing, path, [entry for entry in entries if not is_itself(entry, path)])
@@ -392,11 +366,7 @@ def parse_listing(file_system: str, path: str, body: Any) -> Listing:
 
 
 def add_entries(listing: Listing, path: str, entries: list[FileEntry]) -> None:
-    """Puts entries into the listing of `path`; of different ones with one path neither counts.
-
-    Names with a / in them were made by an old fault of the web page. A file with one counts, unless it may be that of
-    a directory in this one; a folder with one cannot be asked for.
-    """
+    """Puts entries into the listing of `path`; of different ones with one path neither counts."""
     prefix = path.rstrip("/") + "/"
     times = Counter(entry.path for entry in entries)
     unclear = {entry.path for entry in entries if times[entry.path] > 1 or entry.path == path}
@@ -408,6 +378,8 @@ def add_entries(listing: Listing, path: str, entries: list[FileEntry]) -> None:
             raise MalformedAnswer(f"the listing has an entry that does not lie in it: {one_line(entry.path, 200)}")
         if entry.path in unclear:
             continue
+        # An old fault of the web page made names with a / in them: such a file counts, unless it may lie in a directory
+        # of this listing; such a folder cannot be asked for.
         first, slash, _ = name.partition("/")
         is_odd = bool(slash) or name in ("", ".", "..")
         odd += is_odd
@@ -415,7 +387,9 @@ def add_entries(listing: Listing, path: str, entries: list[FileEntry]) -> None:
         if is_odd and (in_another or entry.path in directories):
             listing.totals.failures.append({"path": entry.path, "error": NOT_TOLD})
         elif entry.path in directories:
-            listing.add_directory(entry)
+            listing.directories.append(entry.path)
+            if entry.object_type != "UNKNOWN":  # else it counts when it has been listed
+                listing.totals.types[entry.object_type] += 1
         else:
             listing.add_file(entry)
     if len(entries) > 1 and odd == len(entries):
@@ -448,16 +422,12 @@ def is_itself(entry: FileEntry, path: str) -> bool:
 
 
 class Home(NamedTuple):
-    """Where a user's files lie in one file system, as far as /Users tells; nowhere, unless more is said.
-
-    With a path, `not_found` is what a 404 of it means: "" that there is no home. Without one there is nothing to ask
-    for, and `problem` says why nobody can tell which home it is: "" where there is none.
-    """
+    """Where a user's files lie in one file system, as far as /Users tells; nowhere, unless more is said."""
 
     path: str | None = None
-    is_listed: bool = False
-    not_found: str = ""
-    problem: str = ""
+    is_listed: bool = False  # in /Users
+    not_found: str = ""  # what a 404 of the path means; "" that there is no home
+    problem: str = ""  # why nobody can tell which home it is, where there is no path
 
     @classmethod
     def listed(cls, name: str) -> Home:
@@ -473,10 +443,9 @@ class UsersFolder(NamedTuple):
 
 
 def look_around(client: DatabricksClient, file_systems: tuple[str, ...]) -> tuple[dict[str, UsersFolder], bool]:
-    """What is asked before the first user: whether the caller is an admin, and twice /Users of each file system.
+    """What is asked before the first user: twice /Users of each file system, and whether the caller is an admin.
 
-    A DBFS that is disabled is left out, with a warning. Raises InventoryError where the workspace does not answer,
-    refuses this login whatever it is asked for, or where nothing but a disabled DBFS was asked for.
+    A disabled DBFS is left out. Raises InventoryError where nothing is answered, nothing allowed, or nothing left.
     """
     me = ask(client, ME_PATH, {}, parse_record)
     logger.info("listing /Users for everybody's home, which may take minutes where there are very many")
@@ -537,8 +506,8 @@ def assign_homes(
 ) -> tuple[dict[str, dict[str, Home]], dict[str, set[str]]]:
     """The home of each user in each file system, and the names of the homes that are nobody's.
 
-    A user's home is the one with the very name; else the only one that is equal but for letter case, and has no other
-    user's very name. In the Workspace the latter is for admins only: others may not be shown the very one.
+    It has the very name; else it is the only one that is equal but for letter case, and no other user's (in the
+    Workspace for admins only: others may not be shown the very one).
     """
     names = dict.fromkeys(usernames)
     homes: dict[str, dict[str, Home]] = {name: {} for name in names}
@@ -602,8 +571,7 @@ def find_unknown(
 ) -> dict[str, str]:
     """The names that neither a user of the workspace nor a home has, and what their rows say if no home is found.
 
-    Where all listings of /Users are whole, nothing is asked for in their `homes` any more. Application ids are names of
-    service principals, which are not among the users.
+    Where all listings of /Users are whole, nothing is asked for in their `homes` any more.
     """
     there = {name.lower(): name for folder in folders.values() for name in folder.names}
     names = [name for name in homes if name.lower() not in there and not is_application_id(name)]
@@ -628,10 +596,7 @@ def find_unknown(
 
 
 def known_users(client: DatabricksClient) -> frozenset[str] | None:
-    """The names of the workspace's users in lower case, asked for once; None, with a warning, where it cannot tell all.
-
-    Raises InventoryError where the login is refused.
-    """
+    """Names of the workspace's users in lower case, asked for once; None, with a warning, where not all can be had."""
     if "users" not in client.noted:
         client.noted["users"] = None
         try:
@@ -651,16 +616,14 @@ def known_users(client: DatabricksClient) -> frozenset[str] | None:
 
 
 def whose(client: DatabricksClient, homes: dict[str, dict[str, Home]]) -> dict[str, str]:
-    """The names of those homes, which nobody asked for, that are no user's, and which of KINDS they are.
-
-    A service principal's is an application id. Raises InventoryError where the login is refused.
-    """
+    """The names of those homes, which nobody asked for, that are no user's, and which of KINDS they are."""
     users = known_users(client)
     nobodys = {name: "nobody" for name in homes if users is not None and name.lower() not in users}
     return nobodys | {name: "service principals" for name in homes if is_application_id(name)}
 
 
 def is_application_id(name: str) -> bool:
+    """Whether it names a service principal; those are not among the users."""
     return re.fullmatch("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", name.lower()) is not None
 
 
@@ -2546,10 +2509,7 @@ def write_details(file: TextIO, results: Iterable[UserResult], kinds: dict[str, 
 
 
 class Progress:
-    """A bar on a terminal, else a line every 30 s; with `quiet` neither. Whatever becomes of it, the work goes on.
-
-    There is no forecast: users are what can be counted, and the last one may have more directories than all others.
-    """
+    """A bar on a terminal, else a line every 30 s. There is no forecast: the last user may be the largest."""
 
     def __init__(self, total: int, kept: int, statistics: Counter[str], quiet: bool):
         self.total = total
@@ -2714,10 +2674,7 @@ def tag(name: str, text: str) -> str:
 
 
 def read_usernames(named: list[str], users_file: str | None) -> dict[str, bool]:
-    """The names given and those in the file, each once, and whether it says that they are deactivated.
-
-    Raises InventoryError for one that is no user's.
-    """
+    """The names given and those in the file, each once, and whether it says that they are deactivated."""
     users = [("command line", name, False) for name in named]
     if users_file is not None:
         users += read_users_file(users_file)
@@ -2732,10 +2689,7 @@ def read_usernames(named: list[str], users_file: str | None) -> dict[str, bool]:
 
 
 def read_users_file(path: str) -> list[tuple[str, str, bool]]:
-    """Place and name of each user in a CSV with one of USER_COLUMNS, or in a text with one name a line.
-
-    The third is whether a column `active` says false.
-    """
+    """Place and name of each user, and whether a column `active` says false: of a CSV, or of a name a line."""
     rows = read_rows(path)
     header = rows[0][1] if rows else []
     column = find_column(header)
