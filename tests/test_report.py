@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.fake import FakeDatabricks, Fault, dbfs_directory, dbfs_file, workspace_object
-from tests.helpers import ROOT, SCANNER, needs_posix, rows_of, run_and_kill, saved_users, set_constants
+from tests.helpers import FILE_SYSTEMS, ROOT, SCANNER, needs_posix, rows_of, run_and_kill, saved_users, set_constants
 
 # Progress
 
@@ -26,33 +26,25 @@ LINE = (
 )
 
 
-def test_without_a_terminal_lines_tell_how_far_it_is(scan, monkeypatch, small):
+def test_without_a_terminal_lines_tell_how_far_it_is_and_what_is_to_come(scan, monkeypatch, small):
     set_constants(monkeypatch, PROGRESS_SECONDS=0.0)
     said = scan(small, *small.user_names, "-o", "out.csv").err
-    numbers = [[int(number.replace(",", "") or 0) for number in line[:5]]
-               for line in re.findall(LINE, said, re.M)]  # fmt: skip
+    truths = [small.truth(name) for name in small.user_names]
+    dbfs, workspace = (sum(bool(getattr(truth, name).directories) for truth in truths) for name in FILE_SYSTEMS)
+    asked = len(truths) - workspace  # a home that the Workspace's listing does not have is asked for
+    homes = f"{dbfs} in DBFS, {workspace} in Workspace, {asked} to look for"
+    assert f"homes to list: {homes}; at least {dbfs + len(truths)} requests\n" in said[: said.index(" of 12 users, ")]
+    lines = re.findall(LINE, said, re.M)
+    numbers = [[int(number.replace(",", "") or 0) for number in line[:5]] for line in lines]
     users, directories, waiting, files, longest = map(list, zip(*numbers, strict=True))
     assert (users, directories, files) == (sorted(users), sorted(directories), sorted(files))
-    truths = [small.truth(name) for name in small.user_names]
     listed = sum(truth.dbfs.directories + truth.workspace.directories for truth in truths)
     assert users[-1] in (11, 12)
     assert numbers[-1][1:] == [listed, 0, sum(truth.file_count for truth in truths), 0]
     assert all(there >= of_one for there, of_one in zip(waiting, longest, strict=True))
     assert 0 < max(longest) < max(waiting)
-    # The user who is named longest is the first one until that one is done.
-    assert re.findall(LINE, said, re.M)[0][5] == small.user_names[0]
+    assert lines[0][5] == small.user_names[0]  # named until that one is done
     assert " users, " not in scan(small, *small.user_names, "-q", "-o", "out.csv").err
-
-
-def test_before_the_first_user_a_line_says_how_many_requests_there_are_at_least(scan, small):
-    lines = scan(small, *small.user_names, "-o", "out.csv").err.splitlines()
-    truths = [small.truth(name) for name in small.user_names]
-    dbfs, workspace = (
-        sum(bool(getattr(truth, name).directories) for truth in truths) for name in ("dbfs", "workspace"))  # fmt: skip
-    asked = len(truths) - workspace  # a home that the Workspace's listing does not have is asked for
-    counts = f"{dbfs} in DBFS, {workspace} in Workspace, {asked} to look for"
-    line = f"homes to list: {counts}; at least {dbfs + len(truths)} requests"
-    assert lines.index(line) < lines.index(next(line for line in lines if line.startswith("12 users: ")))
 
 
 def test_a_user_in_progress_has_no_homes_that_are_still_to_be_listed(scan, server, login):
@@ -359,19 +351,15 @@ def signed(size):
 
 
 HEADER = "username,file_count,total_size,total_size_gb,status,file_source,error\n"
+NO_ROW = "not a row of an inventory"
 NO_INVENTORY = [  # a file to compare with, the options, and what is said of it
     (None, (), "--compare old.csv cannot be read: No such file or directory\n"),
-    ("", (), "line 0: not a row of an inventory"),
-    ("a\nb\n", (), "line 2: not a row of an inventory"),
-    (HEADER + "a,1,1.2E+11,0.0,success,dbfs,\n", (), "line 2: not a row of an inventory"),
-    (HEADER + "a,1,1,0.0,success,dbfs,\n" * 2, (), "line 3: not a row of an inventory"),
-    (HEADER + "a,1,1,0.0,done,dbfs,\n", (), "line 2: not a row of an inventory"),
-    (
-        HEADER + "a,1,1,0.0,success,both,\n",
-        ("--dbfs-only",),
-        "old.csv has files of Workspace, which this run leaves out",
-    ),
-]
+    ("", (), f"line 0: {NO_ROW}"), ("a\nb\n", (), f"line 2: {NO_ROW}"),
+    (f"{HEADER}a,1,1.2E+11,0.0,success,dbfs,\n", (), f"line 2: {NO_ROW}"),
+    (HEADER + "a,1,1,0.0,success,dbfs,\n" * 2, (), f"line 3: {NO_ROW}"),
+    (f"{HEADER}a,1,1,0.0,done,dbfs,\n", (), f"line 2: {NO_ROW}"),
+    (f"{HEADER}a,1,1,0.0,success,both,\n", ("--dbfs-only",), "old.csv has files of Workspace, which this run"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("text", "words", "says"), NO_INVENTORY)
