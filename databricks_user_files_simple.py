@@ -2220,8 +2220,8 @@ def scan_users(
     not anybody else's in other letter case. `files` names a CSV (.gz: gzipped) that gets a row for each file of these
     users, FILE_COLUMNS; it is written when the last result has been taken. `rate` is the most requests/s to each file
     system, 1 to MOST_RATE. Directories that could not be listed are in the results. Raises TypeError for one text or a
-    DataFrame, ValueError for a name or a rate that is none, InventoryError if the login is refused, the workspace stays
-    away, or the CSV cannot be written.
+    DataFrame, ValueError for a name or an option that is none, InventoryError if the login is refused, the workspace
+    stays away, or the CSV cannot be written.
     """
     check_names(globals())
     if isinstance(usernames, (str, bytes)) or hasattr(usernames, "columns"):
@@ -2229,8 +2229,11 @@ def scan_users(
     names = list(usernames)
     for name in names:
         check_username(name)
-    if rate is not None and not 1 <= rate <= MOST_RATE:
-        raise ValueError(f"rate is to be from 1 to {MOST_RATE} requests/s")
+    is_rate = rate is None or 1 <= rate <= MOST_RATE
+    if not (is_rate and threads > 0 and file_systems and {*file_systems} <= {*FILE_SYSTEMS}):
+        raise ValueError(
+            f"rate is to be from 1 to {MOST_RATE}, threads 1 or more, file_systems of {tuple(FILE_SYSTEMS)}"
+        )
     if files is not None:
         check_output(files := lasting(str(files)))
     client = client or DatabricksClient(config, threads)

@@ -239,6 +239,12 @@ def test_what_is_no_list_of_names_is_refused(users, usernames, error):
     assert users.total_requests == 0
 
 
+@pytest.mark.parametrize("option", [{"rate": 0.5}, {"threads": 0}, {"file_systems": ()}, {"file_systems": "dbfs"}])
+def test_an_option_of_no_meaning_is_refused(users, option):
+    with pytest.raises(ValueError, match="is to be from 1"):
+        next(scan_users([ANN], config_of(users), **option))
+
+
 def test_names_may_come_from_anywhere(users):
     for usernames in (pandas.Series([ANN, ANN]), {ANN: 1}, iter([ANN])):
         assert [result.status for result in scan_users(usernames, config_of(users))] == ["success"]
