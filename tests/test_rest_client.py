@@ -9,7 +9,6 @@ import gzip
 import json
 import os
 import shutil
-import socket
 import socketserver
 import ssl
 import subprocess
@@ -565,35 +564,13 @@ def test_the_systems_certificates_serve_where_truststore_is_installed(run, certi
         assert run(server, "a", REQUESTS_CA_BUNDLE=requests.certs.where()).code == 2  # a file that is named wins
 
 
-class Proxy(RawServer):
-    """An honest one: it makes a tunnel to one port, whatever is asked for."""
-
-    def finish_request(self, request, client_address):
-        with suppress(OSError), socket.create_connection(("127.0.0.1", self.script)) as upstream:
-            self.heads.append(request.recv(65536).decode("latin-1"))
-            request.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
-            back = threading.Thread(target=pump, args=(upstream, request))
-            back.start()
-            pump(request, upstream)
-            back.join()
-
-
-def pump(source, target):
-    with suppress(OSError):
-        while data := source.recv(65536):
-            target.sendall(data)
-        target.shutdown(socket.SHUT_RDWR)
-
-
-def test_an_https_proxy_gets_a_tunnel_and_no_token(run, certificate):
-    with RawServer(empty_workspace, certificate) as server, Proxy(urlsplit(server.url).port) as proxy:
-        url = proxy.url.replace("http://", "http://me:pass-word@")
-        done = run(server, "a", HTTPS_PROXY=url, HTTP_PROXY=proxy.url, REQUESTS_CA_BUNDLE=str(certificate))
-        sent = "".join(proxy.heads)
-    assert done.code == 0, done
-    assert sent.startswith("CONNECT localhost:")
-    assert f"Basic {base64.b64encode(b'me:pass-word').decode()}" in sent
-    assert_kept(SECRET, sent)
+def test_a_proxy_is_asked_for_a_tunnel_and_gets_no_token(run):
+    with RawServer(lambda *_: [answer(b"", "407 Proxy Authentication Required")]) as proxy:
+        done = run("https://adb-1.invalid", "a", HTTPS_PROXY=proxy.url.replace("http://", "http://me:pass-word@"))
+    assert (done.code, "pass-word" in done.err, "REQUESTS_CA_BUNDLE" in done.err) == (2, False, False), done
+    assert proxy.heads[0].startswith("CONNECT adb-1.invalid:443 ")
+    assert f"Basic {base64.b64encode(b'me:pass-word').decode()}" in proxy.heads[0]
+    assert_kept(SECRET, *proxy.heads, done.err)
 
 
 @pytest.mark.parametrize(("name", "url", "says"), [
