@@ -47,36 +47,36 @@ remotes: dict[int, str] = {}  # their URLs, by task slots
 
 
 class Server:
-    """A fake workspace in a process of its own."""
+    """A fake workspace in a process of its own, until it is killed."""
 
     def __init__(self, **options: Any):
         spawn = multiprocessing.get_context("spawn")
         self.pipe, other_end = spawn.Pipe()
+        options = {"latency": LATENCY, "count_paths": False, **options}
         self.process = spawn.Process(target=serve, args=(options, other_end), daemon=True)
         self.process.start()
-        self.users: list[str]
-        self.environment: dict[str, str]
         self.users, self.environment = self.pipe.recv()
 
-    def ask(self, what: str) -> Any:
-        self.pipe.send(what)
-        return self.pipe.recv()
+    def counts(self) -> Counts:
+        """Since it was asked last."""
+        self.pipe.send(None)
+        counts: Counts = self.pipe.recv()
+        return counts
 
 
 def serve(options: dict[str, Any], pipe: Connection) -> None:
-    """The process: until it is killed."""
     with FakeDatabricks(**options) as server:
-        login = {"DATABRICKS_HOST": server.url, "DATABRICKS_TOKEN": server.settings.token,
-                 "DATABRICKS_CONFIG_FILE": os.devnull}  # fmt: skip
-        pipe.send((server.user_names, {**os.environ, **login}))
-        answers = {"counts": lambda: server.counts, "counts_reset": server.counts_reset}
+        login = {"DATABRICKS_HOST": server.url, "DATABRICKS_TOKEN": server.settings.token}
+        pipe.send((server.user_names, {**os.environ, **login, "DATABRICKS_CONFIG_FILE": os.devnull}))
         while True:
-            pipe.send(answers[pipe.recv()]())
+            pipe.recv()
+            pipe.send(server.counts)
+            server.counts_reset()
 
 
 @contextmanager
 def workspace(**options: Any) -> Iterator[Server]:
-    server = Server(**{"latency": LATENCY, "count_paths": False, **options})
+    server = Server(**options)
     try:
         yield server
     finally:
@@ -115,7 +115,7 @@ Outcome = tuple[Finished, str, float]  # what it is compared with, and the ratio
 
 def scan(server: Server, *options: str, users: str = "users.txt") -> Finished:
     """The scanner over all users of the server, from a file, or named (`users` is empty then): without a checkpoint."""
-    server.ask("counts_reset")
+    server.counts()
     with tempfile.TemporaryDirectory(prefix="inventory-benchmark-") as folder:
         (Path(folder) / "users.txt").write_text("\n".join(server.users), encoding="utf-8")
         who = ["--users-file", users] if users else server.users
@@ -131,9 +131,7 @@ def scan(server: Server, *options: str, users: str = "users.txt") -> Finished:
         seconds = time.monotonic() - started
         rows = (Path(folder) / "inventory.csv").read_text(encoding="utf-8").splitlines()
     failed = sum(",partial," in row or ",error," in row for row in rows)
-    unit = 1 if sys.platform == "darwin" else 1024
-    cpu = usage.ru_utime + usage.ru_stime
-    return Finished(seconds, usage.ru_maxrss * unit, cpu, failed, server.ask("counts"))
+    return Finished(seconds, usage.ru_maxrss * 1024, usage.ru_utime + usage.ru_stime, failed, server.counts())
 
 
 def spark_connect(slots: int) -> str:
@@ -165,13 +163,8 @@ def at_limit(
     users = max(10 if slots else 1, round(limit * seconds) // BENCH_TREE)
     options = ["--spark-remote", spark_connect(slots)] if slots else []
     options += ["--rate", str(rate)] if rate else []
-    settings = {
-        "shape": "bench",
-        "directories": round(2 * limit * seconds) // users,
-        "limit": None if rate else limit,
-        **settings,
-    }
-    with workspace(users=users, **settings) as server:
+    settings = {"directories": round(2 * limit * seconds) // users, "limit": None if rate else limit, **settings}
+    with workspace(users=users, shape="bench", **settings) as server:
         done = scan(server, "--threads", str(threads), *options)
     return done, f"{limit:g}/s", min(done.goodput("dbfs"), done.goodput("workspace")) / limit
 

@@ -231,16 +231,6 @@ def test_the_rate_follows_the_answers(rate, limited, achieved, row, quiet, low, 
     assert low <= next_rate(rate, limited, achieved, row, quiet) <= high
 
 
-def test_429s_to_requests_that_left_together_slow_down_once(clock, recorder):
-    """Sixteen are in flight when the first of them is answered; each for itself would be 2 requests a second."""
-    with wide_server(40, latency=0.02) as server:
-        paths = [f"{HOME}/d{number:04}" for number in range(40 - 16, 40)]
-        server.change(faults=[recorder, *(Fault("429", path=path, times=1) for path in paths)])
-        assert crawl(server, clock)[ANN].file_count == 40
-    times = [now for now, _, path in recorder.seen if path.startswith(f"{HOME}/")]
-    assert times[21] - times[20] <= 0.06
-
-
 @pytest.mark.parametrize("rate", [1, 10, 60])
 def test_a_rate_is_the_most_there_are_of_each_api_from_the_first_user_on(clock, recorder, rate):
     """Whatever is answered: first 429s. Time that is lost is not made up for by a burst: here a minute."""
@@ -309,15 +299,12 @@ def test_directories_that_are_never_listed_are_their_own_fault(clock, caplog, ki
 
 def test_directories_of_one_user_that_fail_are_no_outage_of_the_others(clock, caplog):
     others = [f"user{number}@example.com" for number in range(100)]
-    with small_server(others) as server:
-        server.add_user(ANN)
+    with small_server([ANN, *others]) as server:
         server.add_tree("dbfs", {HOME: [dbfs_directory(f"{HOME}/d{number:04}") for number in range(60)]})
-        server.change(faults=[rule("500", lambda _, path: path.startswith(f"{HOME}/"))])
-        results = crawl(server, clock, [ANN, *others])
-        for name in others:
-            assert_truth(results[name], server.truth(name))
-        assert sum(server.requests["dbfs", f"{HOME}/d{number:04}"] for number in range(60)) <= 60 * 12
-    assert len(results[ANN].dbfs.failures) == 60
+        server.change(faults=[rule("500", lambda _, path: path.startswith(f"{HOME}/d"))])
+        results = crawl(server, clock)
+        assert sum(number for (_, path), number in server.requests.items() if f"{HOME}/d" in str(path)) <= 60 * 12
+    assert Counter(result.status for result in results.values()) == {"success": 100, "partial": 1}
     assert not is_told(caplog)
     assert clock.now < 1000 + 3 * MINUTE
 
@@ -410,25 +397,6 @@ def test_ten_in_a_row_make_an_api_pause(clock, kind, failures, other, away):
         crawl(server, clock, threads=1, file_systems=("dbfs",))
         again = server.requests["dbfs", HOME] - (kind == "404") > 1  # asked, for it was listed last
         assert again == away
-
-
-def test_what_fails_in_an_outage_has_used_up_no_attempt(clock):
-    """Forty directories are in flight at the beginning of each of twelve; after each a single one is listed."""
-    questions, listed = [], set()
-    with wide_server(40, latency=0.01) as server:
-
-        def fails(_, path):
-            if path == HOME or path in listed:
-                questions.append(path)
-                return len(questions) > 1 and len(questions) % 3 != 1
-            if len(listed) > min(len(questions) // 3, 12):
-                return len(listed) <= 12
-            listed.add(path)
-            return False
-
-        server.change(faults=[rule("503", fails)])
-        assert crawl(server, clock, threads=40, file_systems=("dbfs",))[ANN].file_count == 40
-        assert len(questions) > 30
 
 
 @pytest.mark.parametrize(("kind", "left"), [("403", 150), ("400", 99), ("redirect", 99), ("404_other", 99), ("403", 9)])
