@@ -1,4 +1,4 @@
-"""Which workspace and which login are taken (SPEC section 2), and logins by the real databricks-sdk.
+"""Which workspace and which login are taken, and logins by the real databricks-sdk.
 
 The fake workspace issues the tokens. They say that they live LIFETIME seconds, and die DIES_AFTER seconds after they
 were made: as databricks-sdk renews a token 40 s before its end, that is an hour's life within two seconds.

@@ -1,4 +1,4 @@
-"""One request: what an answer is taken for, how often it is tried, and what harm a server or a proxy may do (SPEC 3).
+"""One request: what an answer is taken for, how often it is tried, and what harm a server or a proxy may do.
 
 No token gets out, nothing goes on for ever, memory stays bounded.
 """

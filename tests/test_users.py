@@ -1,4 +1,4 @@
-"""The user list: the pages of SCIM as a CSV (SPEC section 5). Real HTTP, the command in this process."""
+"""The user list: the pages of SCIM as a CSV. Real HTTP, the command in this process."""
 
 import json
 import random
