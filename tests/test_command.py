@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -45,38 +45,29 @@ def three():
         yield server
 
 
-# Bad input
+BAD = [  # words of the scanner, and what the error says; where the words are in a list, both commands have them
+    (["-o", "missing/out.csv"], "missing/out.csv cannot be written: No such file"),
+    (["-o", "folder"], "folder cannot be written: it is a folder"), (["-o", ""], "cannot be written: it is a folder"),
+    ((), "name users, or give --users-file; or --all-homes"), (("users.txt",), "was --users-file meant?"),
+    (("--users-file", "no.csv"), "No such file or directory; to make it: python databricks_user_list.py -o"),
+    (("--users-file", ""), "--users-file  cannot be read"), (("--resume",), "--checkpoint"),
+    (("--threads", "0"), "--threads"), (("--threads", "65"), "from 1 to 64"),
+    (("--dbfs-only", "--workspace-only"), "--workspace-only"), (("--quiet", "--debug"), "--debug"),
+    (("--users-file", "users.txt", "-o", "users.txt"), "different files"),
+    (("--users-file", "users.txt", "-o", scanner.CHECKPOINT_FILE), "different files"),
+    (("-o", "/dev/zero", "--details", "/dev/zero"), "different files"), (("--details", "/dev/stdout"), "different"),
+]  # fmt: skip
 
 
-BAD = {  # words of the scanner, and what the error says; where the words are in a list, both commands have them
-    "output folder missing": (["-o", "missing/out.csv"], "missing/out.csv cannot be written: No such file"),
-    "output is a folder": (["-o", "folder"], "folder cannot be written: it is a folder"),
-    "no users": ((), "name users, or give --users-file; or --all-homes"),
-    "users file without its option": (("users.txt",), "was --users-file meant?"),
-    "users file missing": (("--users-file", "no.csv"), "directory; to make it: python databricks_user_list.py -o"),
-    "users file without a name": (("--users-file", ""), "--users-file  cannot be read"),
-    "threads 0": (("--threads", "0"), "--threads"),
-    "threads 65": (("--threads", "65"), "from 1 to 64"),
-    "both only": (("--dbfs-only", "--workspace-only"), "--workspace-only"),
-    "quiet and debug": (("--quiet", "--debug"), "--debug"),
-    "output is the users file": (("--users-file", "users.txt", "-o", "users.txt"), "different files"),
-    "output is the checkpoint": (("--users-file", "users.txt", "-o", scanner.CHECKPOINT_FILE), "different files"),
-    "details on stdout by another name": (("--details", "/dev/stdout"), "different files"),
-    "details and output are one device": (("-o", "/dev/zero", "--details", "/dev/zero"), "different files"),
-    "resume of what is not saved": (("--resume",), "--checkpoint"),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_a_short_error_exit_2_and_nothing_written(case, scan, list_users, tmp_path, nobody):
+@pytest.mark.parametrize(("words", "says"), BAD)
+def test_bad_input_is_a_short_error_exit_2_and_nothing_written(words, says, scan, list_users, nobody):
     def contents():
-        return {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+        return {path: path.is_file() and path.read_bytes() for path in Path().rglob("*")}
 
     Path("folder").mkdir()
     write_users("ab")
     before = contents()
-    words, says = BAD[case]
-    runs = [scan(nobody, *["a@x.com"] * (case != "no users"), *words)]
+    runs = [scan(nobody, *["a@x.com"] * bool(words), *words)]
     runs += [list_users(nobody, *words)] if isinstance(words, list) else []
     for done in runs:
         lines = [line for line in done.err.splitlines() if not line.startswith("Workspace ")]
@@ -91,9 +82,8 @@ NAMES = (*FORMULAS, "a@x.com", "o'neil", "a b", "a\u00a0b", "corp\\anna", "mailt
          "\u00e9", "e\u0301", "\U0001f600", "...", "..a", "a%2F..", "%2e%2e", "..\\..", "a?path=%2FShared",
          "a&path=%2FShared", "a\u2215b", "a%00b", "username")  # fmt: skip
 NO_NAMES = ("", ".", "..", "a/b", "../ann", "/", "a\"b", "Anna <a@x.com>", "a,b", "a;b", "a\nb", "a\tb", "a\0b",
-            "a\x7f", "\x85a", "\ufeffa", "a\u200bb", "\u202ea", "a\u00adb", "\ud800", " a", "a ",
-            "a\u00a0", "\u3000a", "\u2028",
-            "'a@x.com'", "a'", '="a@x.com"', 'a,"Berg, Anna",true,1')  # fmt: skip
+            "\x7f", "\x85a", "\ufeffa", "a\u200bb", "\u202ea", "a\u00adb", "\ud800", " a", "a ", "a\u00a0",
+            "\u3000a", "\u2028", "'a@x.com'", "a'", '="a@x.com"', 'a,"Berg, Anna",true,1')  # fmt: skip
 
 
 def test_names_are_verbatim_and_do_not_leave_users(scan, nobody):
@@ -112,15 +102,14 @@ def test_names_are_verbatim_and_do_not_leave_users(scan, nobody):
 def test_what_is_no_name_is_refused_by_place_and_before_any_request(scan, nobody, name):
     with pytest.raises(ValueError, match="is not a user name: it "):
         next(scanner.scan_users(["good", name], databricks_user_list.DatabricksConfig(nobody.url, "", "")))
-    done = scan(nobody, "good", "--", name)
-    assert (done.code, done.out, nobody.total_requests) == (2, "", 0)
-    assert "command line: " in done.err
+    runs = {"command line: ": ("good", "--", name)}
     if name == name.strip(" \t") and name != "\ud800":  # else it cannot be in a file, or is a good one there
         cell = name.replace('"', '""')
         Path("users").write_bytes(f'id,username\n1,good\n2,"{cell}"\n'.encode())
-        done = scan(nobody, "--users-file", "users")
-        assert (done.code, done.out, nobody.total_requests) == (2, "", 0)
-        assert f"users, line {4 if chr(10) in name else 3}: " in done.err
+        runs[f"users, line {4 if chr(10) in name else 3}: "] = ("--users-file", "users")
+    for place, words in runs.items():
+        done = scan(nobody, *words)
+        assert (done.code, done.out, nobody.total_requests, place in done.err) == (2, "", 0, True), done
 
 
 @pytest.mark.parametrize(("data", "names"), [
@@ -171,12 +160,12 @@ def test_users_files_that_are_refused(scan, nobody, data, says):
 @needs_posix
 def test_users_come_from_stdin_which_is_not_overwritten_and_may_be_closed(scan, login, nobody, monkeypatch):
     Path("users.txt").write_text("\ufeffusername;x\r\na;1\r\n\u00e9;2\r\n")
-    for words, code, out in (([], 0, HEADER + "a,0,0,0.0000,empty,none,\n\u00e9,0,0,0.0000,empty,none,\n"),
-                             (["-o", "users.txt"], 2, "")):  # fmt: skip
+    rows = f"{HEADER}a,0,0,0.0000,empty,none,\n\u00e9,0,0,0.0000,empty,none,\n"
+    environment = {**os.environ, **login(nobody), "PYTHONIOENCODING": "ascii"}
+    for words, code, out in (([], 0, rows), (["-o", "users.txt"], 2, "")):
+        command = [sys.executable, "-B", ROOT / SCANNER, "--users-file", "-", *words]
         with open("users.txt") as users:
-            done = subprocess.run([sys.executable, "-B", ROOT / SCANNER, "--users-file", "-", *words], stdin=users,
-                                  env={**os.environ, **login(nobody), "PYTHONIOENCODING": "ascii"},
-                                  capture_output=True, check=False)  # fmt: skip
+            done = subprocess.run(command, stdin=users, env=environment, capture_output=True, check=False)
         assert (done.returncode, done.stdout.decode()) == (code, out), done
     assert b"must be different files" in done.stderr
     assert Path("users.txt").read_text().startswith("\ufeff")
@@ -189,9 +178,6 @@ def test_named_users_and_those_of_the_file_are_each_scanned_once(scan, nobody):
     Path("users").write_text("b\na\nc\n")
     assert scan(nobody, "a", "--users-file", "users", "-o", "out.csv", "--", "d", "--debug", "-c", "a").code == 0
     assert usernames() == ["a", "d", "'--debug", "'-c", "b", "c"]
-
-
-# Results
 
 
 def test_the_inventory_the_details_and_the_summary_of_users_of_all_kinds(scan, three):
@@ -283,19 +269,15 @@ def test_debug_names_each_directory_and_the_token_option_is_shown_and_saved_nowh
     assert Path(scanner.CHECKPOINT_FILE).exists()
 
 
-@needs_posix
-@pytest.mark.parametrize(("seconds", "counts"), [(600.0, 1), (0.0, 2)])
-def test_of_two_interrupts_the_second_counts_when_the_first_has_had_its_time(monkeypatch, seconds, counts):
+@pytest.mark.parametrize(("seconds", "passed_over"), [(600.0, 1), (0.0, 0)])
+def test_of_two_interrupts_the_second_counts_when_the_first_has_had_its_time(monkeypatch, seconds, passed_over):
     monkeypatch.setattr(databricks_user_list, "INTERRUPT_SECONDS", seconds)
-    raised = 0
     with databricks_user_list.interrupts():
         for _ in range(2):
-            try:
-                os.kill(os.getpid(), signal.SIGTERM)
-                time.sleep(0.01)  # the handler has run
-            except KeyboardInterrupt:
-                raised += 1
-    assert raised == counts
+            with suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGTERM)
+                passed_over -= 1
+    assert passed_over == 0
 
 
 # Both files
