@@ -791,7 +791,7 @@ class Known:
 class Directory:
     """A frontier entry: a directory still to be listed for the user of that number. Times are the clock's.
 
-    With `missing` it was listed before and is `known`: those in it answered 404, and this second listing decides.
+    With `missing` it was listed before: those in it answered 404, and this second listing decides about them.
     """
 
     user: int
@@ -804,8 +804,8 @@ class Directory:
     last_round: bool = False
     not_for_workers: bool = False  # only this process lists it
     is_new: bool = False  # a second listing found it
-    known: Known | None = None
-    missing: tuple[Directory, ...] = ()
+    known: Known | None = None  # what the first listing had
+    missing: Sequence[Directory] = ()
     gone: bool = False  # a home that answered 404 itself then: it is asked once more
 
 
@@ -984,10 +984,7 @@ class Tally:
         self.settle(directory.user)
 
     def not_found(self, directory: Directory) -> None:
-        """A 404. About any directory but a home its parent decides, listed once more; a home may not be there at all.
-
-        One that was to decide about others is gone with all that was in it; a home is asked once more before.
-        """
+        """A 404. About any directory but a home its parent decides, listed once more; homes may not be there at all."""
         user = self.open[directory.user]
         home = user.homes[directory.file_system]
         if directory.is_new:  # found by a second listing, which is not made once more for it
@@ -997,7 +994,7 @@ class Tally:
         elif directory.missing and not directory.gone:
             directory.gone = True
             user.failed_once.append(directory)
-        elif directory.missing:
+        elif directory.missing:  # all that was in the home is gone with it
             self.decide(directory, set(), "")
         elif home.not_found:
             self.give_up(directory, home.not_found)
@@ -1032,8 +1029,8 @@ class Tally:
         user = self.open[number]
         again = user.failed_once
         for known, missing in user.not_found.items():
-            decides = Directory(number, missing[0].file_system, known.path, known.parent, not_for_workers=True)
-            decides.known, decides.missing = known, tuple(missing)
+            decides = Directory(number, missing[0].file_system, known.path, known.parent, known=known)
+            decides.missing, decides.not_for_workers = missing, True
             again.append(decides)
         user.failed_once, user.not_found = [], {}
         user.pending = len(again)
