@@ -85,7 +85,6 @@ import requests
 LISTED_TYPES = ("DIRECTORY", "REPO", "UNKNOWN")  # are listed in turn; what has no type may be a folder
 YEAR_3000 = 32_503_680_000_000  # ms; later times are none that every system knows
 WORKSPACE_OBJECT_SIZE = 10_000  # bytes; an estimate for what workspace/list gives no size of, which is the rule
-ME_PATH = "/api/2.0/preview/scim/v2/Me"
 MOST_WAITING = 1_000_000  # directories to be listed, of one file system: about 300 MB
 FIRST_RATE = 20.0  # requests/s after the first 429 (50 ms apart), unless more was just being achieved
 LOWEST_RATE = 1.0  # requests/s
@@ -155,11 +154,10 @@ class FileEntry(NamedTuple):
 
 def parse_dbfs_entry(path: str, fields: dict[str, Any]) -> FileEntry:
     """Raises MalformedAnswer."""
-    is_directory = fields.get("is_dir", False)
-    size = whole_or_none(fields.get("file_size"))
-    modified = whole_or_none(fields.get("modification_time"))
+    is_directory, modified = fields.get("is_dir", False), whole_or_none(fields.get("modification_time"))
     if is_directory is True:
         return FileEntry(path, "DIRECTORY", "", None, None, modified)
+    size = whole_or_none(fields.get("file_size"))
     if is_directory is not False or size is None:
         raise MalformedAnswer("the listing has a file without a size")
     return FileEntry(path, "FILE", "", None, size, modified)
@@ -171,9 +169,8 @@ def parse_workspace_entry(path: str, fields: dict[str, Any]) -> FileEntry:
     if not isinstance(object_type, str):
         raise MalformedAnswer("the listing has an object_type that is no text")
     language = fields.get("language")
-    language = language if isinstance(language, str) else ""
-    number, size = whole_or_none(fields.get("object_id")), whole_or_none(fields.get("size"))
-    return FileEntry(path, object_type, language, number, size, whole_or_none(fields.get("modified_at")))
+    numbers = [whole_or_none(fields.get(key)) for key in ("object_id", "size", "modified_at")]
+    return FileEntry(path, object_type, language if isinstance(language, str) else "", *numbers)
 
 
 def whole_or_none(value: Any) -> int | None:
@@ -447,7 +444,7 @@ def look_around(client: DatabricksClient, file_systems: tuple[str, ...]) -> tupl
 
     A disabled DBFS is left out. Raises InventoryError where nothing is answered, nothing allowed, or nothing left.
     """
-    me = ask(client, ME_PATH, {}, parse_record)
+    me = ask(client, "/api/2.0/preview/scim/v2/Me", {}, parse_record)
     logger.info("listing /Users for everybody's home, which may take minutes where there are very many")
     answers: dict[str, list[Listing | DatabricksError]] = {}
     for name in file_systems:
@@ -2281,11 +2278,9 @@ def process_user_batch_parallel(
 
 def check_places(outputs: list[str], users_file: str | None, checkpoint: Path | None) -> None:
     """Raises InventoryError where one file or stream is named twice, or an output cannot be written."""
-    others = [str(checkpoint)] if checkpoint else []
-    users_path = "/dev/stdin" if users_file == "-" else users_file
-    if users_path is not None and os.path.isfile(users_path):
-        others.append(users_path)
-    places = [place_of(path) for path in outputs + others]
+    read = "/dev/stdin" if users_file == "-" else users_file or ""
+    others = [str(checkpoint or ""), read if os.path.isfile(read) else ""]
+    places = [place_of(path) for path in filter(None, outputs + others)]
     if len(set(places)) < len(places):
         raise InventoryError("outputs, --users-file and --checkpoint must be different files")
     for path in outputs:
@@ -2424,12 +2419,8 @@ class Summary:
             each = f", {WORKSPACE_OBJECT_SIZE:,} bytes an object" if totals.estimated else ""
             lines.append(size_line(totals, FILE_SYSTEMS[name].label + each))
         lines += [size_line(group.totals, f"of it {text}") for text, group in self.others()]
-        lines.append(f"{'-' * 38:>40}")
-        if count == 1:
-            lines += breakdown(self.last)
-        else:
-            lines += [size_line(totals, name) for name, totals in self.groups[EVERYBODY].largest[:BIGGEST_USERS]]
-        lines += self.home_lines(nobodys)
+        largest = [size_line(totals, name) for name, totals in self.groups[EVERYBODY].largest[:BIGGEST_USERS]]
+        lines += [f"{'-' * 38:>40}", *(breakdown(self.last) if count == 1 else largest), *self.home_lines(nobodys)]
         if self.before:
             lines.append(self.before[0])
             for title, rows in compare(self.before[1], self.sizes):
@@ -2486,8 +2477,14 @@ def write_results(checkpoint: Checkpoint, summary: Summary, args: argparse.Names
         summary.add(result)
         if journal:
             journal.want(result)
+
+    def write_details(file: TextIO) -> None:
+        for result in map(checkpoint.load, checkpoint.asked):
+            kind = {"of": summary.kinds[result.username]} if result.username in summary.kinds else {}
+            file.write(json.dumps(result.as_dict() | kind, ensure_ascii=False) + "\n")
+
     outputs: list[tuple[str | None, Callable[[TextIO], object]]] = [
-        (args.details, lambda file: write_details(file, map(checkpoint.load, checkpoint.asked), summary.kinds)),
+        (args.details, write_details),
         *([(args.files, journal.publish)] if journal else []),
         (args.report, lambda file: file.write(report_page(summary, now))),
         (args.output, lambda file: file.write("".join(lines))),  # last, when all is known to be right
@@ -2500,12 +2497,6 @@ def write_results(checkpoint: Checkpoint, summary: Summary, args: argparse.Names
         except InventoryError as error:
             failures.append(error)
     return failures
-
-
-def write_details(file: TextIO, results: Iterable[UserResult], kinds: dict[str, str]) -> None:
-    for result in results:
-        kind = {"of": kinds[result.username]} if result.username in kinds else {}
-        file.write(json.dumps(result.as_dict() | kind, ensure_ascii=False) + "\n")
 
 
 class Progress:
@@ -2593,8 +2584,7 @@ body { max-width: 90ch; margin: 2rem auto; padding: 0 1rem; overflow-wrap: anywh
 h1, h2 { line-height: 1.25; margin: 2.5rem 0 .5rem }
 table { border-collapse: collapse; width: 100%; margin-bottom: 1rem }
 tr { border-bottom: 1px solid GrayText }
-caption, th, td { text-align: left; vertical-align: top }
-th, td { padding: .25rem .5rem }
+caption, th, td { text-align: left; vertical-align: top; padding: .25rem .5rem }
 tbody th { font-weight: normal; width: 50% }
 .number:not(:first-child) { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
 .bar { display: flex; height: .5rem; print-color-adjust: exact; -webkit-print-color-adjust: exact }
@@ -2636,8 +2626,7 @@ def report_page(summary: Summary, now: datetime) -> str:
         for title, rows in compare(summary.before[1], summary.sizes):
             parts.append(html_table(title, ("name", "change"), rows) if rows else tag("p", title))
     types = Counter(summary.groups[EVERYBODY].totals.types).most_common()
-    notebooks = [(kind, f"{count:,}") for kind, count in types if kind.startswith("NOTEBOOK")]
-    if notebooks:
+    if notebooks := [(kind, f"{count:,}") for kind, count in types if kind.startswith("NOTEBOOK")]:
         parts += [tag("h2", "Notebooks"), html_table("By language", ("type", "notebooks"), notebooks)]
     return PAGE.substitute(title=escape(f"Who stores what in {summary.workspace}"), body="\n".join(parts))
 
