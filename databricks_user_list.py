@@ -750,7 +750,8 @@ def decode_body(raw: Bytes) -> Any:
     try:
         return json.loads(body.decode(json.detect_encoding(body)))
     except (ValueError, RecursionError) as error:
-        what = "an HTML page" if "<html" in readable(body)[:2000].lower() else "not JSON"
+        is_page = b"<html" in body[:4000].replace(b"\0", b"").lower()  # of UTF-16, too
+        what = "an HTML page" if is_page else "not JSON"
         raise UnreadableAnswer(f"the answer is {what}: is this the workspace's URL, is there a proxy?") from error
 
 
@@ -773,17 +774,13 @@ def unzip(raw: Bytes) -> Bytes:
     raise UnreadableAnswer("the answer is gzipped, and cut short or damaged")
 
 
-def readable(body: Bytes) -> str:
-    """The beginning of a body, for people."""
-    return body[:100_000].decode(json.detect_encoding(body), "replace")
-
-
 def error_text(raw: Bytes) -> tuple[str, bool]:
     """The text in the body of an error, for people, and whether it was cut short."""
     try:
-        text = readable(unzip(raw))
+        body = unzip(raw)
     except UnreadableAnswer:
         return "", True
+    text = body[:100_000].decode(json.detect_encoding(body), "replace")
     return text, text.lstrip()[:1] == "{" and text.rstrip()[-1:] != "}"
 
 
@@ -1359,18 +1356,16 @@ def check_username(username: str) -> None:
     """
     if not isinstance(username, str):  # from Python: NaN of a table, None, bytes
         raise ValueError(f"{one_line(repr(username), 60)} is not a user name: it is no text")
-    hidden = [sign for sign in username if unicodedata.category(sign) in ("Cc", "Cf", "Cs")]
-    reason = ""
-    if username in ("", ".", ".."):
-        reason = "it is empty or dots"
-    elif hidden or any(sign in username for sign in NOT_IN_NAMES):
-        reason = f"it has one of {NOT_IN_NAMES} or a character that does not show"
-    elif username != username.strip():
-        reason = "it begins or ends with a blank"
-    elif username.startswith("'") or username.endswith("'"):
-        reason = "it begins or ends with an apostrophe"
-    if reason:
-        raise ValueError(f"{one_line(repr(username), 60)} is not a user name: {reason}")
+    hidden = any(unicodedata.category(sign) in ("Cc", "Cf", "Cs") for sign in username)
+    reasons = {
+        "it is empty or dots": username in ("", ".", ".."),
+        f"it has one of {NOT_IN_NAMES} or a character that does not show": hidden or {*username} & {*NOT_IN_NAMES},
+        "it begins or ends with a blank": username != username.strip(),
+        "it begins or ends with an apostrophe": username != username.strip("'"),
+    }
+    for reason, is_so in reasons.items():
+        if is_so:
+            raise ValueError(f"{one_line(repr(username), 60)} is not a user name: {reason}")
 
 
 def list_users(
