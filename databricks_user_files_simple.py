@@ -439,7 +439,11 @@ class UsersFolder(NamedTuple):
     state: Literal["whole", "doubtful", "not listed"]
 
 
-def look_around(client: DatabricksClient, file_systems: tuple[str, ...]) -> tuple[dict[str, UsersFolder], bool]:
+Homes = dict[str, dict[str, Home]]  # by name and file system
+Folders = dict[str, UsersFolder]  # by file system
+
+
+def look_around(client: DatabricksClient, file_systems: tuple[str, ...]) -> tuple[Folders, bool]:
     """What is asked before the first user: twice /Users of each file system, and whether the caller is an admin.
 
     A disabled DBFS is left out. Raises InventoryError where nothing is answered, nothing allowed, or nothing left.
@@ -498,16 +502,14 @@ def read_users_folder(file_system: str, answers: list[Listing | DatabricksError]
     return UsersFolder(frozenset(name for name in names if "/" not in name), "whole" if whole else "doubtful")
 
 
-def assign_homes(
-    usernames: Iterable[str], folders: dict[str, UsersFolder], admin: bool
-) -> tuple[dict[str, dict[str, Home]], dict[str, set[str]]]:
+def assign_homes(usernames: Iterable[str], folders: Folders, admin: bool) -> tuple[Homes, dict[str, set[str]]]:
     """The home of each user in each file system, and the names of the homes that are nobody's.
 
     It has the very name; else it is the only one that is equal but for letter case, and no other user's (in the
     Workspace for admins only: others may not be shown the very one).
     """
     names = dict.fromkeys(usernames)
-    homes: dict[str, dict[str, Home]] = {name: {} for name in names}
+    homes: Homes = {name: {} for name in names}
     nobodys = {}
     for file_system, folder in folders.items():
         use_case = admin or FILE_SYSTEMS[file_system].optional
@@ -548,7 +550,7 @@ def home_of_exactly(name: str, file_system: str, folder: UsersFolder, admin: boo
     return Home(path, not_found="" if admin else NOT_READABLE)
 
 
-def nobodys_homes(folders: dict[str, UsersFolder], nobodys: dict[str, set[str]]) -> dict[str, dict[str, Home]]:
+def nobodys_homes(folders: Folders, nobodys: dict[str, set[str]]) -> Homes:
     """The homes of nobody by their names, sorted. Raises InventoryError where there may be further ones."""
     for file_system, folder in folders.items():
         if folder.state != "whole":
@@ -563,9 +565,7 @@ def nobodys_homes(folders: dict[str, UsersFolder], nobodys: dict[str, set[str]])
     }
 
 
-def find_unknown(
-    client: DatabricksClient, homes: dict[str, dict[str, Home]], folders: dict[str, UsersFolder]
-) -> dict[str, str]:
+def find_unknown(client: DatabricksClient, homes: Homes, folders: Folders) -> dict[str, str]:
     """The names that neither a user of the workspace nor a home has, and what their rows say if no home is found.
 
     Where all listings of /Users are whole, nothing is asked for in their `homes` any more.
@@ -612,7 +612,7 @@ def known_users(client: DatabricksClient) -> frozenset[str] | None:
     return client.noted["users"]
 
 
-def whose(client: DatabricksClient, homes: dict[str, dict[str, Home]]) -> dict[str, str]:
+def whose(client: DatabricksClient, homes: Homes) -> dict[str, str]:
     """The names of those homes, which nobody asked for, that are no user's, and which of KINDS they are."""
     users = known_users(client)
     nobodys = {name: "nobody" for name in homes if users is not None and name.lower() not in users}
@@ -876,9 +876,7 @@ class Tally:
     A parent that answers 404 itself leaves it to its own parent.
     """
 
-    def __init__(
-        self, homes: dict[str, dict[str, Home]], statistics: Counter[str], admin: bool, journal: Journal | None
-    ):
+    def __init__(self, homes: Homes, statistics: Counter[str], admin: bool, journal: Journal | None):
         self.users = list(homes.items())
         self.frontier = Frontier()
         self.statistics = statistics
@@ -2083,7 +2081,7 @@ class Journal:
             elif scan in begun:
                 begun[scan].take(record)
 
-    def keep(self, homes: dict[str, dict[str, Home]], admin: bool) -> None:
+    def keep(self, homes: Homes, admin: bool) -> None:
         """Of these users, who are to be scanned, forgets those who have to begin anew, and says why."""
         dropped: dict[str, list[str]] = {}
         for name in sorted(homes.keys() & self.in_progress.keys()):
@@ -2912,8 +2910,8 @@ def scan_into(
 
 def scan_left(
     checkpoint: Checkpoint,
-    homes: dict[str, dict[str, Home]],
-    folders: dict[str, UsersFolder],
+    homes: Homes,
+    folders: Folders,
     admin: bool,
     client: DatabricksClient,
     args: argparse.Namespace,
@@ -2963,7 +2961,7 @@ def tell_kept(checkpoint: Checkpoint, kept: list[str], left: list[str]) -> None:
         logger.info("%s to scan again: other homes, no admin's login before, or no rows for --files", users)
 
 
-def tell_homes(left: dict[str, dict[str, Home]]) -> None:
+def tell_homes(left: Homes) -> None:
     """Says before the first user how many homes are to be listed, with a request for each at least."""
     homes = [(name, home.is_listed) for found in left.values() for name, home in found.items() if home.path is not None]
     counts = Counter(f"in {FILE_SYSTEMS[name].label}" if listed else "to look for" for name, listed in homes)
