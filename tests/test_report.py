@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from html import escape, unescape
 from pathlib import Path
 
@@ -65,19 +66,15 @@ def on_a_terminal(server, login, columns=120, **variables):
 
     leader, follower = pty.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
-    process = subprocess.Popen(
-        [sys.executable, "-B", ROOT / SCANNER, *server.user_names, "--threads", "2", "-o", "out.csv"],
-        env={**os.environ, **login(server), **variables}, stderr=follower, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
-    os.close(follower)
-    shown = b""
-    try:
-        while part := os.read(leader, 65536):
-            shown += part
-    except OSError:  # Linux: the other end is closed
-        pass
-    os.close(leader)
-    return process.wait(10), shown.decode()
+    words = [sys.executable, "-B", ROOT / SCANNER, *server.user_names, "--threads", "2", "-o", "out.csv"]
+    environment = {**os.environ, **login(server), **variables}
+    with subprocess.Popen(words, env=environment, stderr=follower, stdout=subprocess.DEVNULL) as process:
+        os.close(follower)
+        shown = b""
+        with open(leader, "rb", buffering=0) as screen, suppress(OSError):  # Linux: the other end is closed
+            while part := screen.read(65536):
+                shown += part
+    return process.returncode, shown.decode()
 
 
 @needs_posix
@@ -97,12 +94,11 @@ def test_a_bar_shows_whole_numbers_and_no_forecast(login, columns):
     assert not re.search(r"\d$", states[len(states) // 2].rstrip())  # a number that the terminal's edge has cut
 
 
-BROKEN_BARS = {  # variables, and the text of a package tqdm
+TQDM = "class tqdm:\n    def __init__(self, **_): self.disable = False\n"
+BROKEN_BARS = {  # variables, and the text of a module tqdm
     "a variable that tqdm stumbles over later": ({"TQDM_ASCII": "1"}, None),
-    "cannot be imported": ({}, "raise RuntimeError('broken')"),
-    "cannot draw": ({}, "class tqdm:\n    def __init__(self, **_): self.disable = False"),
-    "cannot write": ({}, "class tqdm:\n    def __init__(self, **_): self.disable = False\n"
-                         "    update = set_postfix_str = close = lambda self, *_: None"),
+    "cannot be imported": ({}, "raise RuntimeError('broken')"), "cannot draw": ({}, TQDM),
+    "cannot write": ({}, f"{TQDM}    update = set_postfix_str = close = lambda self, *_: None"),
 }  # fmt: skip
 
 
@@ -110,15 +106,12 @@ BROKEN_BARS = {  # variables, and the text of a package tqdm
 @pytest.mark.parametrize("kind", BROKEN_BARS)
 def test_a_bar_that_does_not_work_changes_nothing_but_itself(login, tmp_path, kind):
     variables, text = BROKEN_BARS[kind]
-    if text is not None:
-        (tmp_path / "tqdm").mkdir()
-        (tmp_path / "tqdm" / "__init__.py").write_text(text)
-        variables = {"PYTHONPATH": str(tmp_path)}
+    if text:
+        Path("tqdm.py").write_text(text)
     with FakeDatabricks(users=4, shape="empty", groups=["users"]) as server:
-        code, text = on_a_terminal(server, login, **variables)
-    assert code == 0, text
+        code, text = on_a_terminal(server, login, PYTHONPATH=str(tmp_path), **variables)
     said = ("Workspace http", "warning: this login is not", "4 users: 4 empty", " requests, ")
-    assert [text.count(piece) for piece in said] == [1] * len(said), text
+    assert (code, [text.count(piece) for piece in said]) == (0, [1] * len(said)), text
     assert not re.search("Traceback|Exception", text), text
 
 
@@ -180,19 +173,16 @@ def username(row):
 
 def shares(files, key=username, count=None):
     """The caption and the cells of a table of these rows of --files by that key; `count` is that of the users."""
-    sums = {}
+    sums = {key(row): (0, 0, 0) for row in files}
     for row in files:
-        so_far = sums.get(key(row), (0, 0, 0))
+        number, total, estimated = sums[key(row)]
         size = int(row["size"] or 10_000)
-        sums[key(row)] = (so_far[0] + 1, so_far[1] + size, so_far[2] + (0 if row["size"] else size))
+        sums[key(row)] = (number + 1, total + size, estimated + (0 if row["size"] else size))
     count = count or len(sums)
     total = human(sum(size for _, size, _ in sums.values()))
     rows = [(name, f"{files:,}", human(size), human(estimated) if estimated else "-")
             for name, (files, size, estimated) in sorted(sums.items(), key=lambda item: -item[1][1])[:20]]  # fmt: skip
     return f"{count:,} row{'s' * (count > 1)}, {len(files):,} files, {total}; the largest {len(rows)}:", rows
-
-
-LEFT_OUT = {("--dbfs-only",): {"workspace"}, ("--workspace-only",): {"dbfs"}}
 
 
 @pytest.mark.parametrize("words", [(), ("--resume",), ("--all-homes",), ("--dbfs-only",), ("--workspace-only",)])
@@ -203,7 +193,8 @@ def test_every_number_of_the_page_is_that_of_the_rows(scan, people, words):
         people.change(faults=people.settings.faults[1:])
     failed = "--workspace-only" not in words
     assert scan(people, *WORDS, *words).code == failed
-    assert {"dbfs", "workspace"} - {api for api, _ in people.requests} == LEFT_OUT.get(words, set())
+    asked = {api for api, _ in people.requests}
+    assert ("dbfs" in asked, "workspace" in asked) == (failed, "--dbfs-only" not in words)
     rows, files = rows_of("out.csv"), rows_of("files.csv")
     sections, text = read_page()
     assert len(rows) == len({*map(username, rows)}) == (29 if "--all-homes" in words else 27)
@@ -215,14 +206,12 @@ def test_every_number_of_the_page_is_that_of_the_rows(scan, people, words):
     assert f"<p>{len(rows):,} rows, {len(files):,} files, {total}. 27 users" in text
     labels = {"dbfs": "DBFS", "workspace": "Workspace"}
     assert sections.pop("Sums")[1] == shares(files, lambda row: labels[row["file_system"]])[1]
-    languages = Counter(row["language"] for row in files if row["object_type"] == "NOTEBOOK")
-    if languages:
-        table = [(f"NOTEBOOK {name}", f"{count:,}") for name, count in languages.most_common()]
-        assert sections.pop("Notebooks")[1] == table
+    languages = Counter(row["language"] for row in files if row["object_type"] == "NOTEBOOK").most_common()
+    table = [(f"NOTEBOOK {name}", f"{count:,}") for name, count in languages]
+    assert sections.pop("Notebooks", ("", []))[1] == table
     gone = {name for number, name in enumerate(NAMES) if number % 5 == 1}
-    not_old = {
-        username(row) for row in files if row["modified"] > time.strftime("%Y-%m-%d", time.gmtime(NOW - 365 * 86400))
-    } | {NAMES[3]}
+    year_ago = time.strftime("%Y-%m-%d", time.gmtime(NOW - 365 * 86400))
+    not_old = {NAMES[3], *(username(row) for row in files if row["modified"] > year_ago)}
     old = [row for row in files if row["file_system"] == "dbfs" and username(row) not in not_old]
     expected = {
         "The largest": shares(files, count=len(rows)),
@@ -268,7 +257,7 @@ onload = () => {{
 }}</script>"""
 CHROMIUM = (
     "chromium --headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --user-data-dir=chromium --dump-dom"
+    "--disable-component-update --disable-sync --user-data-dir=chromium --dump-dom wrapper.html"
 )
 
 
@@ -282,7 +271,7 @@ def browse():
         page = escape(Path("page.html").read_text(encoding="utf-8"))
         frames = "".join(f'<iframe srcdoc="{page}" style="width: {width}px"></iframe>' for width in (400, 1600))
         Path("wrapper.html").write_text(WRAPPER.format(frames=frames), encoding="utf-8")
-        words = [*CHROMIUM.split(), f"--blink-settings=preferredColorScheme={0 if dark else 1}", "wrapper.html"]
+        words = [*CHROMIUM.split(), f"--blink-settings=preferredColorScheme={0 if dark else 1}"]
         done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
         return json.loads(re.search("<pre>(.*)</pre>", done.stdout)[1])
 
@@ -295,15 +284,12 @@ def test_in_a_browser_the_page_fits_and_its_bars_are_in_proportion(scan, people,
     for row in rows_of("files.csv"):
         sums[username(row), row["size"] == ""] += int(row["size"] or 10_000)
     largest = sorted(rows_of("out.csv"), key=lambda row: -int(row["total_size"]))[:20]
-    for dark in (False, True):
+    shares = [[sums[username(row), at] / int(largest[0]["total_size"]) for at in (False, True)] for row in largest]
+    for dark, color in ((False, "rgb(0, 0, 0)"), (True, "rgb(255, 255, 255)")):
         for page in browse(dark):
-            assert page["taken"] <= page["room"]
-            assert page["fetched"] == 0
-            assert page["color"] == ("rgb(255, 255, 255)" if dark else "rgb(0, 0, 0)")
-            for row, (room, exact, estimated) in zip(largest, page["bars"][2:22], strict=True):
-                for drawn, is_estimated in ((exact, False), (estimated, True)):
-                    share = sums[username(row), is_estimated] / int(largest[0]["total_size"])
-                    assert drawn == pytest.approx(share * room, abs=1)
+            assert (page["taken"] <= page["room"], page["fetched"], page["color"]) == (True, 0, color)
+            for share, (room, *drawn) in zip(shares, page["bars"][2:22], strict=True):
+                assert drawn == pytest.approx([part * room for part in share], abs=1)
 
 
 # Compared with before
