@@ -1334,32 +1334,32 @@ def fetch(
     return zlib.compress(json.dumps([who, answers]).encode(), 1)
 
 
-Answer = tuple[int, str] | None  # of a place, as fetch() has it
-Outcome = Listing | Answer  # of a directory in a batch
+# Of a directory in a batch: its listing; another answer as fetch() has it; None where it was not asked for.
+Outcome = Listing | tuple[int, str] | None
+Timed = list[tuple[float, Directory]]  # the directories of a batch, and when each is asked for, in seconds
 
 
-def read_report(packed: Any, places: int) -> tuple[str, list[Answer]]:
-    """What fetch() returns for so many places. Raises for anything else, whatever comes of it: callers take it all."""
+def read_report(packed: Any, timed: Timed) -> tuple[str, list[Outcome]]:
+    """What fetch() returns: the worker, and what came of each directory. Raises for anything else, whatever comes."""
     unpacker = zlib.decompressobj()
     text = unpacker.decompress(packed, LARGEST_REPORT)
     if not unpacker.eof:
         raise ValueError("cut short, or too large")
-    who, found = json.loads(text)
-    answers = [None if answer is None else (int(answer[0]), str(answer[1])) for answer in found]
-    if len(answers) != places:
-        raise ValueError("not an answer for each place")
-    return str(who), answers
+    who, answers = json.loads(text)
+    return str(who), [outcome_of(one, answer) for (_, one), answer in zip(timed, answers, strict=True)]
 
 
-def outcome_of(directory: Directory, answer: Answer) -> Outcome:
+def outcome_of(directory: Directory, answer: Any) -> Outcome:
     """A body is decoded and parsed like one that a thread of ours got; what is no listing stays an answer."""
-    if answer is None or answer[0] != 200:
-        return answer
+    if answer is None:
+        return None
+    status, text = int(answer[0]), str(answer[1])
     try:
-        body = decode_body(b64decode(answer[1], validate=True))
-        return parse_listing(directory.file_system, directory.path, body)
+        if status == 200:
+            return parse_listing(directory.file_system, directory.path, decode_body(b64decode(text, validate=True)))
+        return status, text
     except ValueError as error:
-        return 200, str(error)
+        return status, str(error)
 
 
 def share_of_pace(rate: float, lent: float, idle: int) -> float:
@@ -1374,7 +1374,7 @@ def size_of_batch(ready: int, threads: int, idle: int) -> int:
     return min(max(spare // idle, SMALLEST_BATCH), LARGEST_BATCH) if spare >= SMALLEST_BATCH else 0
 
 
-def schedule(directories: list[Directory], rates: dict[str, float], jitter: float) -> list[tuple[float, Directory]]:
+def schedule(directories: list[Directory], rates: dict[str, float], jitter: float) -> Timed:
     """The directories with the times at which they are asked for, in seconds from the start, in that order."""
     turns = {name: itertools.count(jitter) for name in rates}
     timed = [(next(turns[one.file_system]) / rates[one.file_system], one) for one in directories]
@@ -1383,7 +1383,7 @@ def schedule(directories: list[Directory], rates: dict[str, float], jitter: floa
 
 @dataclass(eq=False)
 class Batch:
-    timed: list[tuple[float, Directory]]  # as schedule() has them
+    timed: Timed
     rates: dict[str, float]  # its share of each API's pace, in requests/s
     seconds: float
     sent_at: float
@@ -1579,25 +1579,23 @@ class Cluster:
         for _ in range(PROBES):
             name = max(crawler.tally.users[0][1], key=lambda name: crawler.pacers[name].succeeded_at)
             path = crawler.pacers[name].listed_last
-            good = (200, 429) if path else (200, 403, 404, 429)  # nothing was listed yet: any answer of the API itself
-            places = [(0.0, FILE_SYSTEMS[name].list_path, path or "/")]
-            packed = self.query(crawler.client, places, PROBE_SECONDS, everywhere=True)
-            reports = [read_report(report, 1) for report in packed if report is not None]
-            answers = [answer for _, [answer] in reports]
-            if slots := sum(answer is not None and answer[0] in good for answer in answers):
+            good = (429,) if path else (403, 404, 429)  # nothing was listed yet: any answer of the API itself
+            timed = [(0.0, Directory(0, name, path or "/"))]
+            packed = self.query(crawler.client, timed, PROBE_SECONDS, everywhere=True)
+            reports = [read_report(report, timed) for report in packed if report is not None]
+            failed = [one for _, [one] in reports if not (isinstance(one, Listing) or one and one[0] in good)]
+            if slots := len(reports) - len(failed):
                 logger.info("parallel: %s, the first on %s", counted(slots, "task slot"), reports[0][0])
                 return slots
-        status, text = next(filter(None, answers), (0, "no answer"))
+        status, text = next((one for one in failed if isinstance(one, tuple)), (0, "no answer"))
         why = f"workers cannot reach {crawler.client.config.host} ({status or one_line(text, 40)})"
         raise InventoryError(f"{why}: let them through its network and proxy")
 
     def bring(self, client: DatabricksClient, batch: Batch) -> tuple[str, list[Outcome]]:
         """The worker, and what came of each directory of the batch."""
-        places = [(at, FILE_SYSTEMS[one.file_system].list_path, one.path) for at, one in batch.timed]
-        packed = self.query(client, places, batch.seconds)[0]
+        packed = self.query(client, batch.timed, batch.seconds)[0]
         with self.reading:
-            worker, answers = read_report(packed, len(places))
-            outcomes = [outcome_of(one, answer) for (_, one), answer in zip(batch.timed, answers, strict=True)]
+            worker, outcomes = read_report(packed, batch.timed)
         # Failures, and no answer of the API itself: this worker reaches nothing. A refusal is such an answer.
         asked = [outcome for outcome in outcomes if outcome]
         failed = [outcome for outcome in asked if isinstance(outcome, tuple) and outcome[0] not in (403, 404, 429)]
@@ -1607,9 +1605,10 @@ class Cluster:
         return worker, outcomes
 
     def query(
-        self, client: DatabricksClient, places: list[tuple[float, str, str]], seconds: float, everywhere: bool = False
+        self, client: DatabricksClient, timed: Timed, seconds: float, everywhere: bool = False
     ) -> list[bytes | None]:
         """What fetch() returns, on one slot or on each, and None for further rows there. Only plain values travel."""
+        places = [(at, FILE_SYSTEMS[one.file_system].list_path, one.path) for at, one in timed]
         rows, partitions = (MOST_SLOTS, None) if everywhere else (1, 1)
         headers = client.headers | {"Authorization": f"Bearer {client.config.current_token()}"}
         limits = {
