@@ -1118,10 +1118,9 @@ def tell(*lines: str) -> None:
     """Prints on stderr, on a terminal above tqdm's bars."""
     odd = r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"  # in names
     text = "".join(re.sub(odd, "?", line) + "\n" for line in lines)
-    bars = sys.modules.get("tqdm")
-    with suppress(Exception):  # a tqdm that is broken
-        if bars and sys.stderr.isatty():
-            bars.tqdm.write(text, file=sys.stderr, end="")
+    with suppress(Exception):  # there is no tqdm, or a broken one
+        if sys.stderr.isatty():
+            sys.modules["tqdm"].tqdm.write(text, file=sys.stderr, end="")
             return
     with suppress(OSError, ValueError, AttributeError):  # the terminal may be gone
         write_fitting(sys.stderr, text)

@@ -332,11 +332,11 @@ def test_where_inodes_are_0_no_file_is_taken_for_a_stream_or_another_file(scan, 
         return os.stat_result([mode, 0, 0, *others])
 
     set_constants(monkeypatch, ON_WINDOWS=True)
-    for name in ("out.csv", "details.json"):
-        Path(name).write_text("old")
+    Path("out.csv").write_text("old")
+    Path("details.json").write_text("old")
     with monkeypatch.context() as patched:
-        for name in ("stat", "fstat"):
-            patched.setattr(os, name, partial(without_inode, getattr(os, name)))
+        patched.setattr(os, "stat", partial(without_inode, os.stat))
+        patched.setattr(os, "fstat", partial(without_inode, os.fstat))
         done = scan(nobody, "a", "-o", "out.csv", "--details", "details.json")
     assert (done.code, done.out, Path("out.csv").read_text()) == (0, "", CSV), done
 
