@@ -230,12 +230,9 @@ class FileSystemTotals:
     def estimated_bytes(self) -> int:
         return self.estimated * WORKSPACE_OBJECT_SIZE
 
-    def as_dict(self) -> dict[str, Any]:
-        return dict(vars(self))
-
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> FileSystemTotals:
-        """The reverse of as_dict(). Raises ValueError, TypeError, KeyError or AttributeError for anything else."""
+        """Of its fields. Raises ValueError, TypeError, KeyError or AttributeError for anything else."""
         totals = cls(**record)
         counts = [totals.files, totals.bytes, totals.estimated, totals.directories, *totals.types.values()]
         if record.keys() != vars(totals).keys() or not all(type(count) is int for count in counts):
@@ -256,7 +253,7 @@ class UserResult:
 
     username: str
     scanned_at: str  # UTC, ISO 8601
-    dbfs: FileSystemTotals | None = None  # not scanned
+    dbfs: FileSystemTotals | None = None  # None where it was not scanned
     workspace: FileSystemTotals | None = None
     homes: dict[str, str | None] = field(default_factory=dict)  # paths by file system; None where none was found
     scan: str = ""  # an id that no other scan has, of this or another user
@@ -313,7 +310,7 @@ class UserResult:
     def as_dict(self) -> dict[str, Any]:
         head: dict[str, Any] = {key: getattr(self, key) for key in ("username", "scanned_at", "status", "scan")}
         head |= {} if self.admin else {"admin": False}
-        return head | {name: totals.as_dict() for name, totals in self.scanned.items()} | {"homes": self.homes}
+        return head | {name: dict(vars(totals)) for name, totals in self.scanned.items()} | {"homes": self.homes}
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> UserResult:
@@ -532,10 +529,8 @@ def assign_homes(usernames: Iterable[str], folders: Folders, admin: bool) -> tup
 
 def group_alike(names: Iterable[str]) -> dict[str, list[str]]:
     """The names by their form in lower case, each group sorted."""
-    groups: dict[str, list[str]] = {}
-    for name in sorted(names):
-        groups.setdefault(name.lower(), []).append(name)
-    return groups
+    in_order = sorted(sorted(names), key=str.lower)
+    return {lower: list(alike) for lower, alike in itertools.groupby(in_order, str.lower)}
 
 
 def home_of_exactly(name: str, file_system: str, folder: UsersFolder, admin: bool) -> Home:
@@ -1078,7 +1073,7 @@ class Crawler:
         self.started = 0
         self.cluster = cluster
 
-    def run(self, on_tick: Callable[[Tally], None]) -> Generator[UserResult, None, None]:
+    def run(self, on_tick: Callable[[], None]) -> Generator[UserResult, None, None]:
         """Yields each user's result when it is complete; `on_tick` is called after every answer, and without one."""
         try:
             while True:
@@ -1088,7 +1083,7 @@ class Crawler:
                 if not (self.anything_left() or self.is_busy()):
                     break
                 self.take_next(min(max(self.wake_at() - self.client.clock(), 0.0), LONGEST_WAIT))
-                on_tick(self.tally)
+                on_tick()
             if self.tally.open or self.tally.opened < len(self.tally.users):
                 raise RuntimeError("the scan ended before its last user")
         finally:
@@ -2209,10 +2204,9 @@ def scan_users(
 
     `on_tick` is called at least once a second. `everyone` names further users of the same inventory, whose homes are
     not anybody else's in other letter case. `files` names a CSV (.gz: gzipped) that gets a row for each file of these
-    users, FILE_COLUMNS; it is written when the last result has been taken. `rate` is the most requests/s to each file
-    system, 1 to MOST_RATE. Directories that could not be listed are in the results. Raises TypeError for one text or a
-    DataFrame, ValueError for a name or an option that is none, InventoryError if the login is refused, the workspace
-    stays away, or the CSV cannot be written.
+    users, FILE_COLUMNS, when the last result has been taken. `rate` is the most requests/s to each file system, 1 to
+    MOST_RATE. Raises TypeError for one text or a DataFrame, ValueError for a name or an option that is none,
+    InventoryError if the login is refused, the workspace stays away, or the CSV cannot be written.
     """
     check_names(globals())
     if isinstance(usernames, (str, bytes)) or hasattr(usernames, "columns"):
@@ -2222,9 +2216,7 @@ def scan_users(
         check_username(name)
     is_rate = rate is None or 1 <= rate <= MOST_RATE
     if not (is_rate and threads > 0 and file_systems and {*file_systems} <= {*FILE_SYSTEMS}):
-        raise ValueError(
-            f"rate is to be from 1 to {MOST_RATE}, threads 1 or more, file_systems of {tuple(FILE_SYSTEMS)}"
-        )
+        raise ValueError(f"rate is to be from 1 to {MOST_RATE}, threads from 1, file_systems of {tuple(FILE_SYSTEMS)}")
     if files is not None:
         check_output(files := lasting(str(files)))
     client = client or DatabricksClient(config, threads)
@@ -2234,7 +2226,7 @@ def scan_users(
     unknown = find_unknown(client, left, folders)
     with open_journal(None, None if files is None else str(files), set()) as journal:
         tally = Tally(left, client.statistics, admin, journal)
-        for result in Crawler(client, tally, threads, cluster, rate).run(lambda _: on_tick()):
+        for result in Crawler(client, tally, threads, cluster, rate).run(on_tick):
             tell_unknown(result, unknown)
             if journal:
                 journal.want(result)
@@ -2499,21 +2491,19 @@ def write_results(checkpoint: Checkpoint, summary: Summary, args: argparse.Names
 class Progress:
     """A bar on a terminal, else a line every 30 s. There is no forecast: the last user may be the largest."""
 
-    def __init__(self, total: int, kept: int, statistics: Counter[str], quiet: bool):
+    def __init__(self, total: int, tally: Tally, quiet: bool):
         self.total = total
-        self.kept = kept
-        self.statistics = statistics
+        self.tally = tally
         self.quiet = quiet
         self.told_at = time.monotonic()
         self.told_requests = 0
-        self.tally: Tally | None = None
         self.bar: Any = None
         with self.decoration():
             if not quiet and sys.stderr.isatty():
                 from tqdm import tqdm
 
                 shape = "{bar}| {n:,}/{total:,} users [{elapsed}{postfix}]"
-                bar = tqdm(total=total, initial=kept, bar_format=shape, dynamic_ncols=True)
+                bar = tqdm(total=total, initial=self.done(), bar_format=shape, dynamic_ncols=True)
                 self.bar = None if bar.disable else bar
 
     @contextmanager
@@ -2525,38 +2515,35 @@ class Progress:
             self.bar = None
             logger.debug("no progress bar: %s", error)
 
-    def tick(self, tally: Tally) -> None:
-        self.tally = tally
+    def done(self) -> int:
+        return self.total - len(self.tally.users) + self.tally.opened - len(self.tally.open)
+
+    def tick(self) -> None:
         if not self.quiet and time.monotonic() - self.told_at > (BAR_SECONDS if self.bar else PROGRESS_SECONDS):
             with self.decoration():
                 self.show()
 
     def show(self) -> None:
-        if self.tally is None:
-            return
-        now = time.monotonic()
-        requests_made = self.statistics["requests"]
-        rate = (requests_made - self.told_requests) / max(now - self.told_at, 0.001)
-        self.told_at = now
-        self.told_requests = requests_made
+        now, statistics = time.monotonic(), self.tally.statistics
+        rate = (statistics["requests"] - self.told_requests) / max(now - self.told_at, 0.001)
+        self.told_at, self.told_requests = now, statistics["requests"]
         opened = list(self.tally.open.values())
-        done = self.kept + self.tally.opened - len(opened)
         parts = [
-            f"{self.statistics['directories']:,} directories",
+            f"{statistics['directories']:,} directories",
             f"{sum(user.pending for user in opened):,} waiting",
-            f"{self.statistics['files']:,} files",
+            f"{statistics['files']:,} files",
             f"{rate:,.0f} requests/s",
         ]
         parts += [f"longest ({user.pending:,} to come): {one_line(user.username, 60)}" for user in opened[:1]]
         if not self.bar:
-            users = f"{done:,} of {self.total:,} users"
+            users = f"{self.done():,} of {self.total:,} users"
             logger.info("%s  %s", time.strftime("%H:%M:%S"), ", ".join([users, *parts]))
             return
         # tqdm cuts what there is no room for: half a name will do, but half a number is another one.
         room = (self.bar.ncols or 80) - 2 * len(f"{self.total:,}") - len("#| / users [00:00]")
         while parts and len(", ".join([*parts[:-1], parts[-1][:22]])) > room:
             del parts[-2 if len(parts) > 2 and opened else -1]
-        self.bar.n = done
+        self.bar.n = self.done()
         self.bar.set_postfix_str(", ".join(parts))
 
     def close(self) -> None:
@@ -2925,8 +2912,8 @@ def scan_left(
     begun = journal.in_progress if journal else {}
     tell_homes({name: left[name] for name in left if name not in begun})
     cluster = choose_cluster(args, client.config)
-    progress = Progress(len(homes), len(homes) - len(left), client.statistics, args.quiet)
     tally = Tally(left, client.statistics, admin, journal)
+    progress = Progress(len(homes), tally, args.quiet)
     results = Crawler(client, tally, args.threads, cluster, args.rate).run(progress.tick)
     with closing(progress), closing(results):  # an interrupt ends the cluster before it is told
         for result in results:

@@ -129,7 +129,7 @@ class Service:
     def crawl(self) -> Iterator[UserResult]:
         pacer, was_outage = self.crawler.pacers["dbfs"], [False]
 
-        def on_tick(_: Tally) -> None:
+        def on_tick() -> None:
             self.counts["outages"] += pacer.is_outage and not was_outage[0]
             was_outage[0] = pacer.is_outage
 
