@@ -1,4 +1,4 @@
-"""How near to a limit the crawler stays, whatever the limit's kind: python -m tests.pace [--case TEXT]
+"""How near to a limit the crawler stays, whatever the limit's kind: python -m tests.pace
 
 The real crawler with its pacers, in virtual time: in place of its threads there is a service that answers after a
 latency, and moves the clock on to the next answer. Prints a table: of each kind of limit the case with the least
@@ -8,7 +8,6 @@ announced, of which none is one, and the users that failed.
 
 from __future__ import annotations
 
-import argparse
 import heapq
 import queue
 from collections import Counter, deque
@@ -27,7 +26,6 @@ REFUSAL_SECONDS = 0.02  # a 429 comes soon
 HANDLING_SECONDS = 0.0002  # of the gathering thread, for each departure and each answer
 TREE = 10  # directories of each user
 SECONDS, FEWEST_REQUESTS = 120, 2000  # of a case
-COLUMNS = ("kind of limit", "cases", "least goodput", "at", "most 429s", "outages", "failed users")
 
 
 class Bucket:
@@ -189,17 +187,14 @@ def outcomes(
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.pace", description="How near to a limit the crawler stays.")
-    parser.add_argument("--case", metavar="TEXT", default="", help="only kinds of limit with this in their name")
-    words = parser.parse_args()
-    print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}")
+    print("| kind of limit | cases | least goodput | at | most 429s | outages | failed users |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     for kind in KINDS:
-        if words.case in kind:
-            found = outcomes(kind)
-            worst = min(found, key=lambda case: found[case].goodput)
-            _, limited, outages, failed = (max(column) for column in zip(*found.values(), strict=True))
-            goodput = f"{found[worst].goodput:.3f} | {worst}"
-            print(f"| {kind} | {len(found)} | {goodput} | {limited:.1%} | {outages} | {failed} |", flush=True)
+        found = outcomes(kind)
+        worst = min(found, key=lambda case: found[case].goodput)
+        _, limited, outages, failed = (max(column) for column in zip(*found.values(), strict=True))
+        goodput = f"{found[worst].goodput:.3f} | {worst}"
+        print(f"| {kind} | {len(found)} | {goodput} | {limited:.1%} | {outages} | {failed} |", flush=True)
     return 0
 
 

@@ -428,18 +428,6 @@ def test_a_login_that_may_list_no_home_has_a_row_for_each(clock, question, listi
         assert server.requests["dbfs", "/Users"] == listings_of_users
 
 
-def test_a_refused_login_whose_question_is_not_answered_is_an_outage(clock, caplog):
-    """As where a VPN ends: some are refused before nothing answers at all."""
-    with wide_server(60) as server:
-        ended = clock.now + 5 * MINUTE
-        refused = rule("403", lambda _, path: f"{HOME}/d0020" <= path < f"{HOME}/d0030")
-        away = of_dbfs("503", lambda: refused.hits == 10 and clock.now < ended)
-        server.change(faults=[away, refused])
-        result = crawl(server, clock, threads=1, file_systems=("dbfs",))[ANN]
-    assert (result.status, result.file_count) == ("partial", 50)
-    assert is_told(caplog)
-
-
 def test_a_host_that_refuses_the_first_request_is_an_error_at_once(clock):
     with small_server() as server, pytest.raises(InventoryError, match="cannot be reached"):
         crawl(server, clock, host=f"http://127.0.0.1:{free_port()}")
@@ -481,13 +469,10 @@ def test_a_run_that_is_refused_or_left_alone_keeps_what_it_has_and_resumes(serve
     ending.applies = lambda *_: len(saved_users()) >= 2
     server.change(faults=[ending])
     done = scan(server, *WORDS)
-    assert done.code == 2, done
+    assert (done.code, Path("out.csv").exists()) == (2, False), done
     assert told in done.err
     assert "--resume" in done.err
-    assert server.settings.token not in done.err
-    saved = saved_users()
-    assert len(saved) >= 2
-    assert not Path("out.csv").exists()
+    assert len(saved := saved_users()) >= 2
     server.change(faults=[])
     assert scan(server, *WORDS, "--resume").code == 0
     assert [asked_for(server, name) for name in saved] == [0] * len(saved)
