@@ -1354,7 +1354,7 @@ def outcome_of(directory: Directory, answer: Any) -> Outcome:
             return parse_listing(directory.file_system, directory.path, decode_body(b64decode(text, validate=True)))
         return status, text
     except ValueError as error:
-        return status, str(error)
+        return 0, str(error)
 
 
 def share_of_pace(rate: float, lent: float, idle: int) -> float:
@@ -1700,8 +1700,9 @@ def connect_cluster(config: DatabricksConfig, cluster_id: str) -> Any:
     """A channel builder for a Databricks cluster. Raises InventoryError where it does not run, or DatabricksError."""
     parts = urlsplit(config.host)
     builder = build_channel(f"sc://{parts.netloc}{'' if parts.port else ':443'}/;use_ssl=true")
-    cluster = DatabricksClient(config).get("/api/2.1/clusters/get", {"cluster_id": cluster_id}, parse_record)
-    state, message = (one_line(without_secrets(str(cluster.get(key) or "")), 40) for key in ("state", "state_message"))
+    client = DatabricksClient(config)
+    cluster = client.get("/api/2.1/clusters/get", {"cluster_id": cluster_id}, parse_record)
+    state, message = (one_line(client.mask(str(cluster.get(key) or "")), 40) for key in ("state", "state_message"))
     if state not in ("RUNNING", "RESIZING"):
         raise InventoryError(f"cluster {cluster_id} is {state} {message}; start it and run this again")
     fixed = [*builder.metadata(), ("x-databricks-cluster-id", cluster_id)]
