@@ -851,9 +851,11 @@ def explain_connection(error: Exception, bundle: Any) -> tuple[str, bool]:
         return f"{no_proxy} is no URL of a proxy, which looks like http://proxy.example.com:3128", True
     if isinstance(error, requests.ConnectTimeout):
         return f"no connection within {CONNECT_SECONDS} s; {check}", True
-    if isinstance(error, (requests.ReadTimeout, urllib3.exceptions.TimeoutError)):
-        return f"no answer within {READ_SECONDS} s", False
     chain = causes(error)
+    if isinstance(error, (requests.ReadTimeout, urllib3.exceptions.TimeoutError)):
+        if "handshake" in str(chain[-1]):
+            return f"no TLS within {CONNECT_SECONDS} s; check the URL, its port and the proxy", True
+        return f"no answer within {READ_SECONDS} s", False
     said = [link for link in chain if isinstance(link, OSError) and (link.strerror or type(link) is OSError)]
     cause = str(said[-1].strerror or said[-1]) if said else "the connection broke off"
     no_bundle = type(error) is OSError and not error.errno  # requests, where REQUESTS_CA_BUNDLE names no file

@@ -548,6 +548,13 @@ def test_what_openssl_says_decides_about_the_remedy(service, client, text, says)
     assert (caught.unreachable, "REQUESTS_CA_BUNDLE" in str(caught)) == (True, "issuer" in text)
 
 
+def test_a_port_that_does_not_speak_tls_is_said_at_once(run, monkeypatch):
+    set_constants(monkeypatch, CONNECT_SECONDS=0.1)
+    with socket.create_server(("127.0.0.1", 0)) as port:
+        done = run(f"https://127.0.0.1:{port.getsockname()[1]}", "a")
+    assert (done.code, "cannot be reached: no TLS within 0.1 s" in done.err) == (2, True), done
+
+
 def test_the_systems_certificates_serve_where_truststore_is_installed(run, certificate, monkeypatch):
     truststore = types.ModuleType("truststore")
     truststore.__spec__ = ModuleSpec("truststore", None)
