@@ -2212,8 +2212,7 @@ def scan_users(
     check_names(globals())
     if isinstance(usernames, (str, bytes)) or hasattr(usernames, "columns"):
         raise TypeError("usernames is to be a list of names: [name] for one user; one column as a list for a DataFrame")
-    names = list(usernames)
-    for name in names:
+    for name in (names := list(usernames)):
         check_username(name)
     is_rate = rate is None or 1 <= rate <= MOST_RATE
     if not (is_rate and threads > 0 and file_systems and {*file_systems} <= {*FILE_SYSTEMS}):
@@ -2575,10 +2574,8 @@ tbody th { font-weight: normal; width: 50% }
 .bar { display: flex; height: .5rem; print-color-adjust: exact; -webkit-print-color-adjust: exact }
 .bar i { background: #4d82c4 }
 .bar .estimated { background: repeating-linear-gradient(45deg, #4d82c4 0 2px, transparent 2px 5px) }
-@media (max-width: 40rem) {
-tr { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)) }
-th:first-child, .text { grid-column: 1 / -1; width: auto }
-}
+@media (max-width: 40rem) { tr { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)) }
+  th:first-child, .text { grid-column: 1 / -1; width: auto } }
 @media print { body { max-width: none; margin: 0 } tr { break-inside: avoid } h2, caption { break-after: avoid } }
 </style>
 <h1>$title</h1>
@@ -2770,11 +2767,8 @@ def read_inventory(args: argparse.Namespace) -> tuple[str, Sizes] | None:
 
 
 def build_parser() -> Parser:
-    parser = Parser(
-        prog="databricks_user_files_simple.py",
-        allow_abbrev=False,
-        description="Inventory of users' files in DBFS and Workspace: one CSV row per user.",
-    )
+    description = "Inventory of users' files in DBFS and Workspace: one CSV row per user."
+    parser = Parser(prog="databricks_user_files_simple.py", allow_abbrev=False, description=description)
     option = parser.add_argument
     flag = partial(option, action="store_true")
     option("users", nargs="*", metavar="USER", help="names of users to scan")
