@@ -9,6 +9,7 @@ import gzip
 import json
 import os
 import shutil
+import socket
 import socketserver
 import ssl
 import subprocess
