@@ -19,8 +19,8 @@ process_user_batch_parallel(spark, ...) does the same with the workers of a Spar
   Frontier and tally  Frontier: what is still to be listed; Tally: what was found, and who is finished
   Crawler             the only judge of answers
   Cluster             the workers of a Spark session as further hands
-  Checkpoint          results, saved one by one
   Journal             users in progress, and the rows of --files
+  Checkpoint          results, saved one by one
   From Python         scan_users(), process_user_batch_parallel() and those for one user
   Results             the CSV, --details, summary and progress
   Report              the page of --report
@@ -1713,155 +1713,7 @@ def connect_cluster(config: DatabricksConfig, cluster_id: str) -> Any:
     return builder
 
 
-# --- Checkpoint -----------------------------------------------------------------------------------------------------
-
-FORMAT_VERSION = 2  # of the file
-TAIL = b"\n]}\n"
-
-
-class SavedLine(NamedTuple):
-    """Where a user's line is in the checkpoint, in bytes, and what it says."""
-
-    offset: int
-    length: int
-    status: str
-    date: str
-    scan: str
-    unknown: bool
-
-
-class Checkpoint:
-    """Results, a JSON line each, in one JSON document that is valid between any two saves.
-
-    Every save is one write over the document's tail, so its cost does not grow with the document. A new one is made by
-    create(), one that is there read by read(). Without a path it is kept in memory.
-    """
-
-    def __init__(self, file: IO[bytes], path: Path | None, header: dict[str, Any], files: ExitStack):
-        self.file = file
-        self.path = path
-        self.target = Path(os.path.realpath(path)) if path else None  # whatever becomes of the current folder
-        self.header = header
-        self.files = files  # closes what is opened
-        self.is_stale = False  # of an earlier run, which this one does not go on with
-        self.is_new = False  # made by this run
-        self.journal_path: Path | None = None
-        self.journal: Journal | None = None  # while it is open, and after
-        self.lines: dict[str, SavedLine] = {}  # by username
-        self.asked: list[str] = []  # the users of this run
-        self.end = 0  # of the last result, or of the header
-        self.synced_at = -math.inf
-
-    def use_run(self, run: str) -> None:
-        """The journal has no name but the run's, and so is found when the checkpoint was moved."""
-        self.journal_path = self.target.with_name(f".journal-{run}.jsonl") if self.target else None
-
-    def create(self) -> None:
-        """A new one in an empty file. Raises OSError."""
-        run = os.urandom(8).hex()
-        self.use_run(run)
-        first = {"version": FORMAT_VERSION, "program": VERSION, "run": run, **self.header, "results": []}
-        start = json.dumps(first)[:-2].encode()
-        try:
-            self.write(start + TAIL)
-            self.end = len(start)
-            self.begin()
-            self.is_new = True
-        except OSError:
-            self.file.truncate(0)  # half a header would be refused by the next run
-            raise
-
-    def replace_stale(self) -> None:
-        """Makes room for a new one, now that the workspace has answered. Raises InventoryError."""
-        if self.is_stale and self.target:
-            with checkpoint_errors(self.path):
-                move_aside(self.file, self.target)
-                self.file = open_locked(self.target, self.files)
-                self.is_stale = False
-                self.create()
-
-    def read(self, run: str) -> None:
-        """That of a file whose header is known to be good. Raises OSError, and InventoryError for a bad line.
-
-        The last line may be bad: the document's end, or a save that was cut off by a kill or a loss of power.
-        """
-        self.use_run(run)
-        offset = bad = 0
-        end = b""
-        with lines_of(self.file) as lines:
-            for number, line in enumerate(lines, 1):
-                if number == 1:
-                    self.end = len(line.rstrip())
-                elif not line.strip(b"\0 \t\r\n"):  # blank, or what a loss of power leaves
-                    end += line.strip()
-                else:
-                    if bad:
-                        what = f"{self.path}, line {bad}: not a user's result"
-                        raise InventoryError(f"{what}; delete that line, and the user is scanned again")
-                    if not self.read_line(line, offset):
-                        bad, end = number, line.strip()
-                offset += len(line)
-        if not b"]}".startswith(end):
-            logger.warning("%s ends within a line: its user is scanned again", self.path)
-        self.begin()
-
-    def read_line(self, line: bytes, offset: int) -> bool:
-        """Notes the result that it has; whether it has one."""
-        try:
-            text = line.decode()
-            record, stop = json.JSONDecoder().raw_decode(text)
-            if text[stop:].strip() not in ("", ",", ",]}"):  # the latter: a save of which one byte got there
-                return False
-            self.note(UserResult.from_dict(record), offset, len(text[:stop].encode()))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            return False
-        return True
-
-    def begin(self) -> None:
-        """Cuts a torn tail off, and finds out whether this folder lets files be written in place."""
-        self.file.truncate(self.end + len(TAIL))
-        self.write(TAIL)
-        if self.path:
-            os.fsync(self.file.fileno())
-
-    def save(self, result: UserResult) -> None:
-        line = json.dumps(result.as_dict(), ensure_ascii=False).encode("utf-8", "backslashreplace")
-        separator = b",\n" if self.lines else b"\n"
-        with checkpoint_errors(self.path):
-            self.write(separator + line + TAIL)
-            self.note(result, self.end + len(separator), len(line))  # before the disk is waited for
-            if self.path and time.monotonic() - self.synced_at >= SYNC_SECONDS:
-                os.fsync(self.file.fileno())
-                self.synced_at = time.monotonic()
-
-    def write(self, data: bytes) -> None:
-        self.file.seek(self.end)
-        write_all(self.file, data)
-
-    def note(self, result: UserResult, offset: int, length: int) -> None:
-        at = result.scanned_at[:10]
-        self.lines[result.username] = SavedLine(offset, length, result.status, at, result.scan, result.unknown)
-        self.end = offset + length
-
-    def load(self, username: str) -> UserResult:
-        line = self.lines[username]
-        with checkpoint_errors(self.path):
-            self.file.seek(line.offset)
-            return UserResult.from_dict(json.loads(self.file.read(line.length)))
-
-    def done(self, username: str) -> bool:
-        return username in self.lines and self.lines[username].status in ("success", "empty")
-
-    def remove(self) -> None:
-        if self.target is None or self.journal_path is None or not has_name(self.file, self.target):
-            return
-        if ON_WINDOWS:  # which removes no open file
-            self.file.close()
-        try:
-            self.journal_path.unlink(missing_ok=True)
-            self.target.unlink()
-        except OSError as error:
-            logger.warning("%s cannot be removed (%s); nobody needs it any more", self.path, error.strerror)
+# --- Journal --------------------------------------------------------------------------------------------------------
 
 
 def lines_of(file: IO[bytes]) -> IO[bytes]:
@@ -1884,37 +1736,6 @@ def checkpoint_errors(path: Path | None) -> Iterator[None]:
         yield
     except OSError as error:
         raise cannot_keep(path, error) from error
-
-
-@contextmanager
-def open_checkpoint(path: Path | None, header: dict[str, Any], resume: bool) -> Iterator[Checkpoint]:
-    """The checkpoint to go on with: with `resume` the one that is there, else a new one. Raises InventoryError."""
-    with ExitStack() as files:
-        with checkpoint_errors(path):
-            checkpoint = start_checkpoint(path, header, resume, files)
-        yield checkpoint
-
-
-def start_checkpoint(path: Path | None, header: dict[str, Any], resume: bool, files: ExitStack) -> Checkpoint:
-    """As open_checkpoint(); what is opened is closed with `files`. Raises OSError and InventoryError."""
-    file = open_locked(path, files) if path else io.BytesIO()
-    checkpoint = Checkpoint(file, path, header, files)
-    if path is None or not os.fstat(file.fileno()).st_size:
-        if resume:
-            logger.info("no checkpoint %s yet: starting from the beginning", checkpoint.target)
-        checkpoint.create()
-        return checkpoint
-    before = read_header(file, path)
-    if not resume:
-        checkpoint.is_stale = True
-        return checkpoint
-    if before["version"] != FORMAT_VERSION:
-        raise InventoryError(f"{path} was made by an earlier version: run it without --resume")
-    was, now = describe(before), describe(header)
-    if was != now:
-        raise InventoryError(f"{path} is of {was}, this run of {now}: give the same options, or another --checkpoint")
-    checkpoint.read(before["run"])
-    return checkpoint
 
 
 def open_locked(path: Path, files: ExitStack) -> IO[bytes]:
@@ -1967,41 +1788,6 @@ def unlock(file: IO[bytes]) -> None:
     """Also where a child of this process has inherited the file, and lives on."""
     with suppress(OSError, ValueError):  # it may be closed by now
         lock(file, is_wanted=False)
-
-
-def read_header(file: IO[bytes], path: Path) -> dict[str, Any]:
-    """The first line of a checkpoint. Raises OSError, and InventoryError for a file that is none."""
-    with lines_of(file) as lines:
-        line = lines.readline(100_000)
-    if line.strip() == b"{":
-        raise InventoryError(f"{path}: put in another form (by jq?); use it as it was, or name another --checkpoint")
-    with suppress(ValueError, KeyError, TypeError, RecursionError):
-        header: dict[str, Any] = json.loads(line.rstrip() + b"]}")
-        known = header["version"] in (1, FORMAT_VERSION) and header["results"] == [] and describe(header)
-        if known and re.fullmatch("[0-9a-f]+", header["run"]):
-            return header
-    raise InventoryError(f"{path}, line 1: not a checkpoint of this program; name another with --checkpoint")
-
-
-def describe(header: dict[str, Any]) -> str:
-    return f"{header['workspace_url']} with {' and '.join(header['options']['file_systems'])}"
-
-
-def move_aside(file: IO[bytes], path: Path) -> None:
-    """Gives a checkpoint a name with the time of its last save, which no other file has."""
-    saved_at = datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, timezone.utc)
-    stem = f"{path.stem}.{saved_at:%Y-%m-%dT%H-%M-%S}"
-    endings = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
-    places = (path.with_name(f"{stem}{ending}{path.suffix}") for ending in endings)
-    aside = next(place for place in places if not os.path.lexists(place))
-    if ON_WINDOWS:  # which renames no open file
-        file.close()
-    rename(path, aside)
-    file.close()
-    logger.warning("the checkpoint that was there is now %s: --resume with --checkpoint goes on with it", aside)
-
-
-# --- Journal --------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -2184,6 +1970,220 @@ def open_journal(path: Path | None, csv_path: str | None, saved: set[str]) -> It
         with checkpoint_errors(path):
             file = open_locked(path, files) if path else files.enter_context(tempfile.TemporaryFile(buffering=0))
         yield Journal(file, path, csv_path, saved)
+
+
+# --- Checkpoint -----------------------------------------------------------------------------------------------------
+
+FORMAT_VERSION = 2  # of the file
+TAIL = b"\n]}\n"
+
+
+class SavedLine(NamedTuple):
+    """Where a user's line is in the checkpoint, in bytes, and what it says."""
+
+    offset: int
+    length: int
+    status: str
+    date: str
+    scan: str
+    unknown: bool
+
+
+class Checkpoint:
+    """Results, a JSON line each, in one JSON document that is valid between any two saves.
+
+    Every save is one write over the document's tail, so its cost does not grow with the document. A new one is made by
+    create(), one that is there read by read(). Without a path it is kept in memory.
+    """
+
+    def __init__(self, file: IO[bytes], path: Path | None, header: dict[str, Any], files: ExitStack):
+        self.file = file
+        self.path = path
+        self.target = Path(os.path.realpath(path)) if path else None  # whatever becomes of the current folder
+        self.header = header
+        self.files = files  # closes what is opened
+        self.is_stale = False  # of an earlier run, which this one does not go on with
+        self.is_new = False  # made by this run
+        self.journal_path: Path | None = None
+        self.journal: Journal | None = None  # while it is open, and after
+        self.lines: dict[str, SavedLine] = {}  # by username
+        self.asked: list[str] = []  # the users of this run
+        self.end = 0  # of the last result, or of the header
+        self.synced_at = -math.inf
+
+    def use_run(self, run: str) -> None:
+        """The journal has no name but the run's, and so is found when the checkpoint was moved."""
+        self.journal_path = self.target.with_name(f".journal-{run}.jsonl") if self.target else None
+
+    def create(self) -> None:
+        """A new one in an empty file. Raises OSError."""
+        run = os.urandom(8).hex()
+        self.use_run(run)
+        first = {"version": FORMAT_VERSION, "program": VERSION, "run": run, **self.header, "results": []}
+        start = json.dumps(first)[:-2].encode()
+        try:
+            self.write(start + TAIL)
+            self.end = len(start)
+            self.begin()
+            self.is_new = True
+        except OSError:
+            self.file.truncate(0)  # half a header would be refused by the next run
+            raise
+
+    def replace_stale(self) -> None:
+        """Makes room for a new one, now that the workspace has answered. Raises InventoryError."""
+        if self.is_stale and self.target:
+            with checkpoint_errors(self.path):
+                move_aside(self.file, self.target)
+                self.file = open_locked(self.target, self.files)
+                self.is_stale = False
+                self.create()
+
+    def read(self, run: str) -> None:
+        """That of a file whose header is known to be good. Raises OSError, and InventoryError for a bad line.
+
+        The last line may be bad: the document's end, or a save that was cut off by a kill or a loss of power.
+        """
+        self.use_run(run)
+        offset = bad = 0
+        end = b""
+        with lines_of(self.file) as lines:
+            for number, line in enumerate(lines, 1):
+                if number == 1:
+                    self.end = len(line.rstrip())
+                elif not line.strip(b"\0 \t\r\n"):  # blank, or what a loss of power leaves
+                    end += line.strip()
+                else:
+                    if bad:
+                        what = f"{self.path}, line {bad}: not a user's result"
+                        raise InventoryError(f"{what}; delete that line, and the user is scanned again")
+                    if not self.read_line(line, offset):
+                        bad, end = number, line.strip()
+                offset += len(line)
+        if not b"]}".startswith(end):
+            logger.warning("%s ends within a line: its user is scanned again", self.path)
+        self.begin()
+
+    def read_line(self, line: bytes, offset: int) -> bool:
+        """Notes the result that it has; whether it has one."""
+        try:
+            text = line.decode()
+            record, stop = json.JSONDecoder().raw_decode(text)
+            if text[stop:].strip() not in ("", ",", ",]}"):  # the latter: a save of which one byte got there
+                return False
+            self.note(UserResult.from_dict(record), offset, len(text[:stop].encode()))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return False
+        return True
+
+    def begin(self) -> None:
+        """Cuts a torn tail off, and finds out whether this folder lets files be written in place."""
+        self.file.truncate(self.end + len(TAIL))
+        self.write(TAIL)
+        if self.path:
+            os.fsync(self.file.fileno())
+
+    def save(self, result: UserResult) -> None:
+        line = json.dumps(result.as_dict(), ensure_ascii=False).encode("utf-8", "backslashreplace")
+        separator = b",\n" if self.lines else b"\n"
+        with checkpoint_errors(self.path):
+            self.write(separator + line + TAIL)
+            self.note(result, self.end + len(separator), len(line))  # before the disk is waited for
+            if self.path and time.monotonic() - self.synced_at >= SYNC_SECONDS:
+                os.fsync(self.file.fileno())
+                self.synced_at = time.monotonic()
+
+    def write(self, data: bytes) -> None:
+        self.file.seek(self.end)
+        write_all(self.file, data)
+
+    def note(self, result: UserResult, offset: int, length: int) -> None:
+        at = result.scanned_at[:10]
+        self.lines[result.username] = SavedLine(offset, length, result.status, at, result.scan, result.unknown)
+        self.end = offset + length
+
+    def load(self, username: str) -> UserResult:
+        line = self.lines[username]
+        with checkpoint_errors(self.path):
+            self.file.seek(line.offset)
+            return UserResult.from_dict(json.loads(self.file.read(line.length)))
+
+    def done(self, username: str) -> bool:
+        return username in self.lines and self.lines[username].status in ("success", "empty")
+
+    def remove(self) -> None:
+        if self.target is None or self.journal_path is None or not has_name(self.file, self.target):
+            return
+        if ON_WINDOWS:  # which removes no open file
+            self.file.close()
+        try:
+            self.journal_path.unlink(missing_ok=True)
+            self.target.unlink()
+        except OSError as error:
+            logger.warning("%s cannot be removed (%s); nobody needs it any more", self.path, error.strerror)
+
+
+@contextmanager
+def open_checkpoint(path: Path | None, header: dict[str, Any], resume: bool) -> Iterator[Checkpoint]:
+    """The checkpoint to go on with: with `resume` the one that is there, else a new one. Raises InventoryError."""
+    with ExitStack() as files:
+        with checkpoint_errors(path):
+            checkpoint = start_checkpoint(path, header, resume, files)
+        yield checkpoint
+
+
+def start_checkpoint(path: Path | None, header: dict[str, Any], resume: bool, files: ExitStack) -> Checkpoint:
+    """As open_checkpoint(); what is opened is closed with `files`. Raises OSError and InventoryError."""
+    file = open_locked(path, files) if path else io.BytesIO()
+    checkpoint = Checkpoint(file, path, header, files)
+    if path is None or not os.fstat(file.fileno()).st_size:
+        if resume:
+            logger.info("no checkpoint %s yet: starting from the beginning", checkpoint.target)
+        checkpoint.create()
+        return checkpoint
+    before = read_header(file, path)
+    if not resume:
+        checkpoint.is_stale = True
+        return checkpoint
+    if before["version"] != FORMAT_VERSION:
+        raise InventoryError(f"{path} was made by an earlier version: run it without --resume")
+    was, now = describe(before), describe(header)
+    if was != now:
+        raise InventoryError(f"{path} is of {was}, this run of {now}: give the same options, or another --checkpoint")
+    checkpoint.read(before["run"])
+    return checkpoint
+
+
+def read_header(file: IO[bytes], path: Path) -> dict[str, Any]:
+    """The first line of a checkpoint. Raises OSError, and InventoryError for a file that is none."""
+    with lines_of(file) as lines:
+        line = lines.readline(100_000)
+    if line.strip() == b"{":
+        raise InventoryError(f"{path}: put in another form (by jq?); use it as it was, or name another --checkpoint")
+    with suppress(ValueError, KeyError, TypeError, RecursionError):
+        header: dict[str, Any] = json.loads(line.rstrip() + b"]}")
+        known = header["version"] in (1, FORMAT_VERSION) and header["results"] == [] and describe(header)
+        if known and re.fullmatch("[0-9a-f]+", header["run"]):
+            return header
+    raise InventoryError(f"{path}, line 1: not a checkpoint of this program; name another with --checkpoint")
+
+
+def describe(header: dict[str, Any]) -> str:
+    return f"{header['workspace_url']} with {' and '.join(header['options']['file_systems'])}"
+
+
+def move_aside(file: IO[bytes], path: Path) -> None:
+    """Gives a checkpoint a name with the time of its last save, which no other file has."""
+    saved_at = datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, timezone.utc)
+    stem = f"{path.stem}.{saved_at:%Y-%m-%dT%H-%M-%S}"
+    endings = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+    places = (path.with_name(f"{stem}{ending}{path.suffix}") for ending in endings)
+    aside = next(place for place in places if not os.path.lexists(place))
+    if ON_WINDOWS:  # which renames no open file
+        file.close()
+    rename(path, aside)
+    file.close()
+    logger.warning("the checkpoint that was there is now %s: --resume with --checkpoint goes on with it", aside)
 
 
 # --- From Python ----------------------------------------------------------------------------------------------------
