@@ -775,8 +775,8 @@ class Known:
 
     path: str
     parent: Known | None  # None: it is a home
-    files: int
-    directories: list[str]
+    files: int = 0
+    directories: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -871,7 +871,7 @@ class Tally:
     A parent that answers 404 itself leaves it to its own parent.
     """
 
-    def __init__(self, homes: Homes, statistics: Counter[str], admin: bool, journal: Journal | None):
+    def __init__(self, homes: Homes, statistics: Counter[str], admin: bool, journal: Journal):
         self.users = list(homes.items())
         self.frontier = Frontier()
         self.statistics = statistics
@@ -890,9 +890,7 @@ class Tally:
         number = self.opened
         username, homes = self.users[number]
         paths = {name: home.path for name, home in homes.items()}
-        begun = Begun(os.urandom(8).hex(), paths, self.admin, time.time())
-        if self.journal:
-            begun = self.journal.begin(username, begun)
+        begun = self.journal.begin(username, paths, self.admin)
         user = OpenUser(username, dict(homes), begun.totals, begun.scan)
         self.opened = number + 1
         self.open[number] = user
@@ -911,27 +909,20 @@ class Tally:
         return True
 
     def listed(self, directory: Directory, listing: Listing) -> None:
-        user = self.open[directory.user]
-        if directory.known:
-            self.listed_again(directory, directory.known, listing)
-        else:
-            found = listing.totals
-            if self.journal:  # first: what is in the totals is in the journal, too
-                self.journal.add(user, directory, found, listing, listing.directories)
-            user.totals[directory.file_system].merge(found)
-            known = Known(directory.path, directory.parent, len(listing.files), listing.directories)
-            self.push_all(directory, known, listing.directories)
+        user, known = self.open[directory.user], directory.known
+        found, new = self.compare(directory, known, listing) if known else (listing.totals, listing.directories)
+        self.journal.add(user, directory, found, listing, new)  # first: what is in the totals is in the journal, too
+        user.totals[directory.file_system].merge(found)
+        is_new = known is not None
+        known = known or Known(directory.path, directory.parent)
+        known.files, known.directories = len(listing.files), listing.directories
+        user.pending += len(new)
+        for path in new:
+            self.frontier.push(Directory(directory.user, directory.file_system, path, known, is_new=is_new))
         self.settle(directory.user)
 
-    def push_all(self, directory: Directory, known: Known, paths: list[str]) -> None:
-        """What is in the directory."""
-        self.open[directory.user].pending += len(paths)
-        is_new = directory.known is not None
-        for path in paths:
-            self.frontier.push(Directory(directory.user, directory.file_system, path, known, is_new=is_new))
-
-    def listed_again(self, directory: Directory, known: Known, listing: Listing) -> None:
-        """Decides about what answered 404, and lists what is there for the first time, as if it had been there before.
+    def compare(self, directory: Directory, known: Known, listing: Listing) -> tuple[FileSystemTotals, list[str]]:
+        """A second listing: decides about what answered 404; returns what it adds, and what it is the first to name.
 
         What cannot be counted right is a failure: further files, and new directories that may be those of one that was
         listed already, under another name.
@@ -950,12 +941,7 @@ class Tally:
             change = f"{names[0]}, which was counted, is gone, and {names[1]} is new"
         if change:
             found.failures.append({"path": directory.path, "error": f"changed while it was scanned: {change}"})
-        user = self.open[directory.user]
-        if self.journal:
-            self.journal.add(user, directory, found, listing, new)
-        user.totals[directory.file_system].merge(found)
-        known.files, known.directories = len(listing.files), listing.directories
-        self.push_all(directory, known, new)
+        return found, new
 
     def failed(self, directory: Directory, error: DatabricksError) -> None:
         """What a failure means that is not to be tried again at once."""
@@ -1722,20 +1708,14 @@ def lines_of(file: IO[bytes]) -> IO[bytes]:
     return open(file.fileno(), "rb", closefd=False)
 
 
-def cannot_keep(path: Path | None, error: OSError) -> InventoryError:
-    reason = f"nothing can be kept here ({error.strerror or error})"
-    return InventoryError(
-        f"{path or tempfile.gettempdir()}: {reason}; make room, or name a --checkpoint on a local disk"
-    )
-
-
 @contextmanager
 def checkpoint_errors(path: Path | None) -> Iterator[None]:
     """Turns what the disk refuses into an InventoryError."""
     try:
         yield
     except OSError as error:
-        raise cannot_keep(path, error) from error
+        what = f"{path or tempfile.gettempdir()}: nothing can be kept here ({error.strerror or error})"
+        raise InventoryError(f"{what}; make room, or name a --checkpoint on a local disk") from error
 
 
 def open_locked(path: Path, files: ExitStack) -> IO[bytes]:
@@ -1818,7 +1798,7 @@ class Begun:
                 return
             known.files = record["files_now"]
         elif path in left:
-            known = Known(path, left.pop(path), found.files, [])
+            known = Known(path, left.pop(path), found.files)
         else:
             return
         new = [f"{path}/{name}" for name in record["directories"]]
@@ -1836,27 +1816,25 @@ class Journal:
     """
 
     def __init__(self, file: IO[bytes], path: Path | None, csv_path: str | None, saved: set[str]):
-        """`saved` has the scans that are in the checkpoint. Raises InventoryError where it cannot be written."""
+        """`saved` has the scans that are in the checkpoint. Raises OSError where it cannot be written."""
         self.file = file
         self.path = path
         self.csv_path = csv_path
         self.in_progress: dict[str, Begun] = {}  # by username
         self.rows: Counter[str] = Counter()  # rows of each scan of earlier runs
         self.replay(saved)
-        with checkpoint_errors(path):
-            file.seek(0, os.SEEK_END)
-            write_all(file, b"\n")  # so that a last line that a kill has torn is one of its own
+        file.seek(0, os.SEEK_END)
+        write_all(file, b"\n")  # so that a last line that a kill has torn is one of its own
         self.wanted: dict[str, tuple[str, int]] = {}  # scans for the CSV: the user, and how many files there are
 
     def replay(self, saved: set[str]) -> None:
         """Takes up the last scan of each user that is not in the checkpoint."""
-        begun: dict[str, Begun] = {}
+        begun: dict[str, Begun] = {}  # by scan
         for scan, record in self.read(set() if self.csv_path is not None else saved):
             self.rows[scan] += record.get("rows", 0)
             if "username" in record:
                 username = record.pop("username")
-                if before := self.in_progress.pop(username, None):
-                    del begun[before.scan]
+                self.in_progress.pop(username, None)
                 if scan not in saved:
                     self.in_progress[username] = begun[scan] = Begun(**record)
             elif scan in begun:
@@ -1881,14 +1859,14 @@ class Journal:
             users = counted(len(names), "user")
             logger.info("%s in progress from the beginning, %s: the first is %s", users, reason, names[0])
 
-    def begin(self, username: str, begun: Begun) -> Begun:
-        """The user as an earlier run has left it; else as given, with its first line."""
-        if username in self.in_progress:
-            return self.in_progress[username]
-        self.in_progress[username] = begun
-        head = {"username": username, "homes": begun.homes, "admin": begun.admin, "began": begun.began}
-        self.write({"scan": begun.scan, **head})
-        return begun
+    def begin(self, username: str, homes: dict[str, str | None], admin: bool) -> Begun:
+        """The user as an earlier run has left it; else a new scan, with its first line. Raises InventoryError."""
+        if username not in self.in_progress:
+            begun = Begun(os.urandom(8).hex(), homes, admin, time.time())
+            head = {"username": username, "homes": homes, "admin": admin, "began": begun.began}
+            self.write({"scan": begun.scan, **head})
+            self.in_progress[username] = begun
+        return self.in_progress[username]
 
     def add(
         self, user: OpenUser, directory: Directory, found: FileSystemTotals, listing: Listing, new: list[str]
@@ -1911,10 +1889,8 @@ class Journal:
     def write(self, record: dict[str, Any]) -> None:
         """Raises InventoryError."""
         text = json.dumps(record).encode()
-        try:  # for each listing: a with statement costs more than the write
+        with checkpoint_errors(self.path):
             write_all(self.file, b"%08x %b\n" % (zlib.crc32(text), text))
-        except OSError as error:
-            raise cannot_keep(self.path, error) from error
 
     def read(self, unwanted: set[str]) -> Iterator[tuple[str, dict[str, Any]]]:
         """Scan and record of each line; the listings of unwanted scans are passed over without a look."""
@@ -1926,10 +1902,10 @@ class Journal:
                     if line[:8] == b"%08x" % zlib.crc32(text):
                         yield scan, json.loads(text)
 
-    def progress(self, names: Iterable[str] | None = None) -> str:
-        """How many of these users (None: of all) are in progress, with how many directories; "" where none are."""
-        users = self.in_progress.keys() if names is None else self.in_progress.keys() & set(names)
-        counts = [sum(totals.directories for totals in self.in_progress[name].totals.values()) for name in users]
+    def progress(self, names: Iterable[str]) -> str:
+        """How many of these users are in progress, with how many directories; "" where none are."""
+        begun = [self.in_progress[name] for name in names if name in self.in_progress]
+        counts = [sum(totals.directories for totals in user.totals.values()) for user in begun]
         counts = [count for count in counts if count]
         if not counts:
             return ""
@@ -1937,8 +1913,9 @@ class Journal:
         return f"{counted(len(counts), 'user')} in progress, {sum(counts):,} {listed} listed"
 
     def want(self, result: UserResult) -> None:
-        """The CSV is to have the files of this result."""
-        self.wanted[result.scan] = (result.username, result.file_count)
+        """The CSV, if there is to be one, is to have the files of this result."""
+        if self.csv_path is not None:
+            self.wanted[result.scan] = (result.username, result.file_count)
 
     def publish(self, file: TextIO) -> None:
         """Writes the CSV. Raises InventoryError where rows are missing or too many."""
@@ -1960,16 +1937,19 @@ def file_row(start: str, entry: FileEntry) -> str:
     return ",".join([start, *texts, *numbers, iso_time(entry.modified or 0)]) + "\n"
 
 
-@contextmanager
-def open_journal(path: Path | None, csv_path: str | None, saved: set[str]) -> Iterator[Journal | None]:
-    """That of that path, made if there is none; else a temporary one for --files, or none. Raises InventoryError."""
-    if path is None and csv_path is None:
-        yield None
-        return
-    with ExitStack() as files:
-        with checkpoint_errors(path):
-            file = open_locked(path, files) if path else files.enter_context(tempfile.TemporaryFile(buffering=0))
-        yield Journal(file, path, csv_path, saved)
+def open_journal(path: Path | None, csv_path: str | None, saved: set[str], files: ExitStack) -> Journal:
+    """That of that path, made if there is none; without one it is temporary, or only --files has something to keep.
+
+    It is closed with `files`. Raises OSError and InventoryError.
+    """
+    file: IO[bytes]
+    if path:
+        file = open_locked(path, files)
+    elif csv_path is not None:
+        file = files.enter_context(tempfile.TemporaryFile(buffering=0))
+    else:
+        file = files.enter_context(open(os.devnull, "r+b", buffering=0))
+    return Journal(file, path, csv_path, saved)
 
 
 # --- Checkpoint -----------------------------------------------------------------------------------------------------
@@ -1996,36 +1976,45 @@ class Checkpoint:
     create(), one that is there read by read(). Without a path it is kept in memory.
     """
 
-    def __init__(self, file: IO[bytes], path: Path | None, header: dict[str, Any], files: ExitStack):
+    journal: Journal  # from create() or read() on
+
+    def __init__(
+        self, file: IO[bytes], path: Path | None, header: dict[str, Any], csv_path: str | None, files: ExitStack
+    ):
         self.file = file
         self.path = path
         self.target = Path(os.path.realpath(path)) if path else None  # whatever becomes of the current folder
         self.header = header
+        self.csv_path = csv_path
         self.files = files  # closes what is opened
         self.is_stale = False  # of an earlier run, which this one does not go on with
-        self.is_new = False  # made by this run
-        self.journal_path: Path | None = None
-        self.journal: Journal | None = None  # while it is open, and after
         self.lines: dict[str, SavedLine] = {}  # by username
         self.asked: list[str] = []  # the users of this run
         self.end = 0  # of the last result, or of the header
         self.synced_at = -math.inf
 
-    def use_run(self, run: str) -> None:
-        """The journal has no name but the run's, and so is found when the checkpoint was moved."""
-        self.journal_path = self.target.with_name(f".journal-{run}.jsonl") if self.target else None
+    def begin(self, run: str) -> None:
+        """Cuts a torn tail off, finds out whether this folder lets files be written in place, and opens the journal.
+
+        That has no name but the run's, and so is found when the checkpoint was moved.
+        """
+        self.file.truncate(self.end + len(TAIL))
+        self.write(TAIL)
+        if self.path:
+            os.fsync(self.file.fileno())
+        journal_path = self.target.with_name(f".journal-{run}.jsonl") if self.target else None
+        scans = {line.scan for line in self.lines.values()}
+        self.journal = open_journal(journal_path, self.csv_path, scans, self.files)
 
     def create(self) -> None:
         """A new one in an empty file. Raises OSError."""
         run = os.urandom(8).hex()
-        self.use_run(run)
         first = {"version": FORMAT_VERSION, "program": VERSION, "run": run, **self.header, "results": []}
         start = json.dumps(first)[:-2].encode()
         try:
             self.write(start + TAIL)
             self.end = len(start)
-            self.begin()
-            self.is_new = True
+            self.begin(run)
         except OSError:
             self.file.truncate(0)  # half a header would be refused by the next run
             raise
@@ -2036,15 +2025,14 @@ class Checkpoint:
             with checkpoint_errors(self.path):
                 move_aside(self.file, self.target)
                 self.file = open_locked(self.target, self.files)
-                self.is_stale = False
                 self.create()
+                self.is_stale = False
 
     def read(self, run: str) -> None:
         """That of a file whose header is known to be good. Raises OSError, and InventoryError for a bad line.
 
         The last line may be bad: the document's end, or a save that was cut off by a kill or a loss of power.
         """
-        self.use_run(run)
         offset = bad = 0
         end = b""
         with lines_of(self.file) as lines:
@@ -2062,7 +2050,7 @@ class Checkpoint:
                 offset += len(line)
         if not b"]}".startswith(end):
             logger.warning("%s ends within a line: its user is scanned again", self.path)
-        self.begin()
+        self.begin(run)
 
     def read_line(self, line: bytes, offset: int) -> bool:
         """Notes the result that it has; whether it has one."""
@@ -2076,13 +2064,6 @@ class Checkpoint:
             return False
         return True
 
-    def begin(self) -> None:
-        """Cuts a torn tail off, and finds out whether this folder lets files be written in place."""
-        self.file.truncate(self.end + len(TAIL))
-        self.write(TAIL)
-        if self.path:
-            os.fsync(self.file.fileno())
-
     def save(self, result: UserResult) -> None:
         line = json.dumps(result.as_dict(), ensure_ascii=False).encode("utf-8", "backslashreplace")
         separator = b",\n" if self.lines else b"\n"
@@ -2092,6 +2073,7 @@ class Checkpoint:
             if self.path and time.monotonic() - self.synced_at >= SYNC_SECONDS:
                 os.fsync(self.file.fileno())
                 self.synced_at = time.monotonic()
+        self.journal.in_progress.pop(result.username, None)
 
     def write(self, data: bytes) -> None:
         self.file.seek(self.end)
@@ -2112,46 +2094,52 @@ class Checkpoint:
         return username in self.lines and self.lines[username].status in ("success", "empty")
 
     def remove(self) -> None:
-        if self.target is None or self.journal_path is None or not has_name(self.file, self.target):
+        journal = self.journal
+        if not (self.target and journal.path and has_name(self.file, self.target)):
             return
         if ON_WINDOWS:  # which removes no open file
             self.file.close()
+            journal.file.close()
         try:
-            self.journal_path.unlink(missing_ok=True)
+            journal.path.unlink(missing_ok=True)
             self.target.unlink()
         except OSError as error:
             logger.warning("%s cannot be removed (%s); nobody needs it any more", self.path, error.strerror)
 
 
 @contextmanager
-def open_checkpoint(path: Path | None, header: dict[str, Any], resume: bool) -> Iterator[Checkpoint]:
-    """The checkpoint to go on with: with `resume` the one that is there, else a new one. Raises InventoryError."""
+def open_checkpoint(
+    path: Path | None, header: dict[str, Any], resume: bool, csv_path: str | None = None
+) -> Iterator[Checkpoint]:
+    """The checkpoint to go on with: with `resume` the one that is there, else a new one. Raises InventoryError.
+
+    Without a path it is kept in memory. The journal has the rows for `csv_path`, if that is given.
+    """
     with ExitStack() as files:
         with checkpoint_errors(path):
-            checkpoint = start_checkpoint(path, header, resume, files)
+            file = open_locked(path, files) if path else io.BytesIO()
+            checkpoint = Checkpoint(file, path, header, csv_path, files)
+            start(checkpoint, path, resume)
         yield checkpoint
 
 
-def start_checkpoint(path: Path | None, header: dict[str, Any], resume: bool, files: ExitStack) -> Checkpoint:
-    """As open_checkpoint(); what is opened is closed with `files`. Raises OSError and InventoryError."""
-    file = open_locked(path, files) if path else io.BytesIO()
-    checkpoint = Checkpoint(file, path, header, files)
+def start(checkpoint: Checkpoint, path: Path | None, resume: bool) -> None:
+    """Raises OSError and InventoryError."""
+    file, header = checkpoint.file, checkpoint.header
     if path is None or not os.fstat(file.fileno()).st_size:
         if resume:
             logger.info("no checkpoint %s yet: starting from the beginning", checkpoint.target)
-        checkpoint.create()
-        return checkpoint
+        return checkpoint.create()
     before = read_header(file, path)
     if not resume:
         checkpoint.is_stale = True
-        return checkpoint
+        return None
     if before["version"] != FORMAT_VERSION:
         raise InventoryError(f"{path} was made by an earlier version: run it without --resume")
     was, now = describe(before), describe(header)
     if was != now:
         raise InventoryError(f"{path} is of {was}, this run of {now}: give the same options, or another --checkpoint")
-    checkpoint.read(before["run"])
-    return checkpoint
+    return checkpoint.read(before["run"])
 
 
 def read_header(file: IO[bytes], path: Path) -> dict[str, Any]:
@@ -2224,15 +2212,15 @@ def scan_users(
     homes, _ = assign_homes([*names, *everyone], folders, admin)
     left = {name: homes[name] for name in names}
     unknown = find_unknown(client, left, folders)
-    with open_journal(None, None if files is None else str(files), set()) as journal:
+    with open_checkpoint(None, {}, False, None if files is None else str(files)) as checkpoint:
+        journal = checkpoint.journal
         tally = Tally(left, client.statistics, admin, journal)
         for result in Crawler(client, tally, threads, cluster, rate).run(on_tick):
             tell_unknown(result, unknown)
-            if journal:
-                journal.want(result)
-                journal.in_progress.pop(result.username, None)
+            journal.want(result)
+            journal.in_progress.pop(result.username, None)
             yield result
-        if journal:
+        if files is not None:
             write_output(str(files), journal.publish)
 
 
@@ -2464,8 +2452,7 @@ def write_results(checkpoint: Checkpoint, summary: Summary, args: argparse.Names
     for result in map(checkpoint.load, checkpoint.asked):
         lines.append(csv_row(map(str, result.row().values())))
         summary.add(result)
-        if journal:
-            journal.want(result)
+        journal.want(result)
 
     def write_details(file: TextIO) -> None:
         for result in map(checkpoint.load, checkpoint.asked):
@@ -2474,7 +2461,7 @@ def write_results(checkpoint: Checkpoint, summary: Summary, args: argparse.Names
 
     outputs: list[tuple[str | None, Callable[[TextIO], object]]] = [
         (args.details, write_details),
-        *([(args.files, journal.publish)] if journal else []),
+        (args.files, journal.publish),
         (args.report, lambda file: file.write(report_page(summary, now))),
         (args.output, lambda file: file.write("".join(lines))),  # last, when all is known to be right
     ]
@@ -2818,7 +2805,7 @@ def run(args: argparse.Namespace) -> int:
     check_places(outputs, args.users_file, path)
     args.before = read_inventory(args)
     header = {"workspace_url": config.workspace, "options": {"file_systems": list(args.file_systems)}}
-    with open_checkpoint(path, header, args.resume) as checkpoint, last_line(checkpoint, args):
+    with open_checkpoint(path, header, args.resume, args.files) as checkpoint, last_line(checkpoint, args):
         expected = checkpoint.lines if args.all_homes else {}  # until the homes are known
         checkpoint.asked = list(dict.fromkeys([*names, *expected]))
         scan_into(checkpoint, names, DatabricksClient(config, args.threads), args)
@@ -2842,14 +2829,14 @@ def last_line(checkpoint: Checkpoint, args: argparse.Namespace) -> Iterator[None
     try:
         yield
     except BaseException:
-        journal = checkpoint.journal
-        if checkpoint.is_new and not checkpoint.lines and not (journal and journal.progress()):
-            checkpoint.remove()
-        elif checkpoint.path and not checkpoint.is_stale:
-            saved = sum(name in checkpoint.lines for name in checkpoint.asked)
-            parts = [f"{saved:,} of {len(checkpoint.asked):,} users saved in {checkpoint.path}"]
-            parts += filter(None, [journal.progress(checkpoint.asked)] if journal else [])
-            args.saved = f"{', '.join(parts)}; the same command with --resume goes on"
+        if checkpoint.path and not checkpoint.is_stale:
+            journal, asked = checkpoint.journal, checkpoint.asked
+            if checkpoint.lines or journal.progress(journal.in_progress):
+                saved = sum(name in checkpoint.lines for name in asked)
+                parts = [f"{saved:,} of {len(asked):,} users saved in {checkpoint.path}", journal.progress(asked)]
+                args.saved = f"{', '.join(filter(None, parts))}; the same command with --resume goes on"
+            else:
+                checkpoint.remove()
         raise
 
 
@@ -2868,16 +2855,13 @@ def scan_into(
         homes |= others
         nobodys = {}
     checkpoint.asked = list(homes)
-    scans = {line.scan for line in checkpoint.lines.values()}
-    with open_journal(checkpoint.journal_path, args.files, scans) as journal:
-        checkpoint.journal = journal
-        cluster = scan_left(checkpoint, homes, folders, admin, client, args)
-        client.close()  # what idle connections hold, the outputs may need
-        summary = Summary(client.config.workspace, kinds, args.before)
-        failures = write_results(checkpoint, summary, args)
+    cluster = scan_left(checkpoint, homes, folders, admin, client, args)
+    client.close()  # what idle connections hold, the outputs may need
+    summary = Summary(client.config.workspace, kinds, args.before)
+    failures = write_results(checkpoint, summary, args)
     tell(*summary.lines(client.statistics, time.monotonic() - started, nobodys))
-    if journal and args.files is not None and not failures:
-        files = sum(count for _, count in journal.wanted.values())
+    if args.files is not None and not failures:
+        files = sum(count for _, count in checkpoint.journal.wanted.values())
         tell(f"{counted(files, 'row')} in {shown(args.files)}, one for each file")
     if cluster:
         tell(cluster.summary())
@@ -2901,11 +2885,9 @@ def scan_left(
     journal = checkpoint.journal
     left = {name: homes[name] for name in homes if not is_kept(checkpoint, name, homes[name], admin)}
     unknown = find_unknown(client, left, folders)
-    if journal:
-        journal.keep(left, admin)
+    journal.keep(left, admin)
     tell_kept(checkpoint, [name for name in homes if name not in left], list(left))
-    begun = journal.in_progress if journal else {}
-    tell_homes({name: left[name] for name in left if name not in begun})
+    tell_homes({name: left[name] for name in left if name not in journal.in_progress})
     cluster = choose_cluster(args, client.config)
     tally = Tally(left, client.statistics, admin, journal)
     progress = Progress(len(homes), tally, args.quiet)
@@ -2914,8 +2896,6 @@ def scan_left(
         for result in results:
             tell_unknown(result, unknown)
             checkpoint.save(result)
-            if journal:
-                journal.in_progress.pop(result.username, None)
     return cluster
 
 
@@ -2924,8 +2904,7 @@ def is_kept(checkpoint: Checkpoint, name: str, homes: dict[str, Home], admin: bo
     if not checkpoint.done(name):
         return False
     result = checkpoint.load(name)
-    journal = checkpoint.journal
-    has_rows = journal is None or journal.csv_path is None or journal.rows[result.scan] == result.file_count
+    has_rows = checkpoint.csv_path is None or checkpoint.journal.rows[result.scan] == result.file_count
     return has_homes(result.homes, homes) and (result.admin or not admin) and has_rows
 
 
@@ -2933,7 +2912,7 @@ def tell_kept(checkpoint: Checkpoint, kept: list[str], left: list[str]) -> None:
     """Says of which dates the rows are that are not scanned again, what is in progress, and who is scanned again."""
     dates = Counter(checkpoint.lines[name].date for name in kept)
     parts = [f"{counted(count, 'row')} of {date}" for date, count in sorted(dates.items())]
-    if checkpoint.journal and (progress := checkpoint.journal.progress(left)):
+    if progress := checkpoint.journal.progress(left):
         parts.append(progress)
     if parts:
         logger.info("kept from the checkpoint: %s; to scan: %s", ", ".join(parts), counted(len(left), "user"))
@@ -2958,8 +2937,8 @@ def finish(checkpoint: Checkpoint, all_homes: bool) -> int:
     """
     left = sum(not checkpoint.done(name) for name in checkpoint.asked)
     unknown = sum(checkpoint.lines[name].unknown for name in checkpoint.asked)
-    in_progress = checkpoint.journal.in_progress.keys() if checkpoint.journal else set()
-    others = 0 if all_homes else len((checkpoint.lines.keys() | in_progress) - set(checkpoint.asked))
+    kept = checkpoint.lines.keys() | checkpoint.journal.in_progress.keys()
+    others = 0 if all_homes else len(kept - set(checkpoint.asked))
     if left == unknown and not others:
         checkpoint.remove()
     elif checkpoint.path:

@@ -16,7 +16,7 @@ from functools import partial
 from random import Random
 from typing import Any, NamedTuple
 
-from databricks_user_files_simple import Crawler, Home, Listing, Tally, UserResult
+from databricks_user_files_simple import Crawler, Home, Journal, Listing, Tally, UserResult, open_checkpoint
 from databricks_user_list import DatabricksClient, DatabricksConfig, DatabricksError, InventoryError
 
 HANDS = 16
@@ -82,7 +82,7 @@ class Stray:
 class Service:
     """In place of the crawler's two queues: takes what is to be listed, and hands over the answers as time goes by."""
 
-    def __init__(self, limit: Bucket | Window | Stray, latency: float, users: int, seed: int):
+    def __init__(self, limit: Bucket | Window | Stray, latency: float, users: int, seed: int, journal: Journal):
         self.limit, self.latency, self.random = limit, latency, Random(seed)
         self.now = self.succeeded_at = 0.0
         self.flying: list[tuple[float, int, Callable[[], None]]] = []
@@ -90,7 +90,7 @@ class Service:
         config = DatabricksConfig("https://example.com", "token", "")
         client = DatabricksClient(config, clock=lambda: self.now, sleep=self.sleep, jitter=self.random.random)
         homes = {f"user{number}": {"dbfs": Home.listed(f"user{number}")} for number in range(users)}
-        crawler: Any = Crawler(client, Tally(homes, client.statistics, True, None), HANDS, None, None)
+        crawler: Any = Crawler(client, Tally(homes, client.statistics, True, journal), HANDS, None, None)
         crawler.work = crawler.answers = self
         crawler.started = HANDS
         self.crawler = crawler
@@ -145,12 +145,13 @@ class Outcome(NamedTuple):
 def simulate(limit: Bucket | Window | Stray, latency: float, requests: int, seed: int = 1) -> Outcome:
     """One scan of as many directories."""
     failed = users = requests // TREE
-    service = Service(limit, latency, users, seed)
-    try:
-        for result in service.crawl():
-            failed -= result.status in ("success", "empty")
-    except InventoryError as error:
-        print(error)
+    with open_checkpoint(None, {}, resume=False) as nowhere:
+        service = Service(limit, latency, users, seed, nowhere.journal)
+        try:
+            for result in service.crawl():
+                failed -= result.status in ("success", "empty")
+        except InventoryError as error:
+            print(error)
     most = min(limit.most(service.succeeded_at), HANDS * service.succeeded_at / latency)
     counts = service.counts
     return Outcome(counts["listed"] / most, counts["429"] / counts["requests"], counts["outages"], failed)
