@@ -16,7 +16,7 @@ import responses
 
 import databricks_user_files_simple as scanner
 import databricks_user_list
-from tests.fake import FakeDatabricks, Fault, dbfs_directory, dbfs_file, workspace_object
+from tests.fake import FakeDatabricks, Fault, Folder, World, dbfs_directory
 from tests.helpers import ROOT, SCANNER, USER_LIST, assert_kept, needs_posix, rows_of, true_csv, write_users
 
 SECRET = "dapi-secret-0123456789"
@@ -30,18 +30,13 @@ def usernames(path="out.csv"):
 @pytest.fixture
 def three():
     """a: files of known sizes in both file systems; b: partly unreadable; c: not readable; d: nothing."""
-    with FakeDatabricks(users=["a", "b", "c", "d"], shape="none", token=SECRET) as server:
-        server.add_tree("dbfs", {
-            "/Users/a": [dbfs_file("/Users/a/f1", 3 * 1024**3), dbfs_directory("/Users/a/deep")],
-            "/Users/a/deep": [dbfs_file("/Users/a/deep/f2", 123_456_789)],
-            "/Users/b": [dbfs_file("/Users/b/f", 7), dbfs_directory("/Users/b/no")], "/Users/c": [], "/Users/d": [],
-        })  # fmt: skip
-        server.add_tree("workspace", {
-            "/Users/a": [workspace_object("/Users/a/n"), workspace_object("/Users/a/src", "REPO")],
-            "/Users/a/src": [workspace_object("/Users/a/src/x", "FILE"), workspace_object("/Users/a/src/y", None)],
-            "/Users/c": [],
-        })  # fmt: skip
-        server.change(faults=[Fault("403", path="/Users/b/no"), Fault("403", path="/Users/c")])
+    world, deep = World(), Folder({"f2": 123_456_789})
+    source = Folder({"x": "FILE", "y": None}, object_type="REPO")
+    world.add_user("a", Folder({"f1": 3 * 1024**3, "deep": deep}), Folder({"n": "NOTEBOOK", "src": source}))
+    world.add_user("b", Folder({"f": 7, "no": Folder(denied=True)}))
+    world.add_user("c", Folder(denied=True), Folder(denied=True))
+    world.add_user("d", Folder())
+    with FakeDatabricks(world, token=SECRET) as server:
         yield server
 
 
