@@ -22,7 +22,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from databricks_user_list import InventoryError, check_output, safe_cell, write_output
-from tests.fake import FakeDatabricks, Fault, dbfs_directory, workspace_object
+from tests.fake import FakeDatabricks, Fault, Folder, World
 from tests.helpers import ROOT, SCANNER, USER_LIST, needs_posix, rows_of, saved_users, set_constants, until, write_users
 
 HEADER = "username,file_count,total_size,total_size_gb,status,file_source,error\n"
@@ -399,13 +399,11 @@ STEERING = ("\x1b]0;owned\x07", "\x9b31m", "a\rb", "a\x08\x08b", "\u202egnp.exe"
 
 
 def test_names_and_messages_neither_steer_a_terminal_nor_forge_lines_nor_run_in_a_spreadsheet(scan):
-    paths = [f"/Users/a/{name}" for name in STEERING]
-    with FakeDatabricks(users=["a", "b"], shape="none") as server:
-        server.add_tree("dbfs", {"/Users/a": [dbfs_directory(path) for path in paths]})
-        objects = [workspace_object(f"/Users/b/{number}", name) for number, name in enumerate((*STEERING, "\ud800"))]
-        server.add_tree("workspace", {"/Users/b": objects})
-        server.change(faults=[Fault("403", path=path, error_code=name, message=f"{name} {name}")
-                              for path, name in zip(paths, STEERING, strict=True)])  # fmt: skip
+    world, types = World(), enumerate((*STEERING, "\ud800"))
+    world.add_user("a", Folder({name: Folder() for name in STEERING}))
+    world.add_user("b", Folder(), Folder({str(number): name for number, name in types}))
+    faults = [Fault("403", path=f"/Users/a/{name}", error_code=name, message=f"{name} {name}") for name in STEERING]
+    with FakeDatabricks(world, faults=faults) as server:
         for words, code in ((["a"], 1), (["b"], 0), (["a", "b"], 1)):
             done = scan(server, *words, "--debug", "-o", "out.csv", "--files", "files.csv", "--details", "details.json")
             assert (done.code, "error:" in re.findall("^.{6}", done.err, re.M)) == (code, False), done
