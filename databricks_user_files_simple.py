@@ -11,20 +11,9 @@ the same is user_files(["--users-file", "users.csv"], spark=spark). From Python,
 scan_users(usernames, load_databricks_config()) yields a UserResult for each user;
 process_user_batch_parallel(spark, ...) does the same with the workers of a Spark session beside this process.
 
-  File systems        FILE_SYSTEMS: all that is told of each
-  Records             FileSystemTotals, UserResult
-  Listings            parse_listing(): an answer as what lies in a directory
-  Homes               look_around(), assign_homes(): whose home is which
-  Pace                next_rate(), the rule; Pacer, for one API
-  Frontier and tally  Frontier: what is still to be listed; Tally: what was found, and who is finished
-  Crawler             the only judge of answers
-  Cluster             the workers of a Spark session as further hands
-  Journal             users in progress, and the rows of --files
-  Checkpoint          results, saved one by one
-  From Python         scan_users(), process_user_batch_parallel() and those for one user
-  Results             the CSV, --details, summary and progress
-  Report              the page of --report
-  Command             user_files()
+File systems, Records and Listings tell what an answer says, and Homes whose it is. Pace, Frontier and tally find what
+is asked next; the Crawler alone judges what comes back, and a Cluster is further hands of it. Journal and Checkpoint
+save what is done; From Python, Results, Report and Command hand it out.
 """
 
 from __future__ import annotations
@@ -86,8 +75,7 @@ LISTED_TYPES = ("DIRECTORY", "REPO", "UNKNOWN")  # are listed in turn; what has 
 YEAR_3000 = 32_503_680_000_000  # ms; later times are none that every system knows
 WORKSPACE_OBJECT_SIZE = 10_000  # bytes; an estimate for what workspace/list gives no size of, which is the rule
 MOST_WAITING = 1_000_000  # directories to be listed, of one file system: about 300 MB
-FIRST_RATE = 20.0  # requests/s after the first 429 (50 ms apart), unless more was just being achieved
-LOWEST_RATE = 1.0  # requests/s
+FIRST_RATE, LOWEST_RATE = 20.0, 1.0  # requests/s; the former after the first 429, unless more was just being achieved
 GROWTH = 0.0005  # of the rate, with each success: of about 50 answers one is a 429 then, whatever the limit
 QUIET_GROWTH = 0.15  # requests/s, where there was no 429 for QUIET_SECONDS and for as long as QUIET_REQUESTS take
 QUIET_SECONDS, QUIET_REQUESTS, RECENT_SECONDS = 3.0, 50, 3.0
@@ -2244,8 +2232,7 @@ def process_user_batch_parallel(
 ) -> Iterator[UserResult]:
     """scan_users() with the workers of a Spark session (Connect, or the classic one of a notebook) as further hands.
 
-    The same results, arguments and exceptions. The session is not stopped. Where the workers cannot do it, a warning
-    says why, and this process goes on alone.
+    The session is not stopped. Where its workers cannot do it, a warning says why, and this process goes on alone.
     """
     return scan_users(usernames, config, threads, cluster=Cluster(spark), **options)
 
