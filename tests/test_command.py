@@ -147,9 +147,8 @@ def test_users_files(scan, nobody, data, names):
 def test_users_files_that_are_refused(scan, nobody, data, says):
     Path("users").write_bytes(data)
     done = scan(nobody, "--users-file", "users")
-    assert (done.code, done.out, nobody.total_requests) == (2, "", 0)
     [_, line] = done.err.splitlines()  # the first names the workspace
-    assert f"users{says}" in line
+    assert (done.code, done.out, nobody.total_requests, f"users{says}" in line) == (2, "", 0, True)
 
 
 @needs_posix

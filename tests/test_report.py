@@ -299,6 +299,9 @@ def test_every_change_is_that_between_the_two_inventories(scan, people):
     first = scan(people, *words)
     assert "there is no out.csv yet to compare with" in first.err
     assert "Compared" not in first.err + read_page()[1]
+    assert scan(people, *NAMES[1:3], "--dbfs-only", "-o", "old.csv").code == 0
+    less = scan(people, *NAMES[1:3], "--compare", "old.csv").err
+    assert "Compared with old.csv, which has nothing of Workspace\n" in less
     before = {username(row): int(row["total_size"]) for row in rows_of("out.csv")}
     for size, name in enumerate(NAMES[5:], 1_000_000):
         people.add_tree("dbfs", {f"/Users/{name}": [dbfs_file(f"/Users/{name}/new", size)]})
@@ -350,11 +353,4 @@ def test_what_cannot_be_compared_is_said_before_the_scan(scan, people, text, wor
     if text is not None:
         Path("old.csv").write_text(text)
     done = scan(people, "user1@example.com", "--compare", "old.csv", *words)
-    assert (done.code, done.out, people.total_requests) == (2, "", 0)
-    assert says in done.err
-
-
-def test_an_inventory_without_a_file_system_is_said_to_be_that(scan, people):
-    assert scan(people, *NAMES[1:3], "--dbfs-only", "-o", "old.csv").code == 0
-    said = scan(people, *NAMES[1:3], "--compare", "old.csv").err
-    assert "Compared with old.csv, which has nothing of Workspace\n" in said
+    assert (done.code, done.out, people.total_requests, says in done.err) == (2, "", 0, True), done
