@@ -116,6 +116,7 @@ KINDS = ("nobody", "service principals", "deactivated users")  # whose a home is
 MOST_COMPARED, COMPARE_SECONDS = 20, 1.0  # names that nobody has, for which the most similar home is looked for
 STATUSES = ("success", "empty", "partial", "error")
 USERS_FOLDER = "/Users"  # of both file systems, with everybody's home
+APPLICATION_ID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.I)  # names a service principal, no user
 NOT_READABLE = "not found, or not readable with this token"
 NOT_LISTED = "not found in this spelling, and /Users cannot be listed"
 NOT_TOLD = "its name has a / in it: the API cannot be asked for it, or it may lie in another directory"
@@ -554,7 +555,7 @@ def find_unknown(client: DatabricksClient, homes: Homes, folders: Folders) -> di
     Where all listings of /Users are whole, nothing is asked for in their `homes` any more.
     """
     there = {name.lower(): name for folder in folders.values() for name in folder.names}
-    names = [name for name in homes if name.lower() not in there and not is_application_id(name)]
+    names = [name for name in homes if name.lower() not in there and not APPLICATION_ID.fullmatch(name)]
     if not names:
         return {}
     logger.info("looking among the workspace's users for %s without a home", counted(len(names), "name"))
@@ -599,12 +600,7 @@ def whose(client: DatabricksClient, homes: Homes) -> dict[str, str]:
     """The names of those homes, which nobody asked for, that are no user's, and which of KINDS they are."""
     users = known_users(client)
     nobodys = {name: "nobody" for name in homes if users is not None and name.lower() not in users}
-    return nobodys | {name: "service principals" for name in homes if is_application_id(name)}
-
-
-def is_application_id(name: str) -> bool:
-    """Whether it names a service principal; those are not among the users."""
-    return re.fullmatch("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", name.lower()) is not None
+    return nobodys | {name: "service principals" for name in homes if APPLICATION_ID.fullmatch(name)}
 
 
 def tell_unknown(result: UserResult, unknown: dict[str, str]) -> None:
