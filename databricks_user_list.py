@@ -116,9 +116,10 @@ LONGEST_LINE = 200  # characters of a message
 INTERRUPT_SECONDS, TELL_SECONDS = 2.0, 0.5  # in which an interrupted run ends, and of these for what it says
 PAGE_SIZE = 1000  # users asked for at a time; the service may send fewer
 USERS_PATH = "/api/2.0/preview/scim/v2/Users"
-ATTRIBUTES = "id,userName,displayName,active"  # groups would make the listing time out in large workspaces
-USER_LIST_COLUMNS = ("username", "display_name", "active", "user_id")
-FIELD_TYPES = {"id": (str, int), "userName": (str,), "displayName": (str,), "active": (bool,)}
+USER_COLUMNS = {  # of the CSV: SCIM's attribute, its types; groups would make the listing time out
+    "username": ("userName", (str,)), "display_name": ("displayName", (str,)), "active": ("active", (bool,)),
+    "user_id": ("id", (str, int)),
+}  # fmt: skip
 
 # --- Errors ---------------------------------------------------------------------------------------------------------
 
@@ -1370,7 +1371,7 @@ def check_username(username: str) -> None:
 
 
 def list_users(
-    client: DatabricksClient, most: int | None = None, active_only: bool = False
+    client: DatabricksClient, most: int = sys.maxsize, active_only: bool = False
 ) -> tuple[list[dict[str, str]], int]:
     """Rows of the workspace's users in its order, at most `most`, and how many more it says it has.
 
@@ -1384,8 +1385,7 @@ def list_users(
         users |= found
         total = said or total
         rows = wanted(users, active_only)
-        is_enough = most is not None and len(rows) >= most
-        missing = 0 if is_enough else max(total - len(users), 0)
+        missing = 0 if len(rows) >= most else max(total - len(users), 0)
         if not missing:
             break
     if users and not any(row["username"] for row in users.values()):
@@ -1400,39 +1400,31 @@ def wanted(users: dict[str, dict[str, str]], active_only: bool) -> list[dict[str
     return [row for row in users.values() if not active_only or row["active"] != "false"]
 
 
-def list_pages(client: DatabricksClient, most: int | None, active_only: bool) -> tuple[dict[str, dict[str, str]], int]:
+def list_pages(client: DatabricksClient, most: int, active_only: bool) -> tuple[dict[str, dict[str, str]], int]:
     """Users by id, and how many the workspace says there are.
 
     Pages are asked for by startIndex, advanced by what came, until one is empty (iam.py of databricks-sdk). There are
     services that ignore startIndex, sort each page anew or repeat users: two pages that bring nobody new are the end.
     """
+    attributes = ",".join(attribute for attribute, _ in USER_COLUMNS.values())
     users: dict[str, dict[str, str]] = {}
     start = 1
-    total = 0
+    most_said = 0
     idle = 0  # pages in a row that brought nobody new
-    while idle < 2 and (most is None or len(wanted(users, active_only)) < most):
-        count = PAGE_SIZE if most is None or active_only else min(PAGE_SIZE, most - len(users))
-        page = client.get(USERS_PATH, {"attributes": ATTRIBUTES, "startIndex": start, "count": count}, parse_page)
-        total = max(total, page["totalResults"])
-        found = [user_row(user) for user in page["Resources"]]
-        if not found:
+    while idle < 2 and len(wanted(users, active_only)) < most:
+        count = PAGE_SIZE if active_only else min(PAGE_SIZE, most - len(users))
+        rows, total = client.get(
+            USERS_PATH, {"attributes": attributes, "startIndex": start, "count": count}, parse_page
+        )
+        most_said = max(total, most_said)
+        if not rows:
             break
         known = len(users)
-        for row in found:
+        for row in rows:
             users.setdefault(row["user_id"] or row["username"], row)
         idle = idle + 1 if len(users) == known else 0
-        start += len(found)
-    return users, total
-
-
-def user_row(user: dict[str, Any]) -> dict[str, str]:
-    """The CSV's row of a SCIM user; a name that it has not is ""."""
-    return {
-        "username": user.get("userName", ""),
-        "display_name": user.get("displayName", ""),
-        "active": str(user.get("active", "")).lower(),
-        "user_id": str(user.get("id", "")),
-    }
+        start += len(rows)
+    return users, most_said
 
 
 def leave_out_odd(rows: list[dict[str, str]]) -> list[dict[str, str]]:
@@ -1447,19 +1439,27 @@ def leave_out_odd(rows: list[dict[str, str]]) -> list[dict[str, str]]:
     return taken
 
 
-def parse_page(body: Any) -> dict[str, Any]:
-    """A SCIM page with what we ask for; where it has no users, `Resources` may be missing."""
+def parse_page(body: Any) -> tuple[list[dict[str, str]], int]:
+    """Rows of a SCIM page, and how many users it says there are in all. Raises MalformedAnswer."""
     users, total = parse_record(body).get("Resources"), body.get("totalResults", 0)
-    users = [] if users is None else users  # null is how some servers write an empty list
-    is_page = "Resources" in body or type(body.get("totalResults")) is int
-    if not is_page or not isinstance(users, list) or not all(isinstance(user, dict) for user in users):
+    if users is None and body.keys() & {"Resources", "totalResults"}:  # null is how some servers write an empty list
+        users = []
+    if not isinstance(users, list) or not all(isinstance(user, dict) for user in users):
         raise MalformedAnswer("the answer is not a page of users")
     if type(total) is not int or not 0 <= total < 2**63:
         raise MalformedAnswer("the answer has a totalResults that is no number")
-    shown = [{name: user[name] for name in FIELD_TYPES if user.get(name) is not None} for user in users]
-    if not all(isinstance(value, FIELD_TYPES[name]) for user in shown for name, value in user.items()):
-        raise MalformedAnswer("the answer has a user whose id, name or state is no such thing")
-    return {"totalResults": total, "Resources": shown}
+    return [user_row(user) for user in users], total
+
+
+def user_row(user: dict[str, Any]) -> dict[str, str]:
+    """The CSV's row of a SCIM user, with "" for what it has not. Raises MalformedAnswer."""
+    row = {}
+    for column, (attribute, types) in USER_COLUMNS.items():
+        value = "" if user.get(attribute) is None else user[attribute]
+        if value != "" and not isinstance(value, types):
+            raise MalformedAnswer("the answer has a user whose id, name or state is no such thing")
+        row[column] = str(value).lower() if isinstance(value, bool) else str(value)
+    return row
 
 
 # --- Command --------------------------------------------------------------------------------------------------------
@@ -1479,7 +1479,7 @@ def run_user_list(args: argparse.Namespace) -> int:
         raise InventoryError(f"{what}: {one_line(str(error), 200)}") from error
     taken = leave_out_odd(rows)
     client.close()  # what idle connections hold, the output may need
-    text = "".join(map(csv_row, [USER_LIST_COLUMNS, *(row.values() for row in taken)]))
+    text = "".join(map(csv_row, [USER_COLUMNS, *(row.values() for row in taken)]))
     write_output(args.output, lambda file: file.write(text))
     logger.info("%s", counted(len(taken), "user"))
     return 1 if missing or len(taken) < len(rows) else 0
@@ -1495,7 +1495,11 @@ def user_list(argv: list[str] | None = None) -> int:
     add_login_options(parser)
     parser.add_argument("-o", "--output", metavar="FILE", type=lasting, default="-", help="the CSV (default: stdout)")
     parser.add_argument(
-        "--max-users", type=partial(whole_number, most=10**9 - 1), metavar="N", help="no more than the first N"
+        "--max-users",
+        type=partial(whole_number, most=10**9 - 1),
+        default=sys.maxsize,
+        metavar="N",
+        help="no more than the first N",
     )
     parser.add_argument("--active-only", action="store_true", help="leave deactivated users out")
     parser.add_argument("--debug", action="store_true", help="each retry and wait; tracebacks")

@@ -62,7 +62,7 @@ def test_every_user_is_listed_in_the_services_order(listed, queries, users, cap,
     with FakeDatabricks(users=users, scim_page_cap=cap) as server:
         assert listed(server)[:2] == (0, server.user_names)
     assert [int(query["startIndex"]) for query in queries] == starts
-    assert {(query["attributes"], query["count"]) for query in queries} == {("id,userName,displayName,active", "1000")}
+    assert {(query["attributes"], query["count"]) for query in queries} == {("userName,displayName,active,id", "1000")}
 
 
 PEOPLE = [{"id": str(number), "userName": f"u{number}"} for number in range(95)]
