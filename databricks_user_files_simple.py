@@ -2372,15 +2372,20 @@ class Summary:
         return f"{', '.join(whose)}: {', '.join(statuses)}"
 
     def lines(self, statistics: Counter[str], seconds: float, nobodys: dict[str, set[str]]) -> list[str]:
-        count = self.statuses.total()
-        failed = self.failed
+        count, failed = self.statuses.total(), self.failed
         lines = [self.counts, f"{'files':>14}{'size':>12}{'estimated':>12}"]
         for name, totals in self.totals.items():
             each = f", {WORKSPACE_OBJECT_SIZE:,} bytes an object" if totals.estimated else ""
             lines.append(size_line(totals, FILE_SYSTEMS[name].label + each))
         lines += [size_line(group.totals, f"of it {text}") for text, group in self.others()]
         largest = [size_line(totals, name) for name, totals in self.groups[EVERYBODY].largest[:BIGGEST_USERS]]
-        lines += [f"{'-' * 38:>40}", *(breakdown(self.last) if count == 1 else largest), *self.home_lines(nobodys)]
+        lines += [f"{'-' * 38:>40}", *(breakdown(self.last) if count == 1 else largest)]
+        if count > 1:
+            lines.append(f"homes: {in_each(self.homes)}")
+        if self.homeless:
+            lines.append(f"no home anywhere: {counted(len(self.homeless), 'user')}, the first is {self.homeless[0]}")
+        if left := {name: len(homes) for name, homes in nobodys.items() if homes}:
+            lines.append(f"homes of nobody in this run: {in_each(left)}; --all-homes scans them, too")
         if self.before:
             lines.append(self.before[0])
             for title, rows in compare(self.before[1], self.sizes):
@@ -2400,15 +2405,6 @@ class Summary:
         if failed:
             lines.append("What could not be listed is missing from the counts; --details names every such directory.")
         return [line.replace("\n", "?") for line in lines]  # in a name
-
-    def home_lines(self, nobodys: dict[str, set[str]]) -> list[str]:
-        """How many users have a home where, and how many homes belong to nobody in this run (by file system)."""
-        lines = [f"homes: {in_each(self.homes)}"] if self.statuses.total() > 1 else []
-        if self.homeless:
-            lines.append(f"no home anywhere: {counted(len(self.homeless), 'user')}, the first is {self.homeless[0]}")
-        if left := {name: len(homes) for name, homes in nobodys.items() if homes}:
-            lines.append(f"homes of nobody in this run: {in_each(left)}; --all-homes scans them, too")
-        return lines
 
 
 def in_each(counts: dict[str, int]) -> str:
