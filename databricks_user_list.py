@@ -47,7 +47,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from dataclasses import replace as changed_copy
 from functools import lru_cache, partial
@@ -1209,14 +1209,10 @@ def log_in(args: argparse.Namespace) -> DatabricksConfig:
 def interrupts() -> Iterator[None]:
     """SIGINT, SIGTERM, SIGHUP and SIGBREAK raise one KeyboardInterrupt; what was ignored (nohup) stays so.
 
-    On its way out, what is half written goes, a cluster's queries are cancelled, and what the checkpoint has is noted;
-    explain() tells that, and the exit code is 130. No thread is waited for. Until it is out, others count for nothing;
-    a later one does: the first may have fallen into a finalizer, which swallows it.
+    Until that is out, others count for nothing; a later one does: the first may have fallen into a finalizer, which
+    swallows it. No thread is waited for.
     """
-    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if threading.current_thread() is threading.main_thread() else ()
-    signals = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    handlers = {number: signal.getsignal(number) for number in signals}
-    replaced = {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
+    is_main = threading.current_thread() is threading.main_thread()  # which alone may set handlers
     counts_from = [-math.inf]
 
     def interrupt(*_: Any) -> None:
@@ -1224,13 +1220,14 @@ def interrupts() -> Iterator[None]:
             counts_from[0] = time.monotonic() + INTERRUPT_SECONDS
             raise KeyboardInterrupt
 
-    try:
-        for number in replaced:
-            signal.signal(number, interrupt)
+    with ExitStack() as at_end:
+        for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if is_main else ():
+            number = getattr(signal, name, None)
+            before = number and signal.getsignal(number)
+            if number and before not in (signal.SIG_IGN, None):
+                at_end.callback(signal.signal, number, before)
+                signal.signal(number, interrupt)
         yield
-    finally:
-        for number, handler in replaced.items():
-            signal.signal(number, handler)
 
 
 def explain(error: BaseException, args: argparse.Namespace) -> None:
@@ -1249,17 +1246,15 @@ def explain(error: BaseException, args: argparse.Namespace) -> None:
 def log_on_stderr() -> Iterator[None]:
     """Our messages go to stderr, those of databricks-sdk nowhere: what matters of it comes as an exception."""
     handler, sdk = StderrHandler(), logging.getLogger("databricks.sdk")
-    before = [(log, log.level, log.propagate) for log in (logger, sdk)]
-    logger.addHandler(handler)
-    logger.propagate = False
-    sdk.setLevel(logging.CRITICAL)
-    try:
+    with ExitStack() as at_end:
+        for log in (logger, sdk):
+            at_end.callback(log.setLevel, log.level)
+        at_end.callback(setattr, logger, "propagate", logger.propagate)
+        at_end.callback(logger.removeHandler, handler)
+        logger.addHandler(handler)
+        logger.propagate = False
+        sdk.setLevel(logging.CRITICAL)
         yield
-    finally:
-        logger.removeHandler(handler)
-        for log, level, propagates in before:
-            log.setLevel(level)
-            log.propagate = propagates
 
 
 def check_names(names: dict[str, Any]) -> None:
