@@ -875,7 +875,7 @@ class Tally:
         username, homes = self.users[number]
         paths = {name: home.path for name, home in homes.items()}
         begun = self.journal.begin(username, paths, self.admin)
-        user = OpenUser(username, dict(homes), begun.totals, begun.scan)
+        user = OpenUser(username, dict(homes), begun.totals, begun.scan, pending=1)  # until all of them are pushed
         self.opened = number + 1
         self.open[number] = user
         for file_system, home in homes.items():
@@ -888,8 +888,7 @@ class Tally:
             for path, parent in left.items():
                 not_for_workers = parent is None and not is_likely
                 self.frontier.push(Directory(number, file_system, path, parent, not_for_workers=not_for_workers))
-        if not user.pending:
-            self.next_round(number)
+        self.settle(number)
         return True
 
     def listed(self, directory: Directory, listing: Listing) -> None:
@@ -979,14 +978,11 @@ class Tally:
             user.homes[directory.file_system] = Home()
 
     def settle(self, number: int) -> None:
-        """One directory less for the user."""
-        self.open[number].pending -= 1
-        if not self.open[number].pending:
-            self.next_round(number)
-
-    def next_round(self, number: int) -> None:
-        """Nothing of the user is left: what failed and what decides about 404s goes once more, or it is finished."""
+        """One less to wait for. After the last, what failed and what decides about 404s goes once more, if any does."""
         user = self.open[number]
+        user.pending -= 1
+        if user.pending:
+            return
         again = user.failed_once
         for known, missing in user.not_found.items():
             decides = Directory(number, missing[0].file_system, known.path, known.parent, known=known)
@@ -1830,15 +1826,18 @@ class Journal:
         for name in sorted(homes.keys() & self.in_progress.keys()):
             begun = self.in_progress[name]
             files = sum(totals.files for totals in begun.totals.values())
-            reasons = {
-                "whose homes are others by now": begun.homes != {at: home.path for at, home in homes[name].items()},
-                "begun by another kind of login": begun.admin != admin,
-                "begun more than a week ago": time.time() - begun.began > LONGEST_PROGRESS,
-                "with no rows for --files from before": self.csv_path is not None and self.rows[begun.scan] != files,
-            }
-            if any(reasons.values()):
-                del self.in_progress[name]
-                dropped.setdefault(max(reasons, key=lambda reason: reasons[reason]), []).append(name)
+            if begun.homes != {at: home.path for at, home in homes[name].items()}:
+                reason = "whose homes are others by now"
+            elif begun.admin != admin:
+                reason = "begun by another kind of login"
+            elif time.time() - begun.began > LONGEST_PROGRESS:
+                reason = "begun more than a week ago"
+            elif self.csv_path is not None and self.rows[begun.scan] != files:
+                reason = "with no rows for --files from before"
+            else:
+                continue
+            del self.in_progress[name]
+            dropped.setdefault(reason, []).append(name)
         for reason, names in dropped.items():
             users = counted(len(names), "user")
             logger.info("%s in progress from the beginning, %s: the first is %s", users, reason, names[0])
@@ -1957,15 +1956,13 @@ class Checkpoint:
     """Results, a JSON line each, in one JSON document that is valid between any two saves.
 
     Every save is one write over the document's tail, so its cost does not grow with the document. A new one is made by
-    create(), one that is there read by read(). Without a path it is kept in memory.
+    create(), one that is there read by read(). Without a path it is kept in memory. Its journal is opened with it.
     """
 
     journal: Journal  # from create() or read() on
 
-    def __init__(
-        self, file: IO[bytes], path: Path | None, header: dict[str, Any], csv_path: str | None, files: ExitStack
-    ):
-        self.file = file
+    def __init__(self, path: Path | None, header: dict[str, Any], csv_path: str | None, files: ExitStack):
+        self.file: IO[bytes] = open_locked(path, files) if path else io.BytesIO()
         self.path = path
         self.target = Path(os.path.realpath(path)) if path else None  # whatever becomes of the current folder
         self.header = header
@@ -2012,29 +2009,33 @@ class Checkpoint:
                 self.create()
                 self.is_stale = False
 
-    def read(self, run: str) -> None:
-        """That of a file whose header is known to be good. Raises OSError, and InventoryError for a bad line.
+    def read(self, before: dict[str, Any]) -> None:
+        """That with this header. Raises OSError, and InventoryError for another run's, and for a bad line.
 
         The last line may be bad: the document's end, or a save that was cut off by a kill or a loss of power.
         """
-        offset = bad = 0
-        end = b""
+        if before["version"] != FORMAT_VERSION:
+            raise InventoryError(f"{self.path} was made by an earlier version: run it without --resume")
+        was, now = describe(before), describe(self.header)
+        if was != now:
+            hint = "give the same options, or another --checkpoint"
+            raise InventoryError(f"{self.path} is of {was}, this run of {now}: {hint}")
+        bad, end = 0, b""
         with lines_of(self.file) as lines:
-            for number, line in enumerate(lines, 1):
-                if number == 1:
-                    self.end = len(line.rstrip())
-                elif not line.strip(b"\0 \t\r\n"):  # blank, or what a loss of power leaves
+            first = next(lines)
+            self.end, offset = len(first.rstrip()), len(first)
+            for number, line in enumerate(lines, 2):
+                if not line.strip(b"\0 \t\r\n"):  # blank, or what a loss of power leaves
                     end += line.strip()
-                else:
-                    if bad:
-                        what = f"{self.path}, line {bad}: not a user's result"
-                        raise InventoryError(f"{what}; delete that line, and the user is scanned again")
-                    if not self.read_line(line, offset):
-                        bad, end = number, line.strip()
+                elif bad:
+                    what = f"{self.path}, line {bad}: not a user's result"
+                    raise InventoryError(f"{what}; delete that line, and the user is scanned again")
+                elif not self.read_line(line, offset):
+                    bad, end = number, line.strip()
                 offset += len(line)
         if not b"]}".startswith(end):
             logger.warning("%s ends within a line: its user is scanned again", self.path)
-        self.begin(run)
+        self.begin(before["run"])
 
     def read_line(self, line: bytes, offset: int) -> bool:
         """Notes the result that it has; whether it has one."""
@@ -2101,35 +2102,25 @@ def open_checkpoint(
     """
     with ExitStack() as files:
         with checkpoint_errors(path):
-            file = open_locked(path, files) if path else io.BytesIO()
-            checkpoint = Checkpoint(file, path, header, csv_path, files)
-            start(checkpoint, path, resume)
+            checkpoint = Checkpoint(path, header, csv_path, files)
+            before = read_header(checkpoint.file, path) if path else None
+            if before and resume:
+                checkpoint.read(before)
+            elif before:
+                checkpoint.is_stale = True
+            else:
+                if resume:
+                    logger.info("no checkpoint %s yet: starting from the beginning", checkpoint.target)
+                checkpoint.create()
         yield checkpoint
 
 
-def start(checkpoint: Checkpoint, path: Path | None, resume: bool) -> None:
-    """Raises OSError and InventoryError."""
-    file, header = checkpoint.file, checkpoint.header
-    if path is None or not os.fstat(file.fileno()).st_size:
-        if resume:
-            logger.info("no checkpoint %s yet: starting from the beginning", checkpoint.target)
-        return checkpoint.create()
-    before = read_header(file, path)
-    if not resume:
-        checkpoint.is_stale = True
-        return None
-    if before["version"] != FORMAT_VERSION:
-        raise InventoryError(f"{path} was made by an earlier version: run it without --resume")
-    was, now = describe(before), describe(header)
-    if was != now:
-        raise InventoryError(f"{path} is of {was}, this run of {now}: give the same options, or another --checkpoint")
-    return checkpoint.read(before["run"])
-
-
-def read_header(file: IO[bytes], path: Path) -> dict[str, Any]:
-    """The first line of a checkpoint. Raises OSError, and InventoryError for a file that is none."""
+def read_header(file: IO[bytes], path: Path) -> dict[str, Any] | None:
+    """The first line, None of an empty file. Raises OSError, and InventoryError for what is no checkpoint."""
     with lines_of(file) as lines:
         line = lines.readline(100_000)
+    if not line:
+        return None
     if line.strip() == b"{":
         raise InventoryError(f"{path}: put in another form (by jq?); use it as it was, or name another --checkpoint")
     with suppress(ValueError, KeyError, TypeError, RecursionError):
