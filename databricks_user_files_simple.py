@@ -803,10 +803,9 @@ class Frontier:
         heap = (self.not_for_workers if directory.not_for_workers else self.ready)[directory.file_system]
         heapq.heappush(heap, (directory.user, -self.pushed, directory))
         if len(heap) > MOST_WAITING:
-            raise InventoryError(
-                f"more than {MOST_WAITING:,} directories wait to be listed, lately those in "
-                f"{one_line(os.path.dirname(directory.path), 200)}: scan without that user"
-            )
+            place = one_line(directory.path.rpartition("/")[0], 200)
+            what = f"more than {MOST_WAITING:,} directories wait to be listed, lately those in {place}"
+            raise InventoryError(f"{what}: scan without that user")
 
     def wake(self, now: float) -> None:
         """Makes ready what has waited long enough."""
@@ -1795,16 +1794,23 @@ class Journal:
     that is torn or damaged is as if it was not there. The gathering thread alone writes.
     """
 
-    def __init__(self, file: IO[bytes], path: Path | None, csv_path: str | None, saved: set[str]):
-        """`saved` has the scans that are in the checkpoint. Raises OSError where it cannot be written."""
-        self.file = file
+    def __init__(self, path: Path | None, csv_path: str | None, saved: set[str], files: ExitStack):
+        """`saved` has the scans that are in the checkpoint. Raises OSError and InventoryError.
+
+        Without a path it is temporary; without --files, too, nobody will read it.
+        """
+        if path:
+            self.file = open_locked(path, files)
+        else:
+            nowhere = tempfile.TemporaryFile(buffering=0) if csv_path is not None else open(os.devnull, "r+b", 0)
+            self.file = files.enter_context(nowhere)
         self.path = path
         self.csv_path = csv_path
         self.in_progress: dict[str, Begun] = {}  # by username
         self.rows: Counter[str] = Counter()  # rows of each scan of earlier runs
         self.replay(saved)
-        file.seek(0, os.SEEK_END)
-        write_all(file, b"\n")  # so that a last line that a kill has torn is one of its own
+        self.file.seek(0, os.SEEK_END)
+        write_all(self.file, b"\n")  # so that a last line that a kill has torn is one of its own
         self.wanted: dict[str, tuple[str, int]] = {}  # scans for the CSV: the user, and how many files there are
 
     def replay(self, saved: set[str]) -> None:
@@ -1920,21 +1926,6 @@ def file_row(start: str, entry: FileEntry) -> str:
     return ",".join([start, *texts, *numbers, iso_time(entry.modified or 0)]) + "\n"
 
 
-def open_journal(path: Path | None, csv_path: str | None, saved: set[str], files: ExitStack) -> Journal:
-    """That of that path, made if there is none; without one it is temporary, or only --files has something to keep.
-
-    It is closed with `files`. Raises OSError and InventoryError.
-    """
-    file: IO[bytes]
-    if path:
-        file = open_locked(path, files)
-    elif csv_path is not None:
-        file = files.enter_context(tempfile.TemporaryFile(buffering=0))
-    else:
-        file = files.enter_context(open(os.devnull, "r+b", buffering=0))
-    return Journal(file, path, csv_path, saved)
-
-
 # --- Checkpoint -----------------------------------------------------------------------------------------------------
 
 FORMAT_VERSION = 2  # of the file
@@ -1947,7 +1938,7 @@ class SavedLine(NamedTuple):
     offset: int
     length: int
     status: str
-    date: str
+    scanned_at: str
     scan: str
     unknown: bool
 
@@ -1985,7 +1976,7 @@ class Checkpoint:
             os.fsync(self.file.fileno())
         journal_path = self.target.with_name(f".journal-{run}.jsonl") if self.target else None
         scans = {line.scan for line in self.lines.values()}
-        self.journal = open_journal(journal_path, self.csv_path, scans, self.files)
+        self.journal = Journal(journal_path, self.csv_path, scans, self.files)
 
     def create(self) -> None:
         """A new one in an empty file. Raises OSError."""
@@ -1996,7 +1987,7 @@ class Checkpoint:
             self.write(start + TAIL)
             self.end = len(start)
             self.begin(run)
-        except OSError:
+        except (OSError, InventoryError):
             self.file.truncate(0)  # half a header would be refused by the next run
             raise
 
@@ -2065,8 +2056,8 @@ class Checkpoint:
         write_all(self.file, data)
 
     def note(self, result: UserResult, offset: int, length: int) -> None:
-        at = result.scanned_at[:10]
-        self.lines[result.username] = SavedLine(offset, length, result.status, at, result.scan, result.unknown)
+        what = result.status, result.scanned_at, result.scan, result.unknown
+        self.lines[result.username] = SavedLine(offset, length, *what)
         self.end = offset + length
 
     def load(self, username: str) -> UserResult:
@@ -2139,9 +2130,10 @@ def move_aside(file: IO[bytes], path: Path) -> None:
     """Gives a checkpoint a name with the time of its last save, which no other file has."""
     saved_at = datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, timezone.utc)
     stem = f"{path.stem}.{saved_at:%Y-%m-%dT%H-%M-%S}"
-    endings = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
-    places = (path.with_name(f"{stem}{ending}{path.suffix}") for ending in endings)
-    aside = next(place for place in places if not os.path.lexists(place))
+    aside, number = path.with_name(stem + path.suffix), 1
+    while os.path.lexists(aside):
+        number += 1
+        aside = path.with_name(f"{stem}-{number}{path.suffix}")
     if ON_WINDOWS:  # which renames no open file
         file.close()
     rename(path, aside)
@@ -2775,11 +2767,15 @@ def run(args: argparse.Namespace) -> int:
     check_places(outputs, args.users_file, path)
     args.before = read_inventory(args)
     header = {"workspace_url": config.workspace, "options": {"file_systems": list(args.file_systems)}}
-    with open_checkpoint(path, header, args.resume, args.files) as checkpoint, last_line(checkpoint, args):
+    with open_checkpoint(path, header, args.resume, args.files) as checkpoint:
         expected = checkpoint.lines if args.all_homes else {}  # until the homes are known
         checkpoint.asked = list(dict.fromkeys([*names, *expected]))
-        scan_into(checkpoint, names, DatabricksClient(config, args.threads), args)
-        return finish(checkpoint, args.all_homes)
+        try:
+            scan_into(checkpoint, names, DatabricksClient(config, args.threads), args)
+            return finish(checkpoint, args.all_homes)
+        except BaseException:
+            args.saved = last_line(checkpoint)
+            raise
 
 
 def choose_checkpoint(args: argparse.Namespace) -> Path | None:
@@ -2793,21 +2789,17 @@ def choose_checkpoint(args: argparse.Namespace) -> Path | None:
     return None
 
 
-@contextmanager
-def last_line(checkpoint: Checkpoint, args: argparse.Namespace) -> Iterator[None]:
-    """Notes, where something ends the run before its time, what is saved; a checkpoint of nobody goes."""
-    try:
-        yield
-    except BaseException:
-        if checkpoint.path and not checkpoint.is_stale:
-            journal, asked = checkpoint.journal, checkpoint.asked
-            if checkpoint.lines or journal.progress(journal.in_progress):
-                saved = sum(name in checkpoint.lines for name in asked)
-                parts = [f"{saved:,} of {len(asked):,} users saved in {checkpoint.path}", journal.progress(asked)]
-                args.saved = f"{', '.join(filter(None, parts))}; the same command with --resume goes on"
-            else:
-                checkpoint.remove()
-        raise
+def last_line(checkpoint: Checkpoint) -> str:
+    """Of a run that something ends before its time: what is saved; a checkpoint of nobody goes, "" then."""
+    if checkpoint.path is None or checkpoint.is_stale:
+        return ""
+    journal, asked = checkpoint.journal, checkpoint.asked
+    if not checkpoint.lines and not journal.progress(journal.in_progress):
+        checkpoint.remove()
+        return ""
+    saved = sum(name in checkpoint.lines for name in asked)
+    parts = [f"{saved:,} of {len(asked):,} users saved in {checkpoint.path}", journal.progress(asked)]
+    return f"{', '.join(filter(None, parts))}; the same command with --resume goes on"
 
 
 def scan_into(
@@ -2825,7 +2817,9 @@ def scan_into(
         homes |= others
         nobodys = {}
     checkpoint.asked = list(homes)
-    cluster = scan_left(checkpoint, homes, folders, admin, client, args)
+    left = {name: homes[name] for name in homes if not is_kept(checkpoint, name, homes[name], admin)}
+    unknown = find_unknown(client, left, folders)
+    cluster = scan_left(checkpoint, Tally(left, client.statistics, admin, checkpoint.journal), unknown, client, args)
     client.close()  # what idle connections hold, the outputs may need
     summary = Summary(client.config.workspace, kinds, args.before)
     failures = write_results(checkpoint, summary, args)
@@ -2844,23 +2838,15 @@ def scan_into(
 
 
 def scan_left(
-    checkpoint: Checkpoint,
-    homes: Homes,
-    folders: Folders,
-    admin: bool,
-    client: DatabricksClient,
-    args: argparse.Namespace,
+    checkpoint: Checkpoint, tally: Tally, unknown: dict[str, str], client: DatabricksClient, args: argparse.Namespace
 ) -> Cluster | None:
-    """Scans and saves the users that the checkpoint does not have; returns the cluster that may have helped."""
-    journal = checkpoint.journal
-    left = {name: homes[name] for name in homes if not is_kept(checkpoint, name, homes[name], admin)}
-    unknown = find_unknown(client, left, folders)
-    journal.keep(left, admin)
-    tell_kept(checkpoint, [name for name in homes if name not in left], list(left))
-    tell_homes({name: left[name] for name in left if name not in journal.in_progress})
+    """Scans and saves the tally's users; returns the cluster that may have helped."""
+    left = dict(tally.users)
+    tally.journal.keep(left, tally.admin)
+    tell_kept(checkpoint, list(left))
+    tell_homes({name: left[name] for name in left if name not in tally.journal.in_progress})
     cluster = choose_cluster(args, client.config)
-    tally = Tally(left, client.statistics, admin, journal)
-    progress = Progress(len(homes), tally, args.quiet)
+    progress = Progress(len(checkpoint.asked), tally, args.quiet)
     results = Crawler(client, tally, args.threads, cluster, args.rate).run(progress.tick)
     with closing(progress), closing(results):  # an interrupt ends the cluster before it is told
         for result in results:
@@ -2878,9 +2864,10 @@ def is_kept(checkpoint: Checkpoint, name: str, homes: dict[str, Home], admin: bo
     return has_homes(result.homes, homes) and (result.admin or not admin) and has_rows
 
 
-def tell_kept(checkpoint: Checkpoint, kept: list[str], left: list[str]) -> None:
+def tell_kept(checkpoint: Checkpoint, left: list[str]) -> None:
     """Says of which dates the rows are that are not scanned again, what is in progress, and who is scanned again."""
-    dates = Counter(checkpoint.lines[name].date for name in kept)
+    kept = set(checkpoint.asked) - set(left)
+    dates = Counter(checkpoint.lines[name].scanned_at[:10] for name in kept)
     parts = [f"{counted(count, 'row')} of {date}" for date, count in sorted(dates.items())]
     if progress := checkpoint.journal.progress(left):
         parts.append(progress)
