@@ -1478,7 +1478,7 @@ class Cluster:
             return
         self.out.remove(batch)
         self.failures = 0
-        self.most_out = min(self.most_out * 2, self.slots)
+        most_out = min(self.most_out * 2, self.slots)
         now = crawler.client.clock()
         worker, outcomes = report
         for (_, directory), outcome in zip(batch.timed, outcomes, strict=True):
@@ -1493,12 +1493,13 @@ class Cluster:
                 pacer = crawler.pacers[directory.file_system]
                 is_first = pacer.rate == pacer.ceiling
                 if not is_first and pacer.limited_here_at < batch.sent_at:  # only workers are limited: fewer of them
-                    self.most_out = max(self.most_out // 2, 1)
+                    most_out = max(self.most_out // 2, 1)
                 elif pacer.limited(batch.sent_at, now) and is_first:
-                    self.most_out = 1
+                    most_out = self.most_out = 1
             elif outcome:  # any failure
                 directory.not_for_workers = True
             crawler.frontier.push(directory)
+        self.most_out = most_out
         logger.debug("batch of %d directories on %s, after %.1f s", len(outcomes), worker, now - batch.sent_at)
 
     def fail(self, crawler: Crawler, batch: Batch, reason: str) -> None:
