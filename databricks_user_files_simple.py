@@ -124,7 +124,7 @@ NO_USER = "no user of this workspace has this name"
 NOT_CLEAR = "different entries of one listing have this path: which counts is not clear"
 CSV_COLUMNS = ("username", "file_count", "total_size", "total_size_gb", "status", "file_source", "error")
 FILE_COLUMNS = ("username", "file_system", "path", "object_type", "language", "object_id", "size", "modified")
-USER_COLUMNS = ("username", "user_name", "userPrincipalName", "email")  # of a users file, in any letter case
+NAME_COLUMNS = ("username", "user_name", "userPrincipalName", "email")  # of a users file, in any letter case
 
 
 # --- File systems ---------------------------------------------------------------------------------------------------
@@ -539,10 +539,8 @@ def nobodys_homes(folders: Folders, nobodys: dict[str, set[str]]) -> Homes:
     for file_system, folder in folders.items():
         if folder.state != "whole":
             others = [f"--{name}-only" for name in FILE_SYSTEMS if name != file_system]
-            raise InventoryError(
-                f"{file_system}:/Users could not be listed twice alike, or is empty, which is not believed of DBFS: "
-                f"--all-homes may miss some; run it again, or with {' or '.join(others)}"
-            )
+            reason = f"{file_system}:/Users could not be listed twice alike, or is empty, which is not believed of DBFS"
+            raise InventoryError(f"{reason}: --all-homes may miss some; run it again, or with {' or '.join(others)}")
     return {
         name: {at: Home.listed(name) if name in names else Home() for at, names in nobodys.items()}
         for name in sorted(set().union(*nobodys.values()))
@@ -2374,10 +2372,8 @@ class Summary:
             lines.append(self.before[0])
             for title, rows in compare(self.before[1], self.sizes):
                 lines += [title, *(f"{change:>14}  {name}" for name, change in rows)]
-        lines.append(
-            f"{counted(statistics['requests'], 'request')}, {statistics['retries']:,} of them repeats, "
-            f"{statistics['rate_limited']:,} answered 429, in {timedelta(seconds=round(seconds))}"
-        )
+        of_them = f"{statistics['retries']:,} of them repeats, {statistics['rate_limited']:,} answered 429"
+        lines.append(f"{counted(statistics['requests'], 'request')}, {of_them}, in {timedelta(seconds=round(seconds))}")
         if statistics["vanished"]:
             lines.append(f"directories that vanished during the scan: {statistics['vanished']:,}")
         if failed and count > 1:
@@ -2617,7 +2613,7 @@ def read_users_file(path: str) -> list[tuple[str, str, bool]]:
     if column is not None:
         rows = rows[1:]
     elif len(header) > 1 or re.search("[;\t]", "".join(header)):
-        raise InventoryError(f"{path}: several columns, and none is called {', '.join(USER_COLUMNS)}")
+        raise InventoryError(f"{path}: several columns, and none is called {', '.join(NAME_COLUMNS)}")
     if not rows:
         raise InventoryError(f"{path} has no user names")
     active = [number for number, title in enumerate(header) if title.lower() == "active"]
@@ -2634,7 +2630,7 @@ def read_users_file(path: str) -> list[tuple[str, str, bool]]:
 def find_column(header: list[str]) -> int | None:
     """Where the names are."""
     titles = [title.lower() for title in header]
-    return next((titles.index(name.lower()) for name in USER_COLUMNS if name.lower() in titles), None)
+    return next((titles.index(name.lower()) for name in NAME_COLUMNS if name.lower() in titles), None)
 
 
 def read_rows(path: str) -> list[tuple[str, list[str]]]:
