@@ -589,8 +589,7 @@ def retry_wait(error: DatabricksError, attempts: int, jitter: float) -> float | 
     if attempts >= most:
         return None
     longest = first * 2.0 ** max(attempts - 1, 0)
-    jittered = longest * (1 + jitter) / 2
-    return max(jittered, error.retry_after)
+    return max(longest * (1 + jitter) / 2, error.retry_after)
 
 
 class DatabricksClient:
@@ -695,8 +694,7 @@ class DatabricksClient:
     def answer_error(self, response: requests.Response, body: Bytes, path: str) -> DatabricksError:
         """For an answer that is no 200."""
         status = response.status_code
-        text, cut_short = error_text(body)
-        error_code, message = parse_error_body(text)
+        error_code, message, cut_short = read_error(body)
         error_code = one_line(self.mask(error_code), 60)
         kind = classify_error(status, error_code, one_line(message.replace(path, ""), 300))
         message = one_line(self.mask(message or response.reason or ""), 300) or "no message"
@@ -775,26 +773,27 @@ def unzip(raw: Bytes) -> Bytes:
     raise UnreadableAnswer("the answer is gzipped, and cut short or damaged")
 
 
-def error_text(raw: Bytes) -> tuple[str, bool]:
-    """The text in the body of an error, for people, and whether it was cut short."""
+def read_error(raw: Bytes) -> tuple[str, str, bool]:
+    """error_code and message of a JSON, SCIM, API 1.2, HTML or text body; whether it was cut short.
+
+    The forms are those of errors/parser.py of databricks-sdk.
+    """
     try:
         body = unzip(raw)
-    except UnreadableAnswer:
-        return "", True
+    except MalformedAnswer:
+        return "", "", True
     text = body[:100_000].decode(json.detect_encoding(body), "replace")
-    return text, text.lstrip()[:1] == "{" and text.rstrip()[-1:] != "}"
-
-
-def parse_error_body(text: str) -> tuple[str, str]:
-    """error_code and message of a JSON, SCIM, API 1.2, HTML or text body (errors of databricks-sdk)."""
     with suppress(ValueError, RecursionError):
         record = json.loads(text)
         if isinstance(record, dict):
             error_code = record.get("error_code") or record.get("scimType") or ""
-            text = record.get("message") or record.get("detail") or record.get("error") or ""
-            return str(error_code), str(text)
+            return (
+                str(error_code),
+                str(record.get("message") or record.get("detail") or record.get("error") or ""),
+                False,
+            )
     title = re.search(r"<(title|pre)[^>]*>(.*?)</\1>", text[:5000], re.I | re.S)  # its time grows with the square
-    return "", title[2] if title else text
+    return "", title[2] if title else text, text.lstrip()[:1] == "{" and text.rstrip()[-1:] != "}"
 
 
 def classify_error(status: int, error_code: str, message: str) -> ErrorKind:
@@ -1466,7 +1465,7 @@ def run_user_list(args: argparse.Namespace) -> int:
     check_output(args.output)
     client = DatabricksClient(config)
     try:
-        rows, missing = list_users(client, args.max_users, args.active_only)
+        rows, missing = list_users(client, args.max_users or sys.maxsize, args.active_only)
     except DatabricksError as error:
         if error.kind == "login" or error.unreachable:
             raise run_error(error, config) from error
@@ -1490,11 +1489,7 @@ def user_list(argv: list[str] | None = None) -> int:
     add_login_options(parser)
     parser.add_argument("-o", "--output", metavar="FILE", type=lasting, default="-", help="the CSV (default: stdout)")
     parser.add_argument(
-        "--max-users",
-        type=partial(whole_number, most=10**9 - 1),
-        default=sys.maxsize,
-        metavar="N",
-        help="no more than the first N",
+        "--max-users", type=partial(whole_number, most=10**9 - 1), metavar="N", help="no more than the first N"
     )
     parser.add_argument("--active-only", action="store_true", help="leave deactivated users out")
     parser.add_argument("--debug", action="store_true", help="each retry and wait; tracebacks")
