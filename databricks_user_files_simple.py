@@ -140,7 +140,7 @@ class FileEntry(NamedTuple):
 
 
 def parse_dbfs_entry(path: str, fields: dict[str, Any]) -> FileEntry:
-    """Raises MalformedAnswer."""
+    """Fields: DbfsService.list of databricks-sdk. Raises MalformedAnswer."""
     is_directory, modified = fields.get("is_dir", False), whole_or_none(fields.get("modification_time"))
     if is_directory is True:
         return FileEntry(path, "DIRECTORY", "", None, None, modified)
@@ -151,7 +151,7 @@ def parse_dbfs_entry(path: str, fields: dict[str, Any]) -> FileEntry:
 
 
 def parse_workspace_entry(path: str, fields: dict[str, Any]) -> FileEntry:
-    """Raises MalformedAnswer."""
+    """Fields: WorkspaceService.list of databricks-sdk. Raises MalformedAnswer."""
     object_type = fields.get("object_type") or "UNKNOWN"
     if not isinstance(object_type, str):
         raise MalformedAnswer("the listing has an object_type that is no text")
@@ -330,10 +330,7 @@ class Listing:
 
 
 def parse_listing(file_system: str, path: str, body: Any) -> Listing:
-    """The decoded answer as the listing of `path`. Raises MalformedAnswer if it is not that.
-
-    Fields: DbfsService.list and WorkspaceService.list of databricks-sdk.
-    """
+    """The decoded answer as the listing of `path`. Raises MalformedAnswer if it is not that."""
     entries = parse_entries(FILE_SYSTEMS[file_system], body)
     listing = Listing()
     if len(entries) == 1 and entries[0].path == path and entries[0].object_type not in ("DIRECTORY", "REPO"):
@@ -428,10 +425,7 @@ Folders = dict[str, UsersFolder]  # by file system
 
 
 def look_around(client: DatabricksClient, file_systems: tuple[str, ...]) -> tuple[Folders, bool]:
-    """What is asked before the first user: twice /Users of each file system, and whether the caller is an admin.
-
-    A disabled DBFS is left out. Raises InventoryError where nothing is answered, nothing allowed, or nothing left.
-    """
+    """What is asked before the first user: /Users of each file system, twice, and whether the caller is an admin."""
     me = ask(client, "/api/2.0/preview/scim/v2/Me", {}, parse_record)
     logger.info("listing /Users for everybody's home, which may take minutes where there are very many")
     answers: dict[str, list[Listing | DatabricksError]] = {}
@@ -546,10 +540,7 @@ def nobodys_homes(folders: Folders, nobodys: dict[str, set[str]]) -> Homes:
 
 
 def find_unknown(client: DatabricksClient, homes: Homes, folders: Folders) -> dict[str, str]:
-    """The names that neither a user of the workspace nor a home has, and what their rows say if no home is found.
-
-    Where all listings of /Users are whole, nothing is asked for in their `homes` any more.
-    """
+    """The names that neither a user of the workspace nor a home has, and what their rows say if no home is found."""
     there = {name.lower(): name for folder in folders.values() for name in folder.names}
     names = [name for name in homes if name.lower() not in there and not APPLICATION_ID.fullmatch(name)]
     if not names:
@@ -559,7 +550,7 @@ def find_unknown(client: DatabricksClient, homes: Homes, folders: Folders) -> di
     unknown = [name for name in names if users is not None and name.lower() not in users]
     if all(folder.state == "whole" for folder in folders.values()):
         for name in unknown:
-            homes[name] = dict.fromkeys(folders, Home())
+            homes[name] = dict.fromkeys(folders, Home())  # nothing is asked for
     error = f"{NO_USER}, and no home in {' or '.join(FILE_SYSTEMS[name].in_words for name in folders)}"
     spoilt = "; did PowerShell's > write the users file? Save it as UTF-8"
     errors = {name: error + (spoilt if re.search("[?\ufffd\u2500-\u257f]", name) else "") for name in unknown}
