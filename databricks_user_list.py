@@ -296,10 +296,8 @@ class Login:
     def get_new_token(self) -> None:
         """Sets the token, or notes why there is none for now. Raises InventoryError where there never will be one."""
         try:
-            if not self.host:  # the first one in a notebook, which is that of the notebook's own thread
-                self.sdk, self.token = self.authenticate()
-            else:
-                self.sdk, self.token = in_thread(self.authenticate, LOGIN_SECONDS)
+            # The first one in a notebook is that of the notebook's own thread.
+            self.sdk, self.token = in_thread(self.authenticate, LOGIN_SECONDS) if self.host else self.authenticate()
             self.ask_at = time.monotonic() + HELD_SECONDS
         except InventoryError:
             raise
@@ -442,7 +440,7 @@ def config_from_profile(option: str | None, host: str | None) -> DatabricksConfi
         with suppress(InventoryError):  # where the environment names no host
             if (other := read_environment()[0]) not in ("", configured):  # every other Databricks tool would take it
                 logger.warning(
-                    "%s of the environment is not used, but %s for %s: see --profile", other, source, configured
+                    "not used: %s of the environment, but %s for %s: see --profile", other, source, configured
                 )
     config = log_in_with(profile, values, source, configured)
     number = number or check_number(values.get("workspace_id", ""), f"workspace_id of {source}")
@@ -471,22 +469,16 @@ def choose_profile(option: str | None) -> tuple[str, dict[str, str], bool] | Non
 
 
 def log_in_with(profile: str, values: dict[str, str], source: str, host: str) -> DatabricksConfig:
-    """The login of a profile with these values, which is for `host`. Raises InventoryError."""
-    kind = kind_of_login(values)
-    if kind != "token":
+    """The login of a profile with these values, which is for `host`: its token, or one by databricks-sdk."""
+    on_azure = re.search(r"azuredatabricks\.|databricks\.azure\.", host)
+    without_key = "azure-cli" if on_azure else "databricks-cli"  # `databricks auth login` leaves no secret in the file
+    kind = values.get("auth_type") or next((LOGIN_KEYS[key] for key in LOGIN_KEYS if values.get(key)), without_key)
+    if kind not in ("token", "pat"):
         cli_profile = profile if kind == "databricks-cli" else ""  # which databricks-sdk would read the file for
         return Login(source, host, {**values, "auth_type": kind, "profile": cli_profile}).config()
     if not values.get("token"):
         raise InventoryError(f"{source} has no token; `databricks configure --profile {profile}` asks for one")
     return DatabricksConfig(host, check_token(values["token"], f"token of {source}"), source)
-
-
-def kind_of_login(values: dict[str, str]) -> str:
-    """What a profile logs in with: "token", or an auth_type of databricks-sdk."""
-    on_azure = re.search(r"azuredatabricks\.|databricks\.azure\.", values.get("host", ""))
-    without_key = "azure-cli" if on_azure else "databricks-cli"  # `databricks auth login` leaves no secret in the file
-    kind = values.get("auth_type") or next((LOGIN_KEYS[key] for key in LOGIN_KEYS if values.get(key)), without_key)
-    return "token" if kind == "pat" else kind
 
 
 def config_from_environment(host: str | None) -> DatabricksConfig | None:
@@ -774,10 +766,7 @@ def unzip(raw: Bytes) -> Bytes:
 
 
 def read_error(raw: Bytes) -> tuple[str, str, bool]:
-    """error_code and message of a JSON, SCIM, API 1.2, HTML or text body; whether it was cut short.
-
-    The forms are those of errors/parser.py of databricks-sdk.
-    """
+    """error_code and message of a JSON, SCIM, API 1.2, HTML or text body (errors of databricks-sdk); if it is cut."""
     try:
         body = unzip(raw)
     except MalformedAnswer:
