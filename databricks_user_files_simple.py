@@ -227,11 +227,9 @@ class FileSystemTotals:
         return totals
 
 
-def iso_time(milliseconds: int) -> str:
-    """UTC; empty for 0, and from the year 3000 on."""
-    if not 0 < milliseconds < YEAR_3000:
-        return ""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(milliseconds // 1000))
+def iso_time(ms: int) -> str:
+    """Of milliseconds since 1970, in UTC; empty for 0, and from the year 3000 on."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(ms // 1000)) if 0 < ms < YEAR_3000 else ""
 
 
 @dataclass(frozen=True)
@@ -2234,8 +2232,7 @@ def figures(totals: FileSystemTotals) -> tuple[str, str, str]:
 
 def size_line(totals: FileSystemTotals, label: str) -> str:
     """A line of the summary's table; names come last, whose width on a terminal is hard to tell."""
-    files, size, estimated = figures(totals)
-    return f"{files:>14}{size:>12}{estimated:>12}  {label}"
+    return "{:>14}{:>12}{:>12}  {}".format(*figures(totals), label)
 
 
 @dataclass
@@ -2463,12 +2460,8 @@ class Progress:
         rate = (statistics["requests"] - self.told_requests) / max(now - self.told_at, 0.001)
         self.told_at, self.told_requests = now, statistics["requests"]
         opened = list(self.tally.open.values())
-        parts = [
-            f"{statistics['directories']:,} directories",
-            f"{sum(user.pending for user in opened):,} waiting",
-            f"{statistics['files']:,} files",
-            f"{rate:,.0f} requests/s",
-        ]
+        parts = [f"{statistics['directories']:,} directories", f"{sum(user.pending for user in opened):,} waiting"]
+        parts += [f"{statistics['files']:,} files", f"{rate:,.0f} requests/s"]
         parts += [f"longest ({user.pending:,} to come): {one_line(user.username, 60)}" for user in opened[:1]]
         if not self.bar:
             users = f"{self.done():,} of {self.total:,} users"
