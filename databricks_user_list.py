@@ -1155,14 +1155,12 @@ class Parser(argparse.ArgumentParser):
 
 def what_is_wrong(word: str, options: list[str]) -> str:
     """Why a word is neither a user nor an option, "" if nothing is. Shows an option as it is spelled, never a value."""
-    bare = word.lstrip(DASHES)
-    if bare == word and re.search("[ \t\r\n]", word):
+    option = re.match(f"([{DASHES}]+)([A-Za-z_-]*)", word)
+    if not option and re.search("[ \t\r\n]", word):
         return "a word with a blank in it is taken for a user after -- only, or in a users file"
-    if bare == word:
+    if not option:
         return "a word is the name of a file: was --users-file meant?" if os.path.isfile(word) else ""
-    name = re.split("[^A-Za-z_-]", bare)[0]
-    dashes, rest = word[: -len(bare) or None], bare[len(name) :]
-    spelled = dashes + name
+    spelled, (dashes, name), rest = option[0], option.groups(), word[option.end() :]
     if spelled in options and rest[:1].isspace():
         return f"{spelled} and what follows it came as one word: they have to be two"
     targets = {option.lstrip("-"): option for option in options}
