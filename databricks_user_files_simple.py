@@ -227,9 +227,9 @@ class FileSystemTotals:
         return totals
 
 
-def iso_time(ms: int) -> str:
+def iso_time(moment: int) -> str:
     """Of milliseconds since 1970, in UTC; empty for 0, and from the year 3000 on."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(ms // 1000)) if 0 < ms < YEAR_3000 else ""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(moment // 1000)) if 0 < moment < YEAR_3000 else ""
 
 
 @dataclass(frozen=True)
@@ -2294,6 +2294,7 @@ class Summary:
         self.totals: dict[str, FileSystemTotals] = {}
         self.groups = {title: Group() for title in (EVERYBODY, *(f"Homes of {kind}" for kind in KINDS), UNTOUCHED)}
         self.dates: list[str] = []  # of the first and the last scan
+        self.failed = 0
         self.incomplete: list[UserResult] = []  # the first of them
         self.homes: Counter[str] = Counter()  # users that have one, by file system
         self.homeless: list[str] = []  # users without a home anywhere
@@ -2312,6 +2313,7 @@ class Summary:
             self.homes[name] += home is not None
         if not result.error and not any(result.homes.values()):
             self.homeless.append(result.username)
+        self.failed += bool(result.error)
         if result.error and len(self.incomplete) < LARGEST:
             self.incomplete.append(result)
         if self.before:
@@ -2321,10 +2323,6 @@ class Summary:
             self.groups[f"Homes of {kind}"].add(result.username, both)
         if result.dbfs and not result.dbfs.failures and "" < result.dbfs.last_modified < self.year_ago:
             self.groups[UNTOUCHED].add(result.username, result.dbfs)
-
-    @property
-    def failed(self) -> int:
-        return self.statuses["partial"] + self.statuses["error"]
 
     def others(self) -> list[tuple[str, Group]]:
         """The homes that are no user's: what they are, and their sums."""
