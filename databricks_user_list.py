@@ -439,9 +439,7 @@ def config_from_profile(option: str | None, host: str | None) -> DatabricksConfi
     if not is_named and host is None:
         with suppress(InventoryError):  # where the environment names no host
             if (other := read_environment()[0]) not in ("", configured):  # every other Databricks tool would take it
-                logger.warning(
-                    "not used: %s of the environment, but %s for %s: see --profile", other, source, configured
-                )
+                logger.warning("%s serves, for %s, not %s of the environment: see --profile", source, configured, other)
     config = log_in_with(profile, values, source, configured)
     number = number or check_number(values.get("workspace_id", ""), f"workspace_id of {source}")
     return changed_copy(config, workspace_id=number)
@@ -1155,12 +1153,12 @@ class Parser(argparse.ArgumentParser):
 
 def what_is_wrong(word: str, options: list[str]) -> str:
     """Why a word is neither a user nor an option, "" if nothing is. Shows an option as it is spelled, never a value."""
-    option = re.match(f"([{DASHES}]+)([A-Za-z_-]*)", word)
-    if not option and re.search("[ \t\r\n]", word):
+    start = re.match(f"([{DASHES}]+)([A-Za-z_-]*)", word)
+    if not start and re.search("[ \t\r\n]", word):
         return "a word with a blank in it is taken for a user after -- only, or in a users file"
-    if not option:
+    if not start:
         return "a word is the name of a file: was --users-file meant?" if os.path.isfile(word) else ""
-    spelled, (dashes, name), rest = option[0], option.groups(), word[option.end() :]
+    spelled, (dashes, name), rest = start[0], start.groups(), word[start.end() :]
     if spelled in options and rest[:1].isspace():
         return f"{spelled} and what follows it came as one word: they have to be two"
     targets = {option.lstrip("-"): option for option in options}

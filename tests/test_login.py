@@ -467,7 +467,7 @@ def test_a_token_that_has_expired_in_other_words_is_renewed_once_and_else_ends_t
     with FakeDatabricks(users=10, shape="small", latency=0.005, **LOGIN) as server:
         work(server)
         write_users(server.user_names)
-        words = ("-p", "work", "--users-file", "users.txt", "-o", "out.csv")
+        words = ("-p", "work", "--users-file", "users.txt", "-o", "out.csv", "--threads", "1")
         fault = Fault("body", api="workspace", status=status, body=body, when=saved_users)
         server.change(faults=[fault])
         done = run(SCANNER, *words)
