@@ -268,6 +268,20 @@ def test_a_disk_without_fsync_is_no_obstacle_but_one_that_fails_is(monkeypatch, 
     assert (Path("out.csv").read_text(), files_here()) == ("old" if is_obstacle else "new", {"out.csv"})
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/net/tcp"), reason="/proc is Linux's")
+def test_idle_connections_are_closed_before_outputs_are_written(scan, list_users, small, monkeypatch):
+    """So there are descriptors for the outputs where a process has few."""
+
+    def count(*names):  # established connections to the server
+        connections.append(len(re.findall(rf" \w+:{port:04X} 01 ", Path("/proc/net/tcp").read_text())))
+        replace(*names)
+
+    connections, replace, port = [], os.replace, int(small.url.rpartition(":")[2])
+    monkeypatch.setattr(os, "replace", count)
+    assert scan(small, *small.user_names, "-o", "out.csv").code == list_users(small, "-o", "users.csv").code == 0
+    assert connections == [0, 0]
+
+
 @needs_full
 @pytest.mark.skipif(not shutil.which("bash"), reason="a shell with PIPESTATUS")
 @pytest.mark.parametrize("script", [SCANNER, USER_LIST])
