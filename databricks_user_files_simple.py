@@ -2710,10 +2710,8 @@ def build_parser() -> Parser:
     option("--compare", metavar="CSV", help="an inventory of before: who grew, shrank, came and went since")
     threads, rate = (partial(whole_number, most=most) for most in (MOST_THREADS, MOST_RATE))
     number = partial(option, metavar="N")
-    threads_help = "requests in flight at the most, 1 to 64 (default: %(default)s)"
-    number("--threads", type=threads, default=DEFAULT_THREADS, help=threads_help)
-    rate_help = "requests a second at the most to each file system, 1 to 1000 (default: what the service allows)"
-    number("--rate", type=rate, help=rate_help)
+    number("--threads", type=threads, default=DEFAULT_THREADS, help="requests at once, 1 to 64 (default: %(default)s)")
+    number("--rate", type=rate, help="requests/s to each file system, 1 to 1000 (default: what the service allows)")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--cluster-id", metavar="ID", help="spread the scan over this Databricks cluster")
     remote_help = "spread it over any Spark Connect server, sc://... (default: SPARK_REMOTE)"
@@ -2725,8 +2723,7 @@ def build_parser() -> Parser:
     for name, record in FILE_SYSTEMS.items():
         choice(f"--{name}-only", const=(name,), help=f"scan {record.in_words} alone")
     flag("--resume", help="go on with the checkpoint: scan users that are not in it, or there as partial or error")
-    saved_in = f"(default: {CHECKPOINT_FILE}; for named users alone nowhere)"
-    file("--checkpoint", help=f"where finished users are saved {saved_in}")
+    file("--checkpoint", help=f"where users are saved (default: {CHECKPOINT_FILE}; for named users alone nowhere)")
     volume = parser.add_mutually_exclusive_group()
     volume.add_argument("-q", "--quiet", action="store_true", help="warnings, errors and the summary only")
     volume.add_argument("--debug", action="store_true", help="each directory, retry and wait; tracebacks")
