@@ -376,12 +376,12 @@ def empty_workspace(api, path):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """run(server or URL, *words, main=..., token=..., NAME=value of a variable): a command in this process, hurried."""
+def hurried(monkeypatch, capsys):
+    """hurried(server or URL, *words, main=..., token=..., NAME=value of a variable): a command in this process."""
     retries = dict.fromkeys(databricks_user_list.RETRIES, (1, 0.0))
     questions = {"FIRST_QUESTION": 0.1, "LAST_QUESTION": 0.1}
-    hurried = {"RETRIES": retries, "LONGEST_OUTAGE": 0.2, "READ_SECONDS": 2, **questions}
-    set_constants(monkeypatch, **hurried)
+    constants = {"RETRIES": retries, "LONGEST_OUTAGE": 0.2, "READ_SECONDS": 2, **questions}
+    set_constants(monkeypatch, **constants)
 
     def call(server, *words, main=scanner.main, token=SECRET, **variables):
         login = {"DATABRICKS_HOST": getattr(server, "url", server), "DATABRICKS_TOKEN": token}
@@ -416,11 +416,11 @@ ODD_ANSWERS = {  # of a home: pieces, the status of its row, and what is said
 }  # fmt: skip
 
 
-def test_an_odd_answer_is_no_empty_listing_and_nothing_outside_the_home_is_asked_for(run, monkeypatch):
+def test_an_odd_answer_is_no_empty_listing_and_nothing_outside_the_home_is_asked_for(hurried, monkeypatch):
     set_constants(monkeypatch, LONGEST_BODY=2**18, LONGEST_OUTAGE=60.0)
     names = {f"u{number}": kind for number, kind in enumerate(ODD_ANSWERS)}
     with homes_of({name: partial(ODD_ANSWERS[kind][0], f"/Users/{name}") for name, kind in names.items()}) as server:
-        done = run(server, *names, "--dbfs-only", "-o", "out.csv")
+        done = hurried(server, *names, "--dbfs-only", "-o", "out.csv")
     assert done.code == 1, done
     for row in rows_of():
         _, status, said = ODD_ANSWERS[names[row["username"]]]
@@ -429,7 +429,7 @@ def test_an_odd_answer_is_no_empty_listing_and_nothing_outside_the_home_is_asked
     assert {path for _, path in server.seen} <= {"", "/", "/Users", *homes}  # these show homes and outages
 
 
-def test_a_tree_without_an_end_ends_the_run_and_names_the_user(run, monkeypatch):
+def test_a_tree_without_an_end_ends_the_run_and_names_the_user(hurried, monkeypatch):
     set_constants(monkeypatch, MOST_WAITING=20_000)
     fixed = {"Me": [ADMIN], "/Users": [folders("/Users/a", "/Users/b")], "/Users/b": [answer()]}
 
@@ -437,11 +437,11 @@ def test_a_tree_without_an_end_ends_the_run_and_names_the_user(run, monkeypatch)
         return fixed.get(api) or fixed.get(path) or [folders(*[f"{path}/{number}" for number in range(500)])]
 
     with RawServer(script) as server:
-        done = run(server, "b", "a", "--dbfs-only", "-o", "out.csv")
+        done = hurried(server, "b", "a", "--dbfs-only", "-o", "out.csv")
         assert done.code == 2, done
         assert "/Users/a" in done.err
         assert not Path("out.csv").exists()
-        assert run(server, "b", "--dbfs-only").code == 0
+        assert hurried(server, "b", "--dbfs-only").code == 0
 
 
 # Where the token goes, and where it does not
@@ -464,12 +464,12 @@ ECHOES = [  # answers that repeat the token
 ]  # fmt: skip
 
 
-def test_a_token_that_answers_repeat_is_shown_and_saved_nowhere(run, monkeypatch):
+def test_a_token_that_answers_repeat_is_shown_and_saved_nowhere(hurried, monkeypatch):
     set_constants(monkeypatch, LONGEST_OUTAGE=60.0)
     answers = {f"u{number}": lambda data=data: [data] for number, data in enumerate(ECHOES)}
     outputs = ("-o", "out.csv", "--details", "details", "--checkpoint", NAME, "--debug")
     with homes_of(answers) as server:
-        done = run(server, *answers, "--dbfs-only", *outputs, token=TOKEN)
+        done = hurried(server, *answers, "--dbfs-only", *outputs, token=TOKEN)
         assert all(f"Bearer {TOKEN}\r\n" in sent for sent in server.heads)
     assert done.code == 1, done
     assert {row["status"] for row in rows_of()} == {"error"}
@@ -477,27 +477,27 @@ def test_a_token_that_answers_repeat_is_shown_and_saved_nowhere(run, monkeypatch
     assert_kept(TOKEN, done.out, done.err)
 
 
-def test_a_token_that_ends_the_run_is_not_in_its_traceback(run):
+def test_a_token_that_ends_the_run_is_not_in_its_traceback(hurried):
     for data in (*ECHOES, answer({"error_code": "X", "message": TOKEN}, "401 Unauthorized")):
         with RawServer(lambda *_, data=data: [data]) as server:
-            done = run(server, "--debug", main=databricks_user_list.main, token=TOKEN)
+            done = hurried(server, "--debug", main=databricks_user_list.main, token=TOKEN)
         assert (done.code, "Traceback" in done.err) == (2, True), done
         assert_kept(TOKEN, done.out, done.err)
 
 
-def test_a_redirect_to_another_host_is_an_error_and_takes_no_token_along(run):
+def test_a_redirect_to_another_host_is_an_error_and_takes_no_token_along(hurried):
     with FakeDatabricks(users=["a"]) as other, FakeDatabricks(users=["a"]) as server:
         server.change(faults=[Fault("redirect", status=307, location=f"{other.url}/api/2.0/dbfs/list")])
-        done = run(server, "a", token=server.settings.token)
+        done = hurried(server, "a", token=server.settings.token)
         assert (done.code, "redirected to" in done.err, other.total_requests) == (2, True, 0), done
 
 
-def test_neither_cookies_nor_a_netrc_change_what_is_sent(run, tmp_path):
+def test_neither_cookies_nor_a_netrc_change_what_is_sent(hurried, tmp_path):
     path = tmp_path / "home" / ".netrc"
     path.write_text("machine 127.0.0.1 login someone password wrong\ndefault login someone password wrong\n")
     path.chmod(0o600)
     with RawServer(lambda *_: [answer({"groups": []}, "200 OK", "Set-Cookie: session=1; Path=/")]) as server:
-        run(server, "a", "b", NETRC=str(path))
+        hurried(server, "a", "b", NETRC=str(path))
         assert len(server.heads) > 3
         assert not [sent for sent in server.heads if "cookie" in sent.lower() or f"Bearer {SECRET}\r" not in sent]
 
@@ -525,10 +525,10 @@ def certificate(tmp_path_factory):
     ({"REQUESTS_CA_BUNDLE": "CERTIFICATE"}, "127.0.0.2", "it is another host's certificate"),
     ({"REQUESTS_CA_BUNDLE": "CERTIFICATE"}, "localhost", ""),
 ])  # fmt: skip
-def test_only_a_server_with_a_known_certificate_of_its_own_gets_the_token(run, certificate, variables, host, says):
+def test_only_a_server_with_a_known_certificate_of_its_own_gets_the_token(hurried, certificate, variables, host, says):
     named = {name: text.replace("CERTIFICATE", str(certificate)) for name, text in variables.items()}
     with RawServer(empty_workspace, certificate, "127.0.0.2" if host == "127.0.0.2" else "127.0.0.1") as server:
-        done = run(server.url.replace("localhost", host), "a", **named)
+        done = hurried(server.url.replace("localhost", host), "a", **named)
         assert (done.code, bool(server.heads)) == ((2, False) if says else (0, True)), done
     assert says in done.err.replace("\n", " ")
     assert not says or "cannot be reached" in done.err
@@ -549,26 +549,26 @@ def test_what_openssl_says_decides_about_the_remedy(service, client, text, says)
     assert (caught.unreachable, "REQUESTS_CA_BUNDLE" in str(caught)) == (True, "issuer" in text)
 
 
-def test_a_port_that_does_not_speak_tls_is_said_at_once(run, monkeypatch):
+def test_a_port_that_does_not_speak_tls_is_said_at_once(hurried, monkeypatch):
     set_constants(monkeypatch, CONNECT_SECONDS=0.1)
     with socket.create_server(("127.0.0.1", 0)) as port:
-        done = run(f"https://127.0.0.1:{port.getsockname()[1]}", "a")
+        done = hurried(f"https://127.0.0.1:{port.getsockname()[1]}", "a")
     assert (done.code, "cannot be reached: no TLS within 0.1 s" in done.err) == (2, True), done
 
 
-def test_the_systems_certificates_serve_where_truststore_is_installed(run, certificate, monkeypatch):
+def test_the_systems_certificates_serve_where_truststore_is_installed(hurried, certificate, monkeypatch):
     truststore = types.ModuleType("truststore")
     truststore.__spec__ = ModuleSpec("truststore", None)
     truststore.SSLContext = lambda protocol: ssl.create_default_context(cafile=certificate)
     monkeypatch.setitem(sys.modules, "truststore", truststore)
     with RawServer(empty_workspace, certificate) as server:
-        assert run(server, "a").code == 0
-        assert run(server, "a", REQUESTS_CA_BUNDLE=requests.certs.where()).code == 2  # a file that is named wins
+        assert hurried(server, "a").code == 0
+        assert hurried(server, "a", REQUESTS_CA_BUNDLE=requests.certs.where()).code == 2  # a file that is named wins
 
 
-def test_a_proxy_is_asked_for_a_tunnel_and_gets_no_token(run):
+def test_a_proxy_is_asked_for_a_tunnel_and_gets_no_token(hurried):
     with RawServer(lambda *_: [answer(b"", "407 Proxy Authentication Required")]) as proxy:
-        done = run("https://adb-1.invalid", "a", HTTPS_PROXY=proxy.url.replace("http://", "http://me:pass-word@"))
+        done = hurried("https://adb-1.invalid", "a", HTTPS_PROXY=proxy.url.replace("http://", "http://me:pass-word@"))
     assert (done.code, "pass-word" in done.err, "REQUESTS_CA_BUNDLE" in done.err) == (2, False, False), done
     assert proxy.heads[0].startswith("CONNECT adb-1.invalid:443 ")
     assert f"Basic {base64.b64encode(b'me:pass-word').decode()}" in proxy.heads[0]
@@ -580,17 +580,17 @@ def test_a_proxy_is_asked_for_a_tunnel_and_gets_no_token(run):
     ("HTTPS_PROXY", "http://me:pass-word@", "is no URL of a proxy"),
     ("HTTPS_PROXY", "http://pass-word..host:1", "is no URL of a proxy"),
 ])  # fmt: skip
-def test_a_proxy_that_is_none_is_told_from_the_network_and_not_shown(run, name, url, says):
+def test_a_proxy_that_is_none_is_told_from_the_network_and_not_shown(hurried, name, url, says):
     if says.startswith("pip") and find_spec("socks"):
         pytest.skip("the package for SOCKS is there")
-    done = run("https://127.0.0.1:9", main=databricks_user_list.main, **{name: url})
+    done = hurried("https://127.0.0.1:9", main=databricks_user_list.main, **{name: url})
     assert (done.code, len(done.err.splitlines())) == (2, 2)
     assert says in done.err
     assert "cannot be reached" in done.err
     assert "pass-word" not in done.err
 
 
-def test_a_loopback_address_never_goes_through_a_proxy(run):
+def test_a_loopback_address_never_goes_through_a_proxy(hurried):
     with RawServer(empty_workspace) as server, RawServer(empty_workspace) as proxy:
-        assert run(server, "a", HTTP_PROXY=proxy.url, http_proxy=proxy.url, ALL_PROXY=proxy.url).code == 0
+        assert hurried(server, "a", HTTP_PROXY=proxy.url, http_proxy=proxy.url, ALL_PROXY=proxy.url).code == 0
         assert proxy.heads == []  # the token would travel to it unencrypted
