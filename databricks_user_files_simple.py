@@ -1550,9 +1550,7 @@ class Cluster:
             raise RuntimeError(f"nothing was listed: {status or one_line(text, 100)}")
         return worker, outcomes
 
-    def query(
-        self, client: DatabricksClient, timed: Timed, seconds: float, everywhere: bool = False
-    ) -> list[bytes | None]:
+    def query(self, client: DatabricksClient, timed: Timed, seconds: float, everywhere: bool = False) -> list[Any]:
         """What fetch() returns, on one slot or on each, and None for further rows there. Only plain values travel."""
         places = [(at, FILE_SYSTEMS[one.file_system].list_path, one.path) for at, one in timed]
         rows, partitions = (MOST_SLOTS, None) if everywhere else (1, 1)
@@ -1629,8 +1627,7 @@ def spark_problem(error: Exception) -> str:
     elif "CERTIFICATE_VERIFY_FAILED" in str(error):
         reason = "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH has to name a PEM file with the authority of its certificate"
     else:
-        version = getattr(sys.modules.get("pyspark"), "__version__", "unknown")
-        reason = f"{last_cause(error)} (Spark client {version})"
+        reason = f"{last_cause(error)} (Spark client {getattr(sys.modules.get('pyspark'), '__version__', 'unknown')})"
     return f"Parallel processing not available: {reason}"
 
 
@@ -1657,8 +1654,7 @@ def connect_cluster(config: DatabricksConfig, cluster_id: str) -> Any:
     if state not in ("RUNNING", "RESIZING"):
         raise InventoryError(f"cluster {cluster_id} is {state} {message}; start it and run this again")
     fixed = [*builder.metadata(), ("x-databricks-cluster-id", cluster_id)]
-    if config.workspace_id:
-        fixed.append(("x-databricks-workspace-id", config.workspace_id))
+    fixed += [("x-databricks-workspace-id", config.workspace_id)] if config.workspace_id else []
     # Asked for at each call: a session outlives an OAuth token.
     builder.metadata = lambda: [*fixed, ("authorization", f"Bearer {config.current_token()}")]
     return builder
