@@ -199,14 +199,13 @@ class FileSystemTotals:
     estimated: int = 0  # files of which the API gives no size
 
     def merge(self, other: FileSystemTotals) -> None:
-        """All of another one."""
         self.add(other)
         self.directories += other.directories
         self.last_modified = max(self.last_modified, other.last_modified)
         self.failures += other.failures
 
     def add(self, other: FileSystemTotals) -> None:
-        """The counts of another one; not its failures, nor when what was modified."""
+        """The counts alone."""
         self.files += other.files
         self.bytes += other.bytes
         self.estimated += other.estimated
@@ -407,7 +406,6 @@ class Home(NamedTuple):
 
     @classmethod
     def listed(cls, name: str) -> Home:
-        """One that /Users has."""
         return cls(f"{USERS_FOLDER}/{name}", True, NOT_READABLE)
 
 
@@ -479,15 +477,13 @@ def read_users_folder(file_system: str, answers: list[Listing | DatabricksError]
 
 
 def assign_homes(usernames: Iterable[str], folders: Folders, admin: bool) -> tuple[Homes, dict[str, set[str]]]:
-    """The home of each user in each file system, and the names of the homes that are nobody's.
-
-    It has the very name; else it is the only one that is equal but for letter case, and no other user's (in the
-    Workspace for admins only: others may not be shown the very one).
-    """
+    """The home of each user in each file system, and the names of the homes that are nobody's."""
     names = dict.fromkeys(usernames)
     homes: Homes = {name: {} for name in names}
     nobodys = {}
     for file_system, folder in folders.items():
+        # In other letter case only where one home and one name are alike; in the Workspace for admins alone: others may
+        # not be shown the very one.
         use_case = admin or FILE_SYSTEMS[file_system].optional
         same_names = group_alike(names.keys() - folder.names)
         same_homes = group_alike(folder.names - names.keys())
@@ -2481,9 +2477,8 @@ class Progress:
 # A name is text and nothing else: it is escaped, and the page may load and run nothing.
 PAGE = Template("""<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="robots" content="noindex">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>$title</title>
+<meta name="robots" content="noindex"><title>$title</title>
 <style>
 :root { color-scheme: light dark; font: 1rem/1.5 system-ui, sans-serif }
 body { max-width: 90ch; margin: 2rem auto; padding: 0 1rem; overflow-wrap: anywhere }
