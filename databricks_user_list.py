@@ -562,15 +562,11 @@ Bytes = bytes | bytearray
 
 
 class MalformedAnswer(ValueError):
-    """A 200 whose body is JSON, but not what was asked for."""
+    """A 200 whose body is not what was asked for; `kind` is "malformed" where it is not even JSON."""
 
-    kind: ErrorKind = "unexpected"
-
-
-class UnreadableAnswer(MalformedAnswer):
-    """A 200 whose body is no JSON."""
-
-    kind = "malformed"
+    def __init__(self, message: str, kind: ErrorKind = "unexpected"):
+        super().__init__(message)
+        self.kind = kind
 
 
 def retry_wait(error: DatabricksError, attempts: int, jitter: float) -> float | None:
@@ -707,7 +703,7 @@ class DatabricksClient:
 def read_body(response: requests.Response) -> bytearray:
     """The body as it comes over the wire, not unzipped.
 
-    Raises UnreadableAnswer where it is over LONGEST_BODY, TimeoutError after BODY_SECONDS, and an error of urllib3
+    Raises MalformedAnswer where it is over LONGEST_BODY, TimeoutError after BODY_SECONDS, and an error of urllib3
     where it is shorter than announced. read1() returns what has come; urllib3 1.26 has only read(), which waits until
     the piece is whole.
     """
@@ -725,15 +721,15 @@ def read_body(response: requests.Response) -> bytearray:
 
 
 def check_length(body: Bytes) -> None:
-    """Raises UnreadableAnswer for what is over LONGEST_BODY."""
+    """Raises MalformedAnswer for what is over LONGEST_BODY."""
     if len(body) > LONGEST_BODY:
-        raise UnreadableAnswer(f"the answer is longer than {LONGEST_BODY // 1024**2} MB")
+        raise MalformedAnswer(f"the answer is longer than {LONGEST_BODY // 1024**2} MB", "malformed")
 
 
 def decode_body(raw: Bytes) -> Any:
     """The JSON of a body as it came over the wire: it decides itself what it is, whatever its headers claim.
 
-    Gzipped or not; UTF-8 or UTF-16, with or without BOM. Raises UnreadableAnswer, with a text for people.
+    Gzipped or not; UTF-8 or UTF-16, with or without BOM. Raises MalformedAnswer, with a text for people.
     """
     body = unzip(raw)
     try:
@@ -741,11 +737,12 @@ def decode_body(raw: Bytes) -> Any:
     except (ValueError, RecursionError) as error:
         is_page = b"<html" in body[:4000].replace(b"\0", b"").lower()  # of UTF-16, too
         what = "an HTML page" if is_page else "not JSON"
-        raise UnreadableAnswer(f"the answer is {what}: is this the workspace's URL, is there a proxy?") from error
+        message = f"the answer is {what}: is this the workspace's URL, is there a proxy?"
+        raise MalformedAnswer(message, "malformed") from error
 
 
 def unzip(raw: Bytes) -> Bytes:
-    """The body, unzipped if it is gzipped: maybe in several members, with padding behind. Raises UnreadableAnswer."""
+    """The body, unzipped if it is gzipped: maybe in several members, with padding behind. Raises MalformedAnswer."""
     check_length(raw)
     if not raw.startswith(GZIP_MAGIC):
         return raw
@@ -760,7 +757,7 @@ def unzip(raw: Bytes) -> Bytes:
             break
     if stream.eof and not rest.strip(b"\0\r\n"):
         return body
-    raise UnreadableAnswer("the answer is gzipped, and cut short or damaged")
+    raise MalformedAnswer("the answer is gzipped, and cut short or damaged", "malformed")
 
 
 def read_error(raw: Bytes) -> tuple[str, str, bool]:

@@ -464,7 +464,7 @@ def test_tokens_are_renewed_before_they_expire(work, often, tmp_path, run):
     (403, '{"error_code": 403, "message": "JWT has expired"}'), (400, "io.jsonwebtoken.ExpiredJwtException: expired"),
 ])  # fmt: skip
 def test_a_token_that_has_expired_in_other_words_is_renewed_once_and_else_ends_the_run(work, run, status, body):
-    with FakeDatabricks(users=10, shape="small", latency=0.005, **LOGIN) as server:
+    with FakeDatabricks(users=3, shape="small", latency=0.005, **LOGIN) as server:
         work(server)
         write_users(server.user_names)
         words = ("-p", "work", "--users-file", "users.txt", "-o", "out.csv", "--threads", "1")
