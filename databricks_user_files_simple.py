@@ -2343,7 +2343,7 @@ class Summary:
         if self.homeless:
             lines.append(f"no home anywhere: {counted(len(self.homeless), 'user')}, the first is {self.homeless[0]}")
         if left := {name: len(homes) for name, homes in nobodys.items() if homes}:
-            lines.append(f"homes of nobody in this run: {in_each(left)}; --all-homes scans them, too")
+            lines.append(f"other homes under {USERS_FOLDER}: {in_each(left)}; --all-homes scans them, too")
         if self.before:
             lines.append(self.before[0])
             for title, rows in compare(self.before[1], self.sizes):

@@ -349,10 +349,10 @@ def test_all_homes_get_rows(inventory_of):
         _, without = inventory_of(server, ANN)
         rows, said = inventory_of(server, "--all-homes", ANN)
         all_rows, _ = inventory_of(server, "--all-homes")
-    assert "homes of nobody in this run: 4 in DBFS, 4 in Workspace; --all-homes" in without
+    assert "other homes under /Users: 4 in DBFS, 4 in Workspace; --all-homes" in without
     assert "1 user, 6 homes of nobody: 7 success" in said
     assert '  a, "b"??\n' in said
-    assert "homes of nobody in this run" not in said
+    assert "other homes" not in said
     assert list(rows) == [ANN, "Case", "TWO", ODD, "both", "case", "two"]
     assert list(all_rows.items()) == sorted(rows.items())
     counts = {name: row["file_count"] for name, row in rows.items()}
