@@ -1154,7 +1154,7 @@ def what_is_wrong(word: str, options: list[str]) -> str:
     if not start and re.search("[ \t\r\n]", word):
         return "a word with a blank in it is taken for a user after -- only, or in a users file"
     if not start:
-        return "a word is the name of a file: was --users-file meant?" if os.path.isfile(word) else ""
+        return "a word is a file: was --users-file meant?" if "--users-file" in options and os.path.isfile(word) else ""
     spelled, (dashes, name), rest = start[0], start.groups(), word[start.end() :]
     if spelled in options and rest[:1].isspace():
         return f"{spelled} and what follows it came as one word: they have to be two"

@@ -405,9 +405,9 @@ def test_a_refused_value_is_named_and_never_shown(run, profiles, environment, wh
     (SCANNER, ("--users-files=x",), "--users-file... is no option: was --users-file meant?"),
     (SCANNER, ("-pabcdefgh", "-tabcdefgh"), "-t... is no option"),
     (SCANNER, ("anna berg",), "a word with a blank in it is taken for a user after -- only, or in a users file"),
-    (SCANNER, ("a.csv",), "a word is the name of a file: was --users-file meant?"),
+    (SCANNER, ("a.csv",), "a word is a file: was --users-file meant?"),
+    (USER_LIST, ("a.csv",), "a stray word is no option"),
     (SCANNER, ("-", "a"), "a word that begins with a dash is no option"),
-    (USER_LIST, ("users.csv",), "a stray word is no option"),
 ])  # fmt: skip
 def test_a_word_that_is_not_understood_is_told_from_a_user(run, script, words, says):
     Path("a.csv").touch()
