@@ -24,7 +24,7 @@ LIMITS = {"dbfs": 30, "workspace": 50}  # requests/s, as published
 NEXT = """Next, with your own workspace:
   1. "Log in" in README.md
   2. python databricks_user_list.py -o users.csv
-  3. python databricks_user_files_simple.py --users-file users.csv -o inventory.csv"""
+  3. python databricks_user_files_simple.py --users-file users.csv -o inventory.csv --report inventory.html"""
 SHAPES = {17: "small"}  # instead of the giant user, who takes a minute at these limits
 
 

@@ -148,12 +148,12 @@ def test_the_first_screen_and_every_command_and_recipe(shell):
         assert [name for name in ("None", "NA", "null") if f"/Users/{name}" not in done.stdout] == []
         assert re.search(rf"deactivated +\d+ +{3 * 2**50 // 10**12}", done.stdout)
     [answered] = blocks("console")
-    for line in answered.splitlines():
+    for line in answered.replace("\\\n", "").splitlines():
         if line.startswith("duckdb") and find_spec("duckdb"):
             found = __import__("duckdb").sql(re.search('"(.*)"', line)[1]).fetchall()
             assert {path for _, path, _ in found[:3]} == {f"/Users/{name}/x" for name in ("None", "NA", "null")}
         elif "sqlite3" in line and shutil.which("sqlite3"):
-            assert shell(server, line).code == 0
+            assert shell(server, line).out.count(f"|{2**50}\n") == 3
 
 
 @needs_posix
