@@ -527,10 +527,8 @@ def nobodys_homes(folders: Folders, nobodys: dict[str, set[str]]) -> Homes:
             others = [f"--{name}-only" for name in FILE_SYSTEMS if name != file_system]
             reason = f"{file_system}:/Users could not be listed twice alike, or is empty, which is not believed of DBFS"
             raise InventoryError(f"{reason}: --all-homes may miss some; run it again, or with {' or '.join(others)}")
-    return {
-        name: {at: Home.listed(name) if name in names else Home() for at, names in nobodys.items()}
-        for name in sorted(set().union(*nobodys.values()))
-    }
+    every = sorted(set().union(*nobodys.values()))
+    return {name: {at: Home.listed(name) if name in has else Home() for at, has in nobodys.items()} for name in every}
 
 
 def find_unknown(client: DatabricksClient, homes: Homes, folders: Folders) -> dict[str, str]:
