@@ -229,20 +229,17 @@ def test_dbfs_that_is_disabled_for_one_request_is_a_failure(clock, caplog):
 # From Python
 
 
-@pytest.mark.parametrize(("usernames", "error"), [
-    (ANN, TypeError), (ANN.encode(), TypeError), (pandas.DataFrame({"username": [ANN]}), TypeError),
-    *(([ANN, cell], ValueError) for cell in (math.nan, None, ANN.encode(), 7, [ANN])),
+@pytest.mark.parametrize(("usernames", "options", "error", "says"), [
+    *((names, {}, TypeError, "list of names") for names in (ANN, ANN.encode(), pandas.DataFrame({"username": [ANN]}))),
+    *(([ANN, cell], {}, ValueError, "it is no text") for cell in (math.nan, None, ANN.encode(), 7, [ANN])),
+    *(([ANN], {"rate": rate}, ValueError, "is to be from 1 to 1000") for rate in (0, 0.5, 1001)),
+    *(([ANN], {"file_systems": names}, ValueError, "is to be from 1") for names in ((), "dbfs")),
+    ([ANN], {"threads": 0}, ValueError, "is to be from 1"),
 ])  # fmt: skip
-def test_what_is_no_list_of_names_is_refused(users, usernames, error):
-    with pytest.raises(error, match=r"list of names|is not a user name: it is no text"):
-        next(scan_users(usernames, config_of(users)))
+def test_what_is_no_list_of_names_or_no_option_is_refused(users, usernames, options, error, says):
+    with pytest.raises(error, match=says):
+        next(scan_users(usernames, config_of(users), **options))
     assert users.total_requests == 0
-
-
-@pytest.mark.parametrize("option", [{"rate": 0.5}, {"threads": 0}, {"file_systems": ()}, {"file_systems": "dbfs"}])
-def test_an_option_of_no_meaning_is_refused(users, option):
-    with pytest.raises(ValueError, match="is to be from 1"):
-        next(scan_users([ANN], config_of(users), **option))
 
 
 def test_names_may_come_from_anywhere(users):
