@@ -32,6 +32,7 @@ from tests.helpers import (
     hang_when,
     make_result,
     needs_posix,
+    read_file_rows,
     rows_of,
     running,
     saved_users,
@@ -53,6 +54,22 @@ def output():
 def asides():
     """Contents of the checkpoints that were moved aside, by file name."""
     return {path.name: path.read_bytes() for path in Path().glob(".checkpoint_progress.2*")}
+
+
+def refused(scan, server, *words):
+    """What a run says that is refused before it asks for anything."""
+    done = scan(server, *words)
+    assert (done.code, server.total_requests) == (2, 0), done
+    return done.err
+
+
+def leave_checkpoint(scan, server, *words, user=2):
+    """A run in which one user is an error, and the last line that it says; no fault is left."""
+    server.change(faults=[Fault("403", path=f"/Users/{server.user_names[user]}")])
+    done = scan(server, *(words or WORDS))
+    assert done.code == 1, done
+    server.change(faults=[])
+    return done.err.splitlines()[-1]
 
 
 # What is saved
@@ -161,6 +178,7 @@ NO_CHECKPOINTS = [
     b"my notes\n", b"{}\n", b"null", b"\x00\xff" * 40, b"\n", b'{"version": 1, "works', b'{"version": ' + b"[" * 90_000,
     b'{"version": 2, "run": "1f", "workspace_url": "u", "options": 7, "results": [\n]}\n',
     json.dumps({"version": 3, "run": "1f", **HEADER, "results": []})[:-2].encode(),
+    json.dumps({"version": 2, "run": "1f", **HEADER, "results": []}, indent=2).encode(),
 ]  # fmt: skip
 
 
@@ -168,9 +186,9 @@ NO_CHECKPOINTS = [
 def test_a_file_that_is_no_checkpoint_is_left_alone(server, scan, resume):
     for content in NO_CHECKPOINTS:
         Path("notes").write_bytes(content)
-        done = scan(server, *WORDS, "--checkpoint", "notes", *resume)
-        assert (done.code, server.total_requests) == (2, 0), done
-        assert "notes, line 1: not a checkpoint" in done.err
+        err = refused(scan, server, *WORDS, "--checkpoint", "notes", *resume)
+        is_other_form = content.startswith(b"{\n")
+        assert ("put in another form (by jq?); " if is_other_form else "notes, line 1: not a checkpoint") in err
         assert Path("notes").read_bytes() == content
 
 
@@ -181,9 +199,7 @@ def test_only_a_regular_file_can_be_a_checkpoint(server, scan):
     Path("link").symlink_to("pipe")
     for path in ("/dev/null", "folder", "pipe", "link"):
         before = os.lstat(path)
-        done = scan(server, *WORDS, "--checkpoint", path)
-        assert (done.code, server.total_requests) == (2, 0), done
-        assert f"{path} is not a regular file" in done.err
+        assert f"{path} is not a regular file" in refused(scan, server, *WORDS, "--checkpoint", path)
         assert (os.lstat(path).st_ino, os.lstat(path).st_mode) == (before.st_ino, before.st_mode)
 
 
@@ -199,16 +215,12 @@ def test_of_two_runs_at_once_the_second_is_refused_also_through_a_link(server, s
         until(lambda: gate.hits >= 4)
         data = Path("kept/c.json").read_bytes()
         for words in (("--checkpoint", NAME), ("--resume", "--checkpoint", "kept/c.json")):
-            second = scan(server, *WORDS, *words)
-            assert (second.code, server.total_requests) == (2, 0), second
-            assert f"another run is using {words[-1]}" in second.err
+            assert f"another run is using {words[-1]}" in refused(scan, server, *WORDS, *words)
         assert Path("kept/c.json").read_bytes() == data
         process.kill()
         process.wait()
-    server.change(faults=[Fault("403", api="dbfs", path=f"/Users/{server.user_names[-1]}")])
-    assert scan(server, *WORDS).code == 1  # a new one: the old one is moved aside where it is
+    leave_checkpoint(scan, server)  # a new one: the old one is moved aside where it is
     assert len(list(Path("kept").glob("*.json"))) == 2
-    server.change(faults=[])
     assert scan(server, *WORDS, "--resume").code == 0  # which removes the checkpoint, and not the link
     assert (os.readlink(NAME), Path("kept/c.json").exists()) == ("kept/c.json", False)
 
@@ -244,32 +256,27 @@ def test_on_windows_a_byte_behind_any_end_is_locked_and_given_back(tmp_path, mon
     assert saved_users(tmp_path / "c.json") == ["user1@example.com"]
 
 
-def test_where_each_look_shows_another_file_the_checkpoint_is_refused(server, scan, monkeypatch):
-    monkeypatch.setattr(os.path, "samestat", lambda *_: False)
-    done = scan(server, *WORDS)
-    assert (done.code, server.total_requests) == (2, 0), done
-    assert f"{NAME} is another file at each look" in done.err
-
-
 @needs_posix
-@pytest.mark.parametrize("other", [None, "another file"])
+@pytest.mark.parametrize("other", [None, "another file", "another at each look"])
 def test_a_file_that_is_moved_before_it_is_locked_is_not_written(server, scan, monkeypatch, other):
     import fcntl
 
     flock = fcntl.flock
 
     def move_first(file, operation):
-        monkeypatch.setattr(fcntl, "flock", flock)
+        if other != "another at each look":
+            monkeypatch.setattr(fcntl, "flock", flock)
         os.rename(NAME, "moved")
         if other:
             Path(NAME).touch()
         flock(file, operation)
 
     monkeypatch.setattr(fcntl, "flock", move_first)
-    server.change(faults=[Fault("403", path=f"/Users/{server.user_names[2]}")])
-    assert scan(server, *WORDS).code == 1
-    assert Path("moved").read_bytes() == b""
-    assert len(saved_users()) == 10
+    if other == "another at each look":
+        assert f"{NAME} is another file at each look" in refused(scan, server, *WORDS)
+    else:
+        leave_checkpoint(scan, server)
+        assert (Path("moved").read_bytes(), len(saved_users())) == (b"", 10)
 
 
 @needs_posix
@@ -285,59 +292,37 @@ def test_what_took_the_place_of_a_checkpoint_in_mid_run_is_not_removed(server, s
     assert Path(NAME).read_text() == "mine"
 
 
-def test_a_run_of_named_users_keeps_no_checkpoint_and_touches_none(server, scan, monkeypatch):
+def test_named_users_are_saved_only_where_a_checkpoint_is_named(server, scan, monkeypatch):
     """Whatever a run with a users file has left there."""
-    name = server.user_names[-1]
-    server.change(faults=[Fault("403", api="dbfs", path=f"/Users/{name}")])
-    assert scan(server, *WORDS).code == 1
+    leave_checkpoint(scan, server)
     data, files = Path(NAME).read_bytes(), set(os.listdir())
-    done = scan(server, name, "-o", "one.csv")
-    assert done.code == 1
-    assert "heckpoint" not in done.err
-    assert "--resume" not in done.err
-    done = scan(server, name, "--resume")
-    assert (done.code, server.total_requests) == (2, 0)
-    assert "--checkpoint" in done.err
-    assert Path(NAME).read_bytes() == data
-    assert set(os.listdir()) == files | {"one.csv"}
-    monkeypatch.setattr(tempfile, "tempdir", "/missing")  # which such a run does not need
-    assert scan(server, name, "-o", "one.csv").code == 1
-
-
-def test_named_users_are_saved_where_a_checkpoint_is_named(server, scan):
-    names, words = server.user_names[:3], ("-o", "out.csv", "--checkpoint", "c.json")
-    server.change(faults=[Fault("403", path=f"/Users/{names[1]}")])
-    done = scan(server, *names, *words)
-    assert done.code == 1
-    assert done.err.splitlines()[-1] == "The checkpoint c.json stays: --resume scans 1 user again"
-    server.change(faults=[])
-    done = scan(server, *names[:2], *words, "--resume")  # without the third
-    assert done.code == 0
-    assert done.err.splitlines()[-1] == "The checkpoint c.json stays: it has 1 user that this run was not asked for"
-    assert (asked_for(server, names[0]), asked_for(server, names[1]) > 0) == (0, True)
+    names, words = server.user_names[:3], ("-o", "one.csv", "--checkpoint", "c.json")
+    assert "heckpoint" not in leave_checkpoint(scan, server, *names, "-o", "one.csv")
+    assert "--checkpoint" in refused(scan, server, *names, "--resume")
+    assert (Path(NAME).read_bytes(), set(os.listdir())) == (data, files | {"one.csv"})
+    said = leave_checkpoint(scan, server, *names, *words)
+    assert said == "The checkpoint c.json stays: --resume scans 1 user again"
     assert scan(server, *names, *words, "--resume").code == 0
-    assert asked_for(server, names[0]) == asked_for(server, names[1]) == 0
-    assert output() == true_csv(server, names)
+    assert [asked_for(server, name) > 0 for name in names] == [False, False, True]
+    assert Path("one.csv").read_bytes() == true_csv(server, names)
     assert not Path("c.json").exists()
+    monkeypatch.setattr(tempfile, "tempdir", "/missing")  # which such a run does not need
+    assert scan(server, *names, "-o", "one.csv").code == 0
 
 
 # What --resume takes up, and what not
 
 
 def test_a_checkpoint_of_another_workspace_or_other_file_systems_is_refused_and_both_are_named(server, scan):
-    server.change(faults=[Fault("403", path=f"/Users/{server.user_names[2]}")])
-    assert scan(server, *WORDS, "--dbfs-only").code == 1
+    leave_checkpoint(scan, server, *WORDS, "--dbfs-only")
     data = Path(NAME).read_bytes()
-    for words, now in (((), "dbfs and workspace"), (("--workspace-only",), "workspace")):
-        done = scan(server, *WORDS, "--resume", *words)
-        assert (done.code, server.total_requests) == (2, 0)
-        assert f"{NAME} is of {server.url} with dbfs, this run of {server.url} with {now}:" in done.err
-    Path(NAME).write_bytes(data.replace(server.url.encode(), b"https://other.net"))
-    done = scan(server, *WORDS, "--resume", "--dbfs-only")
-    assert (done.code, server.total_requests) == (2, 0)
-    assert f"{NAME} is of https://other.net with dbfs, this run of {server.url} with dbfs:" in done.err
+    cases = [((), server.url, "dbfs and workspace"), (("--workspace-only",), server.url, "workspace"),
+             (("--dbfs-only",), "https://other.net", "dbfs")]  # fmt: skip
+    for words, of, now in cases:
+        Path(NAME).write_bytes(data.replace(server.url.encode(), of.encode()))
+        err = refused(scan, server, *WORDS, "--resume", *words)
+        assert f"{NAME} is of {of} with dbfs, this run of {server.url} with {now}:" in err
     Path(NAME).write_bytes(data.replace(databricks_user_list.VERSION.encode(), b"0.0.1"))  # which is not compared
-    server.change(faults=[])
     assert scan(server, *WORDS, "--resume", "--dbfs-only").code == 0
 
 
@@ -367,12 +352,10 @@ def test_resume_of_a_run_that_ended_scans_again_what_was_partial_or_an_error(ser
 
 def test_without_resume_a_checkpoint_is_moved_aside_and_never_over_another(server, scan):
     contents = []
-    server.change(faults=[Fault("403", path=f"/Users/{server.user_names[2]}")])
     for _ in range(3):
-        assert scan(server, *WORDS).code == 1
+        leave_checkpoint(scan, server)
         os.utime(NAME, (1_700_000_000, 1_700_000_000))
         contents.append(Path(NAME).read_bytes())
-    server.change(faults=[])
     done = scan(server, *WORDS)
     assert done.code == 0
     assert output() == true_csv(server)
@@ -384,37 +367,24 @@ def test_without_resume_a_checkpoint_is_moved_aside_and_never_over_another(serve
 
 
 def test_a_checkpoint_of_an_earlier_version_is_moved_aside_or_refused(server, scan):
+    """The former when the workspace has answered."""
     data = write_checkpoint(Path(NAME), [make_result(1)], server.url).replace(b'"version": 2', b'"version": 1')
     Path(NAME).write_bytes(data)
-    done = scan(server, *WORDS, "--resume")
-    assert (done.code, server.total_requests) == (2, 0), done
-    assert f"{NAME} was made by an earlier version: run it without --resume" in done.err
+    files = set(os.listdir())
+    err = refused(scan, server, *WORDS, "--resume")
+    assert f"{NAME} was made by an earlier version: run it without --resume" in err
+    server.change(faults=[Fault("403")])
+    done = scan(server, *WORDS)
+    assert (done.code, Path(NAME).read_bytes(), set(os.listdir()), "saved" in done.err) == (2, data, files, False)
+    server.change(faults=[])
     assert scan(server, *WORDS).code == 0
     assert list(asides().values()) == [data]
 
 
-def test_a_checkpoint_stays_where_it_is_until_the_workspace_has_answered(server, scan):
-    data = write_checkpoint(Path(NAME), [make_result(1)], server.url)
-    files = set(os.listdir())
-    server.change(faults=[Fault("403")])
-    done = scan(server, *WORDS)
-    assert (done.code, Path(NAME).read_bytes(), set(os.listdir())) == (2, data, files), done
-    assert "saved" not in done.err
-
-
-def test_a_checkpoint_in_another_form_is_told_as_such(server, scan):
-    data = json.dumps(json.loads(write_checkpoint(Path(NAME), [make_result(1)], server.url)), indent=2)
-    Path(NAME).write_text(data)
-    done = scan(server, *WORDS, "--resume")
-    assert (done.code, server.total_requests) == (2, 0), done
-    assert f"{NAME}: put in another form (by jq?); " in done.err
-
-
 @needs_posix
 def test_checkpoint_journal_and_what_is_moved_aside_are_their_owners_alone(server, scan):
-    server.change(faults=[Fault("403", path=f"/Users/{server.user_names[2]}")])
     for _ in range(2):
-        assert scan(server, *WORDS, "--files", "files.csv").code == 1
+        leave_checkpoint(scan, server, *WORDS, "--files", "files.csv")
     kept = {name: os.stat(name).st_mode & 0o777 for name in os.listdir() if name.startswith(".")}
     assert list(kept.values()) == [0o600] * 4, kept
 
@@ -435,9 +405,7 @@ def test_with_all_homes_one_that_is_gone_keeps_no_checkpoint(scan):
 
 
 def test_users_who_left_the_file_are_left_out_and_new_ones_scanned(server, scan):
-    server.change(faults=[Fault("403", path=f"/Users/{server.user_names[-1]}")])
-    assert scan(server, *WORDS).code == 1
-    server.change(faults=[])
+    leave_checkpoint(scan, server, user=-1)
     gone, *before = server.user_names[:-1]
     server.add_user("new@example.com")
     names = ["new@example.com", *reversed(before)]
@@ -454,23 +422,28 @@ def test_users_who_left_the_file_are_left_out_and_new_ones_scanned(server, scan)
 
 
 @needs_posix
-def test_where_the_disk_is_full_nothing_saved_is_lost(scan, small_disk):
-    small_disk("size=32k")
-    words = (*WORDS, "--checkpoint", "disk/c.json")
-    with FakeDatabricks(users=200, shape="empty") as server:
+@pytest.mark.parametrize(("size", "checkpoint", "files", "says"), [
+    ("64k", "disk/c.json", None, "nothing can be kept here (No space left"),
+    ("64k", "disk/c.json", "files.csv", "nothing can be kept here (No space left"),
+    ("16k", "c.json", "disk/f.csv.gz", "disk/f.csv.gz cannot be written: No space left"),
+], ids=["journal", "journal with rows", "gzipped"])  # fmt: skip
+def test_where_the_disk_is_full_nothing_saved_is_lost(scan, small_disk, size, checkpoint, files, says):
+    small_disk(f"size={size}")
+    words = (*WORDS, "--checkpoint", checkpoint, *(("--files", files) if files else ()))
+    with FakeDatabricks(users=40, shape="small") as server:
         write_users(server.user_names)
         done = scan(server, *words)
-        assert done.code == 2, done
-        assert "disk/c.json" in done.err
-        assert not Path("out.csv").exists()
-        saved = saved_users("disk/c.json")
-        assert 20 < len(saved) < 200
+        assert (done.code, says in done.err, Path("out.csv").exists()) == (2, True, "written" in says), done
+        assert not [path for path in os.listdir("disk") if ".csv" in path]
+        saved = saved_users(checkpoint)
+        assert len(saved) > 2
         assert scan(server, *words, "--resume").code == 2
-        assert saved_users("disk/c.json")[: len(saved)] == saved
+        assert saved_users(checkpoint)[: len(saved)] == saved
         small_disk("size=10m")
         assert scan(server, *words, "--resume").code == 0
         assert [asked_for(server, name) for name in saved] == [0] * len(saved)
         assert output() == true_csv(server)
+        assert not files or read_file_rows(files) == server.world.file_rows()
 
 
 @needs_posix
@@ -479,9 +452,8 @@ def test_a_folder_that_is_full_or_read_only_or_missing_is_found_out_before_the_s
     Path("disk/other").write_bytes(b"x" * 16_384)
     reason = "No space left on device"
     for path in ("disk/c.json", "missing/c.json", "disk/c.json"):
-        done = scan(server, *WORDS, "--checkpoint", path)
-        assert (done.code, server.total_requests) == (2, 0), done
-        assert f"{path}: nothing can be kept here ({reason})" in done.err
+        err = refused(scan, server, *WORDS, "--checkpoint", path)
+        assert f"{path}: nothing can be kept here ({reason})" in err
         small_disk("ro")
         reason = "No such file or directory" if path.startswith("disk") else "Read-only file system"
 

@@ -51,6 +51,7 @@ BAD = [  # words of the scanner, and what the error says; where the words are in
     (("--users-file", "users.txt", "-o", "users.txt"), "different files"),
     (("--users-file", "users.txt", "-o", scanner.CHECKPOINT_FILE), "different files"),
     (("-o", "/dev/zero", "--details", "/dev/zero"), "different files"), (("--details", "/dev/stdout"), "different"),
+    (("-o", "a.csv", "--files", "./a.csv"), "different"), (("--files", "no/f.csv"), "f.csv cannot be written: No such"),
 ]  # fmt: skip
 
 

@@ -14,7 +14,6 @@ from tests.helpers import (
     WORDS,
     asked_for,
     config_of,
-    needs_posix,
     read_file_rows,
     saved_users,
     write_users,
@@ -95,19 +94,6 @@ def test_on_stdout(scan, server, world, words):
     assert f"{len(world.file_rows())} rows in stdout, one for each file" in done.err.splitlines()
 
 
-@pytest.mark.parametrize(("words", "message"), [
-    (("--files", "-", "--users-file", "users.txt"), "must be different files"),
-    ((*WORDS, "--files", "out.csv"), "must be different files"),
-    ((*WORDS, "--files", "./users.txt"), "must be different files"),
-    ((*WORDS, "--files", "missing/files.csv"), "missing/files.csv cannot be written: No such file or directory"),
-    ((*WORDS, "--files", ""), "it is a folder"),
-], ids=lambda value: " ".join(value) if isinstance(value, tuple) else "")  # fmt: skip
-def test_what_cannot_be_written_is_found_out_before_the_scan(scan, server, words, message):
-    done = scan(server, *words)
-    assert (done.code, server.total_requests) == (2, 0), done
-    assert message in done.err
-
-
 # From run to run
 
 
@@ -143,23 +129,3 @@ def test_rows_that_are_not_as_many_as_the_files_are_not_written(scan, server, wo
     server.change(faults=server.settings.faults[:-1])
     done = scan(server, *FILES, "--resume")
     assert (done.code, read_file_rows()) == (1, world.file_rows()), done
-
-
-@needs_posix
-@pytest.mark.parametrize(("size", "words", "message"), [
-    ("64k", ("--files", "files.csv", "--checkpoint", "disk/c.json"), "nothing can be kept here (No space left"),
-    ("64k", ("--files", "disk/files.csv", "--checkpoint", "c.json"), "disk/files.csv cannot be written: No space left"),
-    ("16k", ("--files", "disk/f.csv.gz", "--checkpoint", "c.json"), "disk/f.csv.gz cannot be written: No space left"),
-], ids=["working file", "csv", "gzipped"])  # fmt: skip
-def test_a_full_disk(scan, small_disk, size, words, message):
-    small_disk(f"size={size}")
-    with FakeDatabricks(users=30, shape="small") as server:
-        write_users(server.user_names)
-        done = scan(server, *WORDS, *words)
-        assert done.code == 2, done
-        assert message in done.err
-        assert (os.path.exists("out.csv"), os.path.exists("files.csv")) == ("written" in message, False)
-        assert [path for path in os.listdir("disk") if ".csv" in path] == []
-        small_disk("size=10m")
-        assert scan(server, *WORDS, *words, "--resume").code == 0
-        assert read_file_rows(words[1]) == server.world.file_rows()
