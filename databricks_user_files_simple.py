@@ -1674,10 +1674,7 @@ def checkpoint_errors(path: Path | None) -> Iterator[None]:
 
 
 def open_locked(path: Path, files: ExitStack) -> IO[bytes]:
-    """The file, made if there is none, with an operating system lock that dies with this process.
-
-    Raises OSError, and InventoryError where another run has it, or it is no regular file.
-    """
+    """The file, made if there is none, with a lock that dies with this process. Raises OSError and InventoryError."""
     for _ in range(10):  # file systems of which each look shows another file would be asked for ever
         if path.exists() and not path.is_file():
             raise InventoryError(f"{path} is not a regular file; name another --checkpoint")
@@ -1687,7 +1684,7 @@ def open_locked(path: Path, files: ExitStack) -> IO[bytes]:
         except (BlockingIOError, PermissionError):
             raise InventoryError(f"another run is using {path}: wait for it, or name another --checkpoint") from None
         if has_name(file, path):
-            files.callback(unlock, file)
+            files.callback(lock, file, is_wanted=False)
             return file
         file.close()  # the run that had it has moved or removed it meanwhile
     raise InventoryError(f"{path} is another file at each look; name a --checkpoint on a local disk")
@@ -1707,7 +1704,9 @@ def open_or_make(path: str, flags: int) -> int:
 
 
 def lock(file: IO[bytes], is_wanted: bool = True) -> None:
-    """Locks it, or gives the lock back. Raises BlockingIOError or PermissionError where another process has it."""
+    """Locks it, or gives it back (a child may live on). Raises BlockingIOError or PermissionError if another has it."""
+    if file.closed:  # which has given it back
+        return
     if ON_WINDOWS:
         import msvcrt
 
@@ -1717,12 +1716,6 @@ def lock(file: IO[bytes], is_wanted: bool = True) -> None:
         import fcntl
 
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB if is_wanted else fcntl.LOCK_UN)
-
-
-def unlock(file: IO[bytes]) -> None:
-    """Also where a child of this process has inherited the file, and lives on."""
-    with suppress(OSError, ValueError):  # it may be closed by now
-        lock(file, is_wanted=False)
 
 
 @dataclass
@@ -1765,9 +1758,8 @@ class Begun:
 class Journal:
     """Users in progress: a JSON line for each that is begun, and for each listing what it adds, before it counts.
 
-    It lies beside the checkpoint, and --resume goes on from it: what was named and has no line is listed. Of --files a
-    line has the rows, too, and only those of scans that count go into the CSV. Each line begins with its CRC-32, so one
-    that is torn or damaged is as if it was not there. The gathering thread alone writes.
+    It lies beside the checkpoint, and --resume goes on from it: what was named and has no line is listed. For --files a
+    line has the rows, too. A line begins with its CRC-32: one that is torn or damaged is as if it was not there.
     """
 
     def __init__(self, path: Path | None, csv_path: str | None, saved: set[str], files: ExitStack):
@@ -1828,8 +1820,7 @@ class Journal:
         """The user as an earlier run has left it; else a new scan, with its first line. Raises InventoryError."""
         if username not in self.in_progress:
             begun = Begun(os.urandom(8).hex(), homes, admin, time.time())
-            head = {"username": username, "homes": homes, "admin": admin, "began": begun.began}
-            self.write({"scan": begun.scan, **head})
+            self.write({"scan": begun.scan, "username": username, "homes": homes, "admin": admin, "began": begun.began})
             self.in_progress[username] = begun
         return self.in_progress[username]
 
@@ -1837,10 +1828,9 @@ class Journal:
         self, user: OpenUser, directory: Directory, found: FileSystemTotals, listing: Listing, new: list[str]
     ) -> None:
         """A listing: what it adds, and the directories that it is the first to name. Raises InventoryError."""
-        cut = len(directory.path) + 1
         record: dict[str, Any] = {"scan": user.scan, "at": (directory.file_system, directory.path)}
         record["found"] = {name: value for name, value in vars(found).items() if value}
-        record["directories"] = [path[cut:] for path in new]
+        record["directories"] = [path[len(directory.path) + 1 :] for path in new]
         if directory.known:
             lowest = directory
             while lowest.missing:
@@ -1916,17 +1906,15 @@ class SavedLine(NamedTuple):
     status: str
     scanned_at: str
     scan: str
-    unknown: bool
 
 
 class Checkpoint:
     """Results, a JSON line each, in one JSON document that is valid between any two saves.
 
     Every save is one write over the document's tail, so its cost does not grow with the document. A new one is made by
-    create(), one that is there read by read(). Without a path it is kept in memory. Its journal is opened with it.
+    create(), one that is there read by read(), and its journal opened. Without a path it is kept in memory. The journal
+    has the rows for `csv_path`, if that is given.
     """
-
-    journal: Journal  # from create() or read() on
 
     def __init__(self, path: Path | None, header: dict[str, Any], csv_path: str | None, files: ExitStack):
         self.file: IO[bytes] = open_locked(path, files) if path else io.BytesIO()
@@ -1936,6 +1924,7 @@ class Checkpoint:
         self.csv_path = csv_path
         self.files = files  # closes what is opened
         self.is_stale = False  # of an earlier run, which this one does not go on with
+        self.journal: Journal  # of one that is not stale
         self.lines: dict[str, SavedLine] = {}  # by username
         self.asked: list[str] = []  # the users of this run
         self.end = 0  # of the last result, or of the header
@@ -1977,17 +1966,14 @@ class Checkpoint:
                 self.is_stale = False
 
     def read(self, before: dict[str, Any]) -> None:
-        """That with this header. Raises OSError, and InventoryError for another run's, and for a bad line.
-
-        The last line may be bad: the document's end, or a save that was cut off by a kill or a loss of power.
-        """
+        """The one with this header. Raises OSError, and InventoryError for another run's, and for a bad line."""
         if before["version"] != FORMAT_VERSION:
             raise InventoryError(f"{self.path} was made by an earlier version: run it without --resume")
         was, now = describe(before), describe(self.header)
         if was != now:
             hint = "give the same options, or another --checkpoint"
             raise InventoryError(f"{self.path} is of {was}, this run of {now}: {hint}")
-        bad, end = 0, b""
+        bad, end = 0, b""  # the last line may be bad: the document's end, or a save that was cut off
         with lines_of(self.file) as lines:
             first = next(lines)
             self.end, offset = len(first.rstrip()), len(first)
@@ -2032,8 +2018,7 @@ class Checkpoint:
         write_all(self.file, data)
 
     def note(self, result: UserResult, offset: int, length: int) -> None:
-        what = result.status, result.scanned_at, result.scan, result.unknown
-        self.lines[result.username] = SavedLine(offset, length, *what)
+        self.lines[result.username] = SavedLine(offset, length, result.status, result.scanned_at, result.scan)
         self.end = offset + length
 
     def load(self, username: str) -> UserResult:
@@ -2063,10 +2048,7 @@ class Checkpoint:
 def open_checkpoint(
     path: Path | None, header: dict[str, Any], resume: bool, csv_path: str | None = None
 ) -> Iterator[Checkpoint]:
-    """The checkpoint to go on with: with `resume` the one that is there, else a new one. Raises InventoryError.
-
-    Without a path it is kept in memory. The journal has the rows for `csv_path`, if that is given.
-    """
+    """The one to go on with: with `resume` the one that is there, else a new one. Raises InventoryError."""
     with ExitStack() as files:
         with checkpoint_errors(path):
             checkpoint = Checkpoint(path, header, csv_path, files)
@@ -2855,16 +2837,16 @@ def finish(checkpoint: Checkpoint, all_homes: bool) -> int:
 
     With `all_homes` a user that was not asked for is one whose home is gone.
     """
-    left = sum(not checkpoint.done(name) for name in checkpoint.asked)
-    unknown = sum(checkpoint.lines[name].unknown for name in checkpoint.asked)
+    left = [name for name in checkpoint.asked if not checkpoint.done(name)]
+    again = sum(not checkpoint.load(name).unknown for name in left)
     kept = checkpoint.lines.keys() | checkpoint.journal.in_progress.keys()
     others = 0 if all_homes else len(kept - set(checkpoint.asked))
-    if left == unknown and not others:
+    if not again and not others:
         checkpoint.remove()
     elif checkpoint.path:
-        again = f"--resume scans {counted(left - unknown, 'user')} again"
+        why = f"--resume scans {counted(again, 'user')} again"
         more = f"it has {counted(others, 'user')} that this run was not asked for"
-        tell(f"The checkpoint {checkpoint.path} stays: {again if left > unknown else more}")
+        tell(f"The checkpoint {checkpoint.path} stays: {why if again else more}")
     return 1 if left else 0
 
 
