@@ -167,10 +167,8 @@ def masked(text: str, secrets: Iterable[str]) -> str:
 
     def mask(word: re.Match[str]) -> str:
         letters = re.sub("[^A-Za-z0-9+/]", "", word[0].replace("-", "+").replace("_", "/"))
-        decoded = b""
-        with suppress(binascii.Error):
-            decoded = binascii.a2b_base64(letters + "==")
-        texts = (unquote_plus(word[0]), decoded.decode("latin-1"))
+        decoded = binascii.a2b_base64(letters + "A" * (-len(letters) % 4)).decode("latin-1")
+        texts = unquote_plus(word[0]), decoded
         return "***" if any(secret in text for secret in known for text in texts) else word[0]
 
     for secret in known:
@@ -663,7 +661,6 @@ class DatabricksClient:
         except UnicodeError:  # half a surrogate pair: there is no way to ask for this name
             error = DatabricksError("refused", "the name is not valid Unicode", path)
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as broken:
-            logger.debug("%s: %s", path, ", from ".join(type(link).__name__ for link in causes(broken)))
             message, unreachable = explain_connection(broken, self.settings["verify"])
             error = DatabricksError("connection", one_line(self.mask(message), 600), path, unreachable=unreachable)
         raise error  # here, so that no traceback has what the service said: it may repeat the token
@@ -813,14 +810,6 @@ def retry_after_seconds(text: str) -> float:
     return min(asked, LONGEST_RETRY_AFTER)
 
 
-def causes(error: BaseException) -> list[BaseException]:
-    """The exception, and what it came from."""
-    chain = [error]
-    while cause := chain[-1].__cause__ or chain[-1].__context__:
-        chain.append(cause)
-    return chain
-
-
 def explain_connection(error: Exception, bundle: Any) -> tuple[str, bool]:
     """Why there was no answer, in a few words (requests takes a page), and whether not even a connection came about.
 
@@ -835,7 +824,9 @@ def explain_connection(error: Exception, bundle: Any) -> tuple[str, bool]:
         return f"{no_proxy} is no URL of a proxy, which looks like http://proxy.example.com:3128", True
     if isinstance(error, requests.ConnectTimeout):
         return f"no connection within {CONNECT_SECONDS} s; {check}", True
-    chain = causes(error)
+    chain: list[BaseException] = [error]  # and what it came from
+    while before := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(before)
     if isinstance(error, (requests.ReadTimeout, urllib3.exceptions.TimeoutError)):
         if "handshake" in str(chain[-1]):
             return f"no TLS within {CONNECT_SECONDS} s; check the URL, its port and the proxy", True
