@@ -88,7 +88,6 @@ LOGIN_VARIABLES = (  # any of them says that the environment has a login for dat
 )  # fmt: skip
 MACHINE_SETTINGS = ("config_file", "databricks_cli_path", "azure_environment", "azure_tenant_id")  # not a login's own
 TWICE = {"host": "twice"}  # in the place of a profile that is there twice
-NOTEBOOK_LOGIN = {"auth_type": "runtime"}
 # What OAuth servers (RFC 6749) and the command lines of Databricks and Azure say of a login that will not come back
 REFUSED_LOGIN = r"invalid_(client|grant|scope|request)|unauthorized_client|access_denied|auth login|az login"
 LOGIN_SECONDS = 60.0  # for one answer of databricks-sdk, whose requests have no time-out
@@ -347,11 +346,10 @@ class Login:
         hidden = r"(?i)secret|token|password|credentials|metadata"
         text = masked(text, [unquoted(value) for name, value in named if re.search(hidden, name)])
         kind: ErrorKind = "login" if re.search(REFUSED_LOGIN, text) else "connection"
-        wants_identity = variable("ARM_USE_MSI") if self.values is None else self.values.get("azure_use_msi")
-        if (wants_identity or "").lower() in ("true", "1"):
+        identity = variable("ARM_USE_MSI") if self.values is None else self.values.get("azure_use_msi", "")
+        remedy = "is this login still good (its secret, `databricks auth login`, `az login`)?"
+        if identity.lower() in ("true", "1"):
             remedy = "databricks-sdk for Python has no azure_use_msi: `az login --identity`, and auth_type = azure-cli"
-        else:
-            remedy = "is this login still good (its secret, `databricks auth login`, `az login`)?"
         reached = f"can {self.host or 'the workspace'} be reached"
         return kind, f"no token from {self.source}: {one_line(text, 160)}; {reached}, and {remedy}"
 
@@ -386,10 +384,8 @@ def load_databricks_config(
 ) -> DatabricksConfig:
     """The workspace and a login: what is given here, else the CLI profile, the environment, the notebook's own.
 
-    Reads DATABRICKS_CONFIG_FILE (else ~/.databrickscfg), DATABRICKS_CONFIG_PROFILE, DATABRICKS_WORKSPACE_URL (else
-    DATABRICKS_HOST) and DATABRICKS_TOKEN. A token goes only to the host it was configured with, or that is given
-    beside it. A login without a token is made by databricks-sdk, which reads LOGIN_VARIABLES and others, too. Raises
-    InventoryError. Where profiles are kept: config.py of databricks-sdk.
+    A token goes only to the host it was configured with, or that is given beside it. A login without a token is made
+    by databricks-sdk, whose config.py tells where profiles and variables are. Raises InventoryError.
     """
     host, number = read_workspace_url(workspace_url, "--workspace-url") if workspace_url is not None else (None, "")
     if token is not None:
@@ -496,7 +492,7 @@ def config_from_notebook(host: str | None) -> DatabricksConfig | None:
     if "DATABRICKS_RUNTIME_VERSION" not in os.environ:
         return None
     try:
-        config = Login("notebook", "", NOTEBOOK_LOGIN).config()
+        config = Login("notebook", "", {"auth_type": "runtime"}).config()
     except DatabricksError:  # it is that of a process beside the notebook, which has none
         version = import_module("databricks.sdk.version").__version__
         if version.startswith("0.") and int(version.split(".")[1]) < 20:  # 0.1.6 on DBR 14.3
@@ -682,8 +678,7 @@ class DatabricksClient:
         kind = classify_error(status, error_code, one_line(message.replace(path, ""), 300))
         message = one_line(self.mask(message or response.reason or ""), 300) or "no message"
         if kind == "refused" and cut_short:  # it may be the 404 of a home that is not there
-            kind = "malformed"
-            message = "the answer was cut short"
+            kind, message = "malformed", "the answer was cut short"
         if kind == "too slow":
             message = f"{path} is too large to be listed over REST; dbutils.fs on a cluster can list it"
         if 300 <= status < 400:
@@ -701,12 +696,11 @@ def read_body(response: requests.Response) -> bytearray:
     """The body as it comes over the wire, not unzipped.
 
     Raises MalformedAnswer where it is over LONGEST_BODY, TimeoutError after BODY_SECONDS, and an error of urllib3
-    where it is shorter than announced. read1() returns what has come; urllib3 1.26 has only read(), which waits until
-    the piece is whole.
+    where it is shorter than announced.
     """
     raw = response.raw
     raw.enforce_content_length = True  # not the default in urllib3 1.26
-    read = getattr(raw, "read1", raw.read)
+    read = getattr(raw, "read1", raw.read)  # what has come; urllib3 1.26 waits until the piece is whole
     until = time.monotonic() + BODY_SECONDS
     body = bytearray()
     while piece := read(BODY_PIECE, decode_content=False):
@@ -1280,10 +1274,9 @@ def in_kernel() -> bool:
 
 
 def is_cell(code_name: str) -> bool:
-    """Whether code of this name (co_filename) was typed into a notebook, and is no file's.
+    """Whether code of this name (co_filename) was typed into a notebook: <ipython-input-...>, <timed exec>.
 
-    IPython calls cells <ipython-input-...> and <timed exec>, ipykernel /tmp/ipykernel_123/456.py, Databricks
-    /root/.ipykernel/123/command-456. There is no such file, except while a debugger wants to see it.
+    Of ipykernel /tmp/ipykernel_123/456.py, of Databricks /root/.ipykernel/123/command-456: no files, but in debuggers.
     """
     return not os.path.isfile(code_name) or re.search(r"[/\\]\.?ipykernel[_/\\]", code_name) is not None
 
@@ -1380,9 +1373,8 @@ def list_pages(client: DatabricksClient, most: int, active_only: bool) -> tuple[
     idle = 0  # pages in a row that brought nobody new
     while idle < 2 and len(wanted(users, active_only)) < most:
         count = PAGE_SIZE if active_only else min(PAGE_SIZE, most - len(users))
-        rows, total = client.get(
-            USERS_PATH, {"attributes": attributes, "startIndex": start, "count": count}, parse_page
-        )
+        asked = {"attributes": attributes, "startIndex": start, "count": count}
+        rows, total = client.get(USERS_PATH, asked, parse_page)
         most_said = max(total, most_said)
         if not rows:
             break
@@ -1454,16 +1446,12 @@ def run_user_list(args: argparse.Namespace) -> int:
 
 def user_list(argv: list[str] | None = None) -> int:
     """The command. Returns its exit code: 0, 1 (users are missing), 2 (it could not run), 130 (interrupted)."""
-    parser = Parser(
-        prog="databricks_user_list.py",
-        allow_abbrev=False,
-        description="Lists the users of a Databricks workspace into a CSV.",
-    )
+    description = "Lists the users of a Databricks workspace into a CSV."
+    parser = Parser(prog="databricks_user_list.py", allow_abbrev=False, description=description)
     add_login_options(parser)
     parser.add_argument("-o", "--output", metavar="FILE", type=lasting, default="-", help="the CSV (default: stdout)")
-    parser.add_argument(
-        "--max-users", type=partial(whole_number, most=10**9 - 1), metavar="N", help="no more than the first N"
-    )
+    number = partial(whole_number, most=10**9 - 1)
+    parser.add_argument("--max-users", type=number, metavar="N", help="no more than the first N")
     parser.add_argument("--active-only", action="store_true", help="leave deactivated users out")
     parser.add_argument("--debug", action="store_true", help="each retry and wait; tracebacks")
     parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
