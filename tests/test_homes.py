@@ -35,7 +35,10 @@ NOT_READABLE = "not found, or not readable with this token"
 WHOLE, SHORT, UNKNOWN = "whole", "doubtful", "not listed"
 ALIKE = "the names aa and the homes AA, aA differ in letter case alone"
 ALIKE_TO_TWO = (None, "the names aA, aa and the homes AA differ in letter case alone")
-TABLE = [  # file system, admin, /Users, its state, name -> asked as, what a 404 means; homes of nobody
+
+
+@pytest.mark.parametrize(("file_system", "admin", "there", "state", "expected", "left"), [
+    # name -> asked as, what a 404 means; homes of nobody
     ("dbfs", True, {"a"}, WHOLE, {"a": ("a", NOT_READABLE)}, []),
     ("dbfs", False, {"A"}, WHOLE, {"a": ("A", NOT_READABLE)}, []),
     ("dbfs", True, {"b"}, WHOLE, {"a": (None, "")}, ["b"]),
@@ -50,30 +53,13 @@ TABLE = [  # file system, admin, /Users, its state, name -> asked as, what a 404
     ("workspace", True, {"b"}, WHOLE, {"a": ("a", "")}, ["b"]),
     ("workspace", True, set(), UNKNOWN, {"a": ("a", NOT_LISTED)}, []),
     ("workspace", False, {"A"}, WHOLE, {"a": ("a", NOT_READABLE)}, ["A"]),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("file_system", "admin", "there", "state", "expected", "left"), TABLE)
+])  # fmt: skip
 def test_each_name_gets_its_home(file_system, admin, there, state, expected, left):
     homes, nobodys = assign_homes(expected, {file_system: UsersFolder(frozenset(there), state)}, admin)
     assert nobodys == {file_system: set(left)}
     for name, (asked, error) in expected.items():
         home = Home(f"/Users/{asked}", asked in there, error) if asked else Home(None, problem=error)
         assert homes[name] == {file_system: home}
-
-
-def test_a_home_in_other_letter_case(clock):
-    home = "/Users/Ann@Example.com"
-    with FakeDatabricks(users=[ANN], shape="none") as server:
-        server.add_tree("dbfs", {home: [dbfs_file(f"{home}/f", 7)]})
-        server.add_tree("workspace", {home: [workspace_object(f"{home}/n")]})
-        result = crawl(server, clock)[ANN]
-        assert_truth(result, server.truth(ANN, home="Ann@Example.com"))
-        assert set(listings(server).values()) == {1}
-    assert result.as_dict()["homes"] == dict.fromkeys(FILE_SYSTEMS, home)
-
-
-# What /Users answers
 
 
 @pytest.fixture
@@ -156,11 +142,6 @@ def test_where_users_cannot_be_listed_a_home_not_found_is_an_error(inventory_of,
     assert "left out" not in said
 
 
-def test_a_home_that_was_listed_and_is_not_found_is_an_error(inventory_of, users):
-    users.change(faults=[Fault("404", api="dbfs", path=HOME)])
-    assert inventory_of(users, ANN, code=1)[0][ANN]["status"] == "partial"
-
-
 @pytest.mark.parametrize(("kind", "words"), [
     ("403", ()), ("404", ()), ("401", ()), ("403", ("--dbfs-only",)), ("400", ("--workspace-only",)),
 ])  # fmt: skip
@@ -202,9 +183,6 @@ def test_who_is_not_shown_as_admin_is_warned_once_and_a_home_not_found_is_an_err
         assert (results[ANN].status, figures(results[ANN])) == ("partial", (4, 128, 4, 0, 0, 0))
 
 
-# DBFS disabled
-
-
 def test_where_dbfs_is_disabled_rows_are_complete_without_it_and_it_is_said_once(clock, caplog, users):
     users.change(dbfs_disabled=True)
     results = crawl(users, clock)
@@ -224,9 +202,6 @@ def test_dbfs_that_is_disabled_for_one_request_is_a_failure(clock, caplog):
         result = crawl(server, clock)[ANN]
     assert (result.status, result.dbfs.files) == ("partial", 2)
     assert "WARNING" not in caplog.text
-
-
-# From Python
 
 
 @pytest.mark.parametrize(("usernames", "options", "error", "says"), [
@@ -401,9 +376,6 @@ def test_what_is_saved_is_told_though_the_homes_are_not_known_yet(inventory_of):
         for words, saved in ((["--all-homes"], "7 of 7"), (["--all-homes", BEN], "7 of 8"), ([ANN, BEN], "1 of 2")):
             _, said = inventory_of(server, "--resume", "--checkpoint", NAME, *words, code=2)
             assert f"{saved} users saved in .checkpoint_progress.json" in said
-
-
-# --resume
 
 
 def test_a_kept_row_whose_home_is_another_now_or_cannot_be_told_is_scanned_again(inventory_of):

@@ -6,11 +6,12 @@ from functools import partial
 from zlib import crc32
 
 import pytest
+import responses
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from databricks_user_files_simple import Listing, UserResult, parse_listing
-from databricks_user_list import DatabricksError, MalformedAnswer
+from databricks_user_list import DatabricksClient, DatabricksConfig, DatabricksError, MalformedAnswer
 from tests.fake import FakeDatabricks, Fault, dbfs_directory, dbfs_file, workspace_object
 from tests.helpers import (
     ANN,
@@ -24,7 +25,7 @@ from tests.helpers import (
     listings,
     small_server,
 )
-from tests.strategies import BODIES, HEADERS, JSON, RESULTS, STATUSES, answered, flatten, plain_count, trees
+from tests.strategies import RESULTS, bytes_of, flatten
 
 CAL, DAN = "cal@example.com", "dan@example.com"
 B, W = f"{HOME}/b", f"{HOME}/w"
@@ -34,16 +35,26 @@ workspace_directory = partial(workspace_object, object_type="DIRECTORY")
 # What is counted
 
 
-def prune(path, tree, lost):
-    """The tree without some of its directories, about one of four, whose paths go to `lost`."""
-    kept = {}
+def plain_count(path, tree, lost):
+    """Files, bytes, directories: without some of these, about one of four, whose paths go to `lost`."""
+    counts = [(0, 0, 1)]
     for name, value in tree.items():
         below = f"{path}/{name}"
-        if isinstance(value, dict) and crc32(below.encode()) % 4 == 0:
+        if not isinstance(value, dict):
+            counts.append((1, value if isinstance(value, int) else 10_000, 0))
+        elif crc32(below.encode()) % 4 == 0:
             lost.append(below)
         else:
-            kept[name] = prune(below, value, lost) if isinstance(value, dict) else value
-    return kept
+            counts.append(plain_count(below, value, lost))
+    return tuple(map(sum, zip(*counts, strict=True)))
+
+
+def trees(files):
+    """A tree is a dictionary from names to trees and files. Any text without "/" that is neither "." nor ".."."""
+    names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/"), min_size=1, max_size=12)
+    names = names.filter(lambda name: name not in (".", ".."))
+    return st.recursive(st.dictionaries(names, files, max_size=4),
+                        lambda inner: st.dictionaries(names, files | inner, max_size=4), max_leaves=12)  # fmt: skip
 
 
 OBJECTS = st.sampled_from(["NOTEBOOK", "FILE", "LIBRARY", "DASHBOARD", "NEW", None])
@@ -59,8 +70,7 @@ def test_trees_of_any_names_are_counted_as_a_plain_recursion_counts_them(dbfs, w
             home, lost = f"/Users/{name}", {"dbfs": [], "workspace": []}
             server.add_tree("dbfs", flatten(home, dbfs, dbfs_file, dbfs_directory))
             server.add_tree("workspace", flatten(home, workspace, workspace_object, workspace_directory))
-            files, _, directories = plain_count(prune(home, workspace, lost["workspace"]))
-            counts = (*plain_count(prune(home, dbfs, lost["dbfs"])), files, files * 10_000, directories)
+            counts = plain_count(home, dbfs, lost["dbfs"]) + plain_count(home, workspace, lost["workspace"])
             expected[name] = counts, {api: sorted(paths) for api, paths in lost.items()}
             for api in FILE_SYSTEMS:
                 failing[api] += lost[api]
@@ -243,20 +253,16 @@ def test_an_odd_name_alone_is_a_listing():
     assert parse_listing("dbfs", B, {"files": [dbfs_directory(f"{B}/x/y")]}).totals.failures[0]["path"] == f"{B}/x/y"
 
 
-def test_an_odd_name_is_a_failure_of_that_entry_alone(clock):
-    """One with a / in it, one that is no Unicode, and one of two files; the directory itself and a double are none."""
-    odd = [f"{B}/\ud800", f"{B}/p/q", f"{B}/z"]
-    listed = [*map(dbfs_directory, [*odd, B, f"{B}/c", f"{B}/c"]), dbfs_file(f"{B}/\udfff", 9), dbfs_file(odd[-1], 1)]
-    with small_server() as server:
-        server.change(faults=[Fault("body", body=json.dumps({"files": listed}), api="dbfs", path=B)])
-        result = crawl(server, clock)[ANN]
-        assert server.requests["dbfs", f"{B}/c"] == 1
-    assert (result.status, figures(result)[:3]) == ("partial", (4, 117, 4))
-    assert sorted(failure["path"] for failure in result.dbfs.failures) == sorted(odd)
-
-
 # Any answer at all
 
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3), max_leaves=8,
+)  # fmt: skip
+STATUSES = st.just(200) | st.sampled_from([204, 301, 400, 401, 403, 404, 418, 429, 500, 503])
+TEXT = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=20)
+HEADERS = st.dictionaries(st.sampled_from(["Retry-After", "Location", "Content-Encoding"]), TEXT)
+BODIES = JSON.map(json.dumps) | bytes_of(b"{}", b'{"files": [', b"<html>")
 PATHS = ["/Users/a", "/Users/a/b", "/Users/a/c", "/Users/a/b/c", "/Users", "/Users/a/..", "/", "/Users/b/x"]
 TYPES = st.sampled_from(["DIRECTORY", "REPO", "FILE"])
 GOOD = st.fixed_dictionaries({"path": st.sampled_from(PATHS[1:3] * 5 + PATHS), "is_dir": st.booleans(),
@@ -272,9 +278,15 @@ GOOD_LISTING = st.lists(GOOD, min_size=1, max_size=3).map(lambda entries: {"file
 @settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(FILE_SYSTEMS), STATUSES, (GOOD_LISTING | LISTING).map(json.dumps) | BODIES, HEADERS)
 def test_any_answer_is_the_listing_or_an_error(file_system, status, body, headers):
-    listing = answered(partial(parse_listing, file_system, "/Users/a"), status, body, headers)
-    if isinstance(listing, DatabricksError):
-        return
+    config, parse = DatabricksConfig("https://example.com", "dapi-5ecret"), partial(parse_listing, file_system)
+    with responses.RequestsMock() as mocked:
+        mocked.get(f"{config.host}/x", body=body, status=status, headers=headers)
+        try:
+            listing = DatabricksClient(config).attempt("/x", {"path": "/Users/a"}, partial(parse, "/Users/a"))
+        except DatabricksError as error:
+            assert not [text for text in (config.token, "\n") if text in str(error)]
+            assert 0 <= error.retry_after <= 120
+            return
     entries = json.loads(body).get("files" if file_system == "dbfs" else "objects") or []
     counted = [*(entry.path for entry in listing.files), *listing.directories, *lost(listing)]
     paths = {entry["path"] for entry in entries}
