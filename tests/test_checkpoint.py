@@ -117,40 +117,28 @@ def test_it_is_synced_to_disk_at_most_once_a_second(tmp_path, monkeypatch):
 # Torn tails, and what is no checkpoint
 
 
-def test_cut_anywhere_in_the_last_line_all_users_before_it_are_there(tmp_path, caplog):
-    path = tmp_path / "c.json"
-    results = [make_result(number) for number in range(3)]
-    data = write_checkpoint(path, results)
-    torn = 0
-    for length in range(data.rindex(b'\n{"username"') + 1, len(data)):
-        path.write_bytes(data[:length])
-        caplog.clear()
-        with open_checkpoint(path, HEADER, resume=True) as checkpoint:
-            assert [checkpoint.load(result.username) for result in results[:2]] == results[:2], length
-            last = checkpoint.done(results[2].username)
-            assert last or "its user is scanned again" in caplog.text or data[length - 1 : length] == b"\n"
-            assert not last or checkpoint.load(results[2].username) == results[2], length
-            checkpoint.save(make_result(3))
-            names = [at["username"] for at in json.loads(path.read_bytes())["results"]]
-            assert names == [result.username for result in results[: 2 + last]] + ["user3@example.com"], length
-        torn += not last
-    assert torn == len(data.split(b"\n")[3])
-
-
 # A save is one write over the old tail: what is on the disk if only its first bytes got there, and other ends
 WHOLE = [b",]}\n", b"", b"\n]", b"\n\n]}\n \n"]
 AFTER_LOSS_OF_POWER = [end + bytes(5000) for end in (b"\n", b"\n]}\n", b",\n{", b",\n{\n", b",]}\n")]
 TORN = [b",\n{\n", b",\n{", b",\n\xff", *AFTER_LOSS_OF_POWER]
+THIRD = b",\n" + json.dumps(make_result(3).as_dict()).encode()
 
 
-@pytest.mark.parametrize("end", [*WHOLE, *TORN], ids=lambda end: repr(end[:9]))
-def test_an_end_that_is_torn_costs_no_result_and_is_told(tmp_path, caplog, end):
-    path = tmp_path / "c.json"
-    path.write_bytes(write_checkpoint(path, [make_result(1), make_result(2)]).removesuffix(b"\n]}\n") + end)
-    with open_checkpoint(path, HEADER, resume=True) as checkpoint:
-        assert list(checkpoint.lines) == ["user1@example.com", "user2@example.com"]
-    assert caplog.text.count("its user is scanned again") == (end in TORN)
-    assert len(json.loads(path.read_bytes())["results"]) == 2
+def test_an_end_that_is_cut_or_torn_costs_no_result_before_it_and_is_told(tmp_path, caplog):
+    path, results = tmp_path / "c.json", [make_result(number) for number in (1, 2, 3)]
+    start = write_checkpoint(path, results[:2]).removesuffix(b"\n]}\n")
+    cut = [(THIRD + b"\n]}\n")[:length] for length in range(len(THIRD) + 4)]
+    for end in [*WHOLE, *TORN, *cut]:
+        path.write_bytes(start + end)
+        caplog.clear()
+        with open_checkpoint(path, HEADER, resume=True) as checkpoint:
+            there = results[: 2 + end.startswith(THIRD)]
+            assert [checkpoint.load(name) for name in checkpoint.lines] == there, end
+            is_told = end in TORN or end not in WHOLE and 2 < len(end) < len(THIRD)
+            assert caplog.text.count("its user is scanned again") == is_told, end
+            checkpoint.save(make_result(4))
+        saved = [*(result.username for result in there), "user4@example.com"]
+        assert [at["username"] for at in json.loads(path.read_bytes())["results"]] == saved, end
 
 
 GOOD_LINE = json.dumps(make_result(9).as_dict()).encode() + b","
@@ -326,27 +314,26 @@ def test_a_checkpoint_of_another_workspace_or_other_file_systems_is_refused_and_
     assert scan(server, *WORDS, "--resume", "--dbfs-only").code == 0
 
 
-def test_without_a_checkpoint_resume_starts_from_the_beginning_and_says_so(server, scan):
-    done = scan(server, *WORDS, "--resume")
-    assert done.code == 0
-    assert f"no checkpoint {Path(NAME).absolute()} yet: starting from the beginning" in done.err.splitlines()
-    assert output() == true_csv(server)
-
-
-def test_resume_of_a_run_that_ended_scans_again_what_was_partial_or_an_error(server, scan):
-    broken, lost = server.user_names[2], server.user_names[5]
+def test_resume_scans_what_is_not_complete_and_who_is_new_and_leaves_out_who_left(server, scan):
+    gone, broken, lost = (server.user_names[number] for number in (0, 2, 5))
     first = next(api for api in ("dbfs", "workspace") if getattr(server.truth(broken), api).directories)
     server.change(faults=[Fault("403", path=f"/Users/{lost}"), Fault("403", api=first, path=f"/Users/{broken}")])
-    done = scan(server, *WORDS)
+    done = scan(server, *WORDS, "--resume")
     assert done.code == 1
+    assert f"no checkpoint {Path(NAME).absolute()} yet: starting from the beginning" in done.err
     assert done.err.splitlines()[-1] == f"The checkpoint {NAME} stays: --resume scans 2 users again"
-    assert len(json.loads(Path(NAME).read_bytes())["results"]) == 10
     server.change(faults=[])
+    names = ["new@example.com", *reversed(server.user_names[1:])]
+    server.add_user("new@example.com")
+    write_users(names)
     done = scan(server, *WORDS, "--resume")
     assert done.code == 0
-    assert re.search(rf"8 .*{datetime.now(timezone.utc):%Y-%m-%d}", done.err), done
-    assert {name for name in server.user_names if asked_for(server, name)} == {broken, lost}
-    assert output() == true_csv(server)
+    assert re.search(rf"7 .*{datetime.now(timezone.utc):%Y-%m-%d}", done.err), done
+    assert "it has 1 user that this run was not asked for" in done.err
+    assert {name for name in server.user_names if asked_for(server, name)} == {"new@example.com", broken, lost}
+    assert (output(), gone in saved_users()) == (true_csv(server, names), True)
+    write_users([*names, gone])
+    assert scan(server, *WORDS, "--resume").code == 0
     assert set(os.listdir()) == {"users.txt", "out.csv", "home"}
 
 
@@ -360,6 +347,8 @@ def test_without_resume_a_checkpoint_is_moved_aside_and_never_over_another(serve
     assert done.code == 0
     assert output() == true_csv(server)
     stem = ".checkpoint_progress.2023-11-14T22-13-20"
+    modes = [os.stat(name).st_mode & 0o777 for name in os.listdir() if name.startswith(".")]
+    assert modes == [0o600] * 6, "three checkpoints, three journals, for their owner alone"
     assert asides() == dict(zip([f"{stem}.json", f"{stem}-2.json", f"{stem}-3.json"], contents, strict=True))
     assert f"{stem}-3.json" in done.err
     assert scan(server, *WORDS, "--resume", "--checkpoint", f"{stem}-3.json").code == 0
@@ -381,14 +370,6 @@ def test_a_checkpoint_of_an_earlier_version_is_moved_aside_or_refused(server, sc
     assert list(asides().values()) == [data]
 
 
-@needs_posix
-def test_checkpoint_journal_and_what_is_moved_aside_are_their_owners_alone(server, scan):
-    for _ in range(2):
-        leave_checkpoint(scan, server, *WORDS, "--files", "files.csv")
-    kept = {name: os.stat(name).st_mode & 0o777 for name in os.listdir() if name.startswith(".")}
-    assert list(kept.values()) == [0o600] * 4, kept
-
-
 def test_with_all_homes_one_that_is_gone_keeps_no_checkpoint(scan):
     world = World()
     for name in ("denied", "gone", "here"):
@@ -402,20 +383,6 @@ def test_with_all_homes_one_that_is_gone_keeps_no_checkpoint(scan):
     assert done.code == 0, done
     assert [row["username"] for row in rows_of()] == ["denied", "here"]
     assert not Path(NAME).exists()
-
-
-def test_users_who_left_the_file_are_left_out_and_new_ones_scanned(server, scan):
-    leave_checkpoint(scan, server, user=-1)
-    gone, *before = server.user_names[:-1]
-    server.add_user("new@example.com")
-    names = ["new@example.com", *reversed(before)]
-    write_users(names)
-    done = scan(server, *WORDS, "--resume")
-    assert done.code == 0
-    assert "it has 2 users that this run was not asked for" in done.err
-    assert gone in saved_users()
-    assert output() == true_csv(server, names)
-    assert [asked_for(server, name) for name in [gone, *before]] == [0] * (len(before) + 1)
 
 
 # Disk full, folders that cannot be written

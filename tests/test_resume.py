@@ -118,17 +118,6 @@ def test_interrupted_it_ends_at_once_and_says_how_to_go_on(server, scan, login, 
 
 
 @needs_posix
-def test_interrupted_before_the_first_answer_it_leaves_nothing(server, login):
-    gate = hang_when(server, lambda: True)
-    with running(server, login) as process:
-        until(lambda: gate.hits)
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=20)
-    assert process.returncode == 130
-    assert not Path(NAME).exists()
-
-
-@needs_posix
 def test_a_hangup_that_is_ignored_stays_ignored(server, login):
     with running(server, login, *WORDS, prefix=("sh", "-c", 'trap "" HUP; exec "$@"', "sh")) as process:
         until(saved_users)
@@ -198,11 +187,14 @@ def world():
 
 
 @pytest.fixture
-def stopped(world, scan):
+def stopped(world, scan, request):
     """A server, and the words of a run that has ended when it asked for ann's dbfs:/Users/ann/d/e."""
-    words = ("--users-file", "users.txt", "-o", "out.csv", "--threads", "1")
+    words = ("--users-file", "users.txt", "-o", "out.csv", "--threads", "1", *getattr(request, "param", ()))
     with FakeDatabricks(world) as server:
         write_users(server.user_names)
+        server.change(faults=[Fault("403")])
+        assert scan(server, *words).code == 2  # one that ends before the first answer leaves nothing
+        assert set(os.listdir()) == {"users.txt", "home"}
         server.change(faults=[Fault("401", path="/Users/ann/d/e")])
         done = scan(server, *words)
         assert done.code == 2, done
@@ -283,27 +275,20 @@ def test_what_saw_a_part_is_scanned_again_for_an_admin(scan, stopped):
     assert '"admin": false, ' not in Path(NAME).read_text().splitlines()[-2]
 
 
-@pytest.mark.parametrize("more", [(), ("--files", "files.csv")], ids=["rows", "files"])
+@pytest.mark.parametrize("stopped", [(), ("--files", "files.csv")], ids=["rows", "files"], indirect=True)
 @pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.soak), 101])
-def test_a_journal_that_is_cut_or_damaged_at_any_byte(scan, world, more, step):
+def test_a_journal_that_is_cut_or_damaged_at_any_byte(scan, stopped, step):
     """Right rows come of it, and of the whole one what it has is not asked for again."""
-    words = ("--users-file", "users.txt", "-o", "out.csv", "--threads", "1", *more)
-    with FakeDatabricks(world) as server:
-        write_users(server.user_names)
-        server.change(faults=[Fault("401", path="/Users/ann/d/e")])
-        assert scan(server, *words).code == 2
-        server.change(faults=[])
-        [journal] = Path().glob(".journal-*")
-        data, checkpoint = journal.read_bytes(), Path(NAME).read_bytes()
-        for at in range(0, len(data), step):
-            for damaged in (data[:at], data[:at] + b"\0" + data[at + 1 :], data[:at] + b"7" + data[at + 1 :]):
-                journal.write_bytes(damaged)
-                Path(NAME).write_bytes(checkpoint)
-                done = scan(server, *words, "--resume", "--quiet")
-                assert (done.code, Path("out.csv").read_bytes()) == (0, true_csv(server)), (at, done)
-                assert not more or read_file_rows() == world.file_rows(), at
-        journal.write_bytes(data)
-        Path(NAME).write_bytes(checkpoint)
-        done = scan(server, *words, "--resume")
-        assert "1 user in progress, " in done.err, done
-        assert set(listings(server)) & {("dbfs", "/Users/ann"), ("dbfs", "/Users/ann/d")} == set()
+    server, words = stopped
+    [journal] = Path().glob(".journal-*")
+    data, checkpoint = journal.read_bytes(), Path(NAME).read_bytes()
+    for at in range(0, len(data), step):
+        for damaged in (data[:at], data[:at] + b"\0" + data[at + 1 :], data[:at] + b"7" + data[at + 1 :]):
+            journal.write_bytes(damaged)
+            Path(NAME).write_bytes(checkpoint)
+            goes_on(scan, server, *words, "--quiet")
+            assert "--files" not in words or read_file_rows() == server.world.file_rows(), at
+    journal.write_bytes(data)
+    Path(NAME).write_bytes(checkpoint)
+    assert "1 user in progress, " in goes_on(scan, server, *words)
+    assert set(listings(server)) & {("dbfs", "/Users/ann"), ("dbfs", "/Users/ann/d")} == set()
