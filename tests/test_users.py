@@ -111,13 +111,6 @@ def test_an_odd_service_ends_and_gives_all_or_a_warning(listed, serve, kind):
     assert (f"{missing:,} user" in text.rpartition("warning: ")[2]) == (code == 1)
 
 
-def test_where_users_are_missing_all_are_listed_once_more(listed):
-    with FakeDatabricks(users=25, total_results_offset=3) as server:
-        code, found, text = listed(server)
-        assert (code, found, server.requests["scim", 1]) == (1, server.user_names, 2)
-    assert "3 users missing" in text
-
-
 @pytest.mark.parametrize(("pages", "code", "names"), [
     ([(PEOPLE[:1], 3), ([], 3), (PEOPLE[1:3], 3), ([], 3)], 0, ["u0", "u1", "u2"]),  # the second adds what is missing
     ([(PEOPLE[:3], 5), ([], 5)], 1, ["u0", "u1", "u2"]),  # what the first said of the total is not forgotten
@@ -195,24 +188,16 @@ def test_a_name_that_the_scanner_would_refuse_is_left_out_with_a_warning(listed,
 # The file
 
 
-def test_the_files_bytes(listed, serve, tmp_path):
+def test_the_files_bytes(listed, list_users, serve, tmp_path):
     users = [{"userName": "a@x.com", "displayName": 'Zo\u00eb, "Z"', "active": True, "id": "1"},
-             {"userName": "b@x.com", "displayName": "", "active": False, "id": "2"},
+             {"userName": "b@x.com", "displayName": "=cmd()\r\x1b[m", "active": False, "id": 2},
              {"userName": "c"}]  # fmt: skip
     serve(lambda start, _: (users[start - 1 :], 3))
+    expected = HEADER + 'a@x.com,"Zo\u00eb, ""Z""",true,1\nb@x.com,\'=cmd()  [m,false,2\nc,,,\n'
     with FakeDatabricks(users=0) as server:
         assert listed(server)[0] == 0
-    expected = HEADER + 'a@x.com,"Zo\u00eb, ""Z""",true,1\nb@x.com,,false,2\nc,,,\n'
+        assert list_users(server).out == list_users(server, "--output", "-").out == expected
     assert (tmp_path / "users.csv").read_bytes() == expected.encode()
-
-
-def test_any_display_name_stays_in_its_row_runs_in_no_spreadsheet_and_steers_no_terminal(listed):
-    names = ["=cmd()", "two\r\nlines", "two\rlines", 'a "q"', "a,b", "a;=b", "\x00x", "\x1b]0;owned\x07", "\x9b31m"]
-    users = [{"userName": f"u{number}", "displayName": name} for number, name in enumerate(names)]
-    with FakeDatabricks(users=users) as server:
-        assert listed(server)[:2] == (0, [user["userName"] for user in users])
-    shown = ["'=cmd()", "two\r\nlines", "two lines", 'a "q"', "a,b", "a;'=b", " x", " ]0;owned ", " 31m"]
-    assert [row["display_name"] for row in rows_of("users.csv")] == shown
 
 
 def test_the_scanner_reads_the_list_and_every_name_as_it_is(listed):
@@ -220,14 +205,6 @@ def test_the_scanner_reads_the_list_and_every_name_as_it_is(listed):
     with FakeDatabricks(users=odd) as server:
         assert listed(server)[:2] == (0, ["'=u", *odd[1:]])
         assert list(read_usernames([], "users.csv")) == odd
-
-
-@pytest.mark.parametrize("words", [(), ("--output", "-")])
-def test_stdout_has_the_csv_alone(command, login, words):
-    with FakeDatabricks(users=[{"userName": "\u00e9@x.com", "displayName": "E", "active": True, "id": "1"}]) as server:
-        result = command(USER_LIST, *words, env={**login(server), "PYTHONIOENCODING": "ascii"})
-    assert (result.code, result.out) == (0, HEADER + "\u00e9@x.com,E,true,1\n")
-    assert "Workspace http://127.0.0.1" in result.err.splitlines()[0]
 
 
 @pytest.mark.usefixtures("processes")
