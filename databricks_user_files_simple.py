@@ -2845,7 +2845,7 @@ def finish(checkpoint: Checkpoint, all_homes: bool) -> int:
         checkpoint.remove()
     elif checkpoint.path:
         why = f"--resume scans {counted(again, 'user')} again"
-        more = f"it has {counted(others, 'user')} that this run was not asked for"
+        more = f"it has {counted(others, 'user')} whom this command did not name"
         tell(f"The checkpoint {checkpoint.path} stays: {why if again else more}")
     return 1 if left else 0
 

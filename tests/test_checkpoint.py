@@ -329,7 +329,7 @@ def test_resume_scans_what_is_not_complete_and_who_is_new_and_leaves_out_who_lef
     done = scan(server, *WORDS, "--resume")
     assert done.code == 0
     assert re.search(rf"7 .*{datetime.now(timezone.utc):%Y-%m-%d}", done.err), done
-    assert "it has 1 user that this run was not asked for" in done.err
+    assert "it has 1 user whom this command did not name" in done.err
     assert {name for name in server.user_names if asked_for(server, name)} == {"new@example.com", broken, lost}
     assert (output(), gone in saved_users()) == (true_csv(server, names), True)
     write_users([*names, gone])

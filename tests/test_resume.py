@@ -232,7 +232,7 @@ def test_a_user_in_progress_who_is_not_asked_for_keeps_the_checkpoint(scan, stop
     """As does a run that ends before that user goes on."""
     server, words = stopped
     write_users(["bob"])
-    assert scan(server, *words, "--resume").err.splitlines()[-1].endswith("1 user that this run was not asked for")
+    assert scan(server, *words, "--resume").err.splitlines()[-1].endswith("1 user whom this command did not name")
     write_users(["ann", "bob"])
     server.change(faults=[Fault("403")])
     assert scan(server, *words, "--resume").code == 2
