@@ -1,4 +1,4 @@
-"""The checkpoint: what a run leaves behind however it ends, and what the next one makes of it (SPEC section 6).
+"""The checkpoint: what a run leaves behind however it ends, and what the next one makes of it.
 
 Processes are stopped by what they have done (requests, users saved), never after some time.
 """
