@@ -2671,7 +2671,7 @@ def build_parser() -> Parser:
     option("users", nargs="*", metavar="USER", help="names of users to scan")
     file = partial(option, metavar="FILE")
     file("--users-file", help="users to scan: the CSV of databricks_user_list.py, or one name a line; - is stdin")
-    flag("--all-homes", help="scan also all other homes under /Users: those of service principals and deleted users")
+    flag("--all-homes", help="scan all other homes, too (service principals, deleted users); without users, all homes")
     add_login_options(parser)
     output = partial(file, type=lasting)
     output("-o", "--output", default="-", help="the CSV (default: stdout)")
