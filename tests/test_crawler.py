@@ -16,27 +16,9 @@ import pytest
 
 from databricks_user_files_simple import next_rate, scan_dbfs, scan_user_directory, scan_users, scan_workspace
 from databricks_user_list import InventoryError
+from tests import helpers
 from tests.fake import FakeDatabricks, Fault, dbfs_directory, dbfs_file
-from tests.helpers import (
-    ANN,
-    BEN,
-    HOME,
-    MINUTE,
-    WORDS,
-    asked_for,
-    assert_all_true,
-    assert_truth,
-    config_of,
-    crawl,
-    ended_threads,
-    listings,
-    make_client,
-    saved_users,
-    set_constants,
-    shorter_waits,
-    small_server,
-    true_csv,
-)  # fmt: skip
+from tests.helpers import ANN, BEN, HOME, MINUTE, assert_all_true, crawl, make_client, set_constants, small_server
 
 
 def wide_server(directories, **more):
@@ -81,9 +63,9 @@ def test_so_many_requests_are_made_at_a_time_and_no_more(clock):
 
 def test_the_functions_for_one_user_find_the_truth():
     with FakeDatabricks(users=1, shape="small") as server:
-        name, config = server.user_names[0], config_of(server)
+        name, config = server.user_names[0], helpers.config_of(server)
         both = scan_user_directory(name, config)
-        assert_truth(both, server.truth(name))
+        helpers.assert_truth(both, server.truth(name))
         for scan_one, file_system in ((scan_dbfs, "dbfs"), (scan_workspace, "workspace")):
             server.counts_reset()
             assert scan_one(name, config) == getattr(both, file_system)
@@ -96,13 +78,13 @@ def test_a_name_given_twice_is_scanned_once_and_no_name_is_no_request(clock):
         assert list(scan_users([], client.config, client=client)) == []
         assert server.total_requests == 0
         assert [result.username for result in scan_users([ANN, ANN], client.config, client=client)] == [ANN]
-        assert set(listings(server).values()) == {1}
+        assert set(helpers.listings(server).values()) == {1}
 
 
 def test_a_result_comes_before_the_last_user_is_scanned(clock):
     with FakeDatabricks(users=9, shape="small", shapes={8: "giant"}) as server:
         client = make_client(server, clock)
-        with ended_threads(), closing(scan_users(server.user_names, client.config, client=client)) as results:
+        with helpers.ended_threads(), closing(scan_users(server.user_names, client.config, client=client)) as results:
             assert next(results).username in server.user_names[:8]
         assert server.total_requests < 3000
 
@@ -118,7 +100,7 @@ def test_where_no_more_threads_are_to_be_had_it_goes_on_with_those_there_are(mon
 
     with wide_server(40, latency=0.001) as server:
         monkeypatch.setattr(threading.Thread, "start", start_three)
-        [result] = scan_users([ANN], config_of(server), threads=16)
+        [result] = scan_users([ANN], helpers.config_of(server), threads=16)
     assert result.file_count == 40
     assert "can't start new thread: going on with 3 threads" in caplog.text
 
@@ -423,18 +405,18 @@ def test_faults_on_the_wire_cost_no_file(clock, monkeypatch, shape, kind):
     (Fault("503"), "no success for"),
 ])  # fmt: skip
 def test_a_run_that_is_refused_or_left_alone_keeps_what_it_has_and_resumes(server, scan, monkeypatch, ending, told):
-    set_constants(monkeypatch, RETRIES=shorter_waits(100), FIRST_QUESTION=0.02, LONGEST_OUTAGE=0.1)
-    ending.applies = lambda *_: len(saved_users()) >= 2
+    set_constants(monkeypatch, RETRIES=helpers.shorter_waits(100), FIRST_QUESTION=0.02, LONGEST_OUTAGE=0.1)
+    ending.applies = lambda *_: len(helpers.saved_users()) >= 2
     server.change(faults=[ending])
-    done = scan(server, *WORDS)
+    done = scan(server, *helpers.WORDS)
     assert (done.code, Path("out.csv").exists()) == (2, False), done
     assert told in done.err
     assert "--resume" in done.err
-    assert len(saved := saved_users()) >= 2
+    assert len(saved := helpers.saved_users()) >= 2
     server.change(faults=[])
-    assert scan(server, *WORDS, "--resume").code == 0
-    assert [asked_for(server, name) for name in saved] == [0] * len(saved)
-    assert Path("out.csv").read_bytes() == true_csv(server)
+    assert scan(server, *helpers.WORDS, "--resume").code == 0
+    assert [helpers.asked_for(server, name) for name in saved] == [0] * len(saved)
+    assert Path("out.csv").read_bytes() == helpers.true_csv(server)
 
 
 LISTED, OF_ITS_OWN = "404, though listed", "404, and of its directory: "

@@ -11,22 +11,9 @@ import pytest
 
 from databricks_user_files_simple import Home, UsersFolder, assign_homes, scan_dbfs, scan_users
 from databricks_user_list import InventoryError
+from tests import helpers
 from tests.fake import FakeDatabricks, Fault, dbfs_directory, dbfs_file, workspace_object
-from tests.helpers import (
-    ANN,
-    BEN,
-    FILE_SYSTEMS,
-    HOME,
-    NAME,
-    FakeClock,
-    assert_truth,
-    config_of,
-    crawl,
-    figures,
-    listings,
-    small_server,
-    write_users,
-)
+from tests.helpers import ANN, BEN, FILE_SYSTEMS, HOME, config_of, crawl, figures, small_server
 
 CAL, DAN = "cal@example.com", "dan@example.com"
 NOT_LISTED = "not found in this spelling, and /Users cannot be listed"
@@ -174,7 +161,7 @@ def test_who_is_not_shown_as_admin_is_warned_once_and_a_home_not_found_is_an_err
     with small_server([ANN, BEN, CAL], **more) as server:
         server.add_user(DAN)
         results = crawl(server, clock, [ANN, BEN, DAN])
-        assert_truth(results[BEN], server.truth(BEN))
+        helpers.assert_truth(results[BEN], server.truth(BEN))
     assert results[DAN].status == "error"
     assert results[DAN].error.endswith(NOT_READABLE)
     told = "could not be found out" if "faults" in more else "is not in the group admins"
@@ -188,7 +175,7 @@ def test_where_dbfs_is_disabled_rows_are_complete_without_it_and_it_is_said_once
     results = crawl(users, clock)
     found = {name: (result.status, result.dbfs, result.file_count) for name, result in results.items()}
     assert found == {ANN: ("success", None, 2), BEN: ("empty", None, 0)}
-    assert not any(api == "dbfs" for api, _ in listings(users))
+    assert not any(api == "dbfs" for api, _ in helpers.listings(users))
     assert caplog.text.count("DBFS is left out for all users: 403 PERMISSION_DENIED: Public DBFS root") == 1
     with pytest.raises(InventoryError, match="DBFS"):
         scan_dbfs(ANN, config_of(users))
@@ -236,7 +223,7 @@ def scim_requests(server):
 def test_a_name_that_nobody_has_is_an_error_and_costs_no_request(inventory_of, users):
     names = [ANN, BEN, BEN.upper(), GHOST, UUID]
     spoilt = ["j?rg@example.com", "j├Ârg@example.com", "j\ufffdrg@example.com"]  # by PowerShell's >
-    write_users([*names, *spoilt])
+    helpers.write_users([*names, *spoilt])
     rows, said = inventory_of(users, "--users-file", "users.txt", code=1)
     assert [rows[name]["status"] for name in names] == ["success", "empty", "empty", "error", "empty"]
     assert rows[GHOST]["error"] == f"{NOBODY}; the most similar one that has a home is {ANN}"
@@ -291,7 +278,7 @@ def test_similar_names_are_told_for_the_first_and_as_long_as_it_takes_a_second(u
     results = crawl(users, clock, names, file_systems=("workspace",))
     assert [results[name].error.endswith(told) for name in names] == [True] * 20 + [False] * 10
 
-    class Ticking(FakeClock):
+    class Ticking(helpers.FakeClock):
         def __call__(self):
             self.now += 0.1
             return self.now
@@ -374,7 +361,7 @@ def test_what_is_saved_is_told_though_the_homes_are_not_known_yet(inventory_of):
         inventory_of(server, "--all-homes", code=1)
         server.change(faults=[Fault("401")])
         for words, saved in ((["--all-homes"], "7 of 7"), (["--all-homes", BEN], "7 of 8"), ([ANN, BEN], "1 of 2")):
-            _, said = inventory_of(server, "--resume", "--checkpoint", NAME, *words, code=2)
+            _, said = inventory_of(server, "--resume", "--checkpoint", helpers.NAME, *words, code=2)
             assert f"{saved} users saved in .checkpoint_progress.json" in said
 
 

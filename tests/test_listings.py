@@ -13,18 +13,7 @@ from hypothesis import strategies as st
 from databricks_user_files_simple import Listing, UserResult, parse_listing
 from databricks_user_list import DatabricksClient, DatabricksConfig, DatabricksError, MalformedAnswer
 from tests.fake import FakeDatabricks, Fault, dbfs_directory, dbfs_file, workspace_object
-from tests.helpers import (
-    ANN,
-    BEN,
-    FILE_SYSTEMS,
-    HOME,
-    FakeClock,
-    assert_truth,
-    crawl,
-    figures,
-    listings,
-    small_server,
-)
+from tests.helpers import ANN, BEN, FILE_SYSTEMS, HOME, FakeClock, assert_truth, crawl, figures, listings, small_server
 from tests.strategies import RESULTS, bytes_of, flatten
 
 CAL, DAN = "cal@example.com", "dan@example.com"

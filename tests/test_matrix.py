@@ -1,30 +1,14 @@
 """One workspace with everything awkward in it, through every way in: each row and each detail is the truth."""
 
-import csv
 import json
-import signal
 from pathlib import Path
 
 import pytest
 
 import databricks_user_files_simple as scanner
-from tests.fake import FORMS, FakeDatabricks, Fault
+from tests import helpers
+from tests.fake import FORMS, FakeDatabricks
 from tests.fake.awkward import make_world, passing_faults
-from tests.helpers import (
-    FILE_SYSTEMS,
-    SCANNER,
-    config_of,
-    make_client,
-    needs_posix,
-    read_file_rows,
-    running,
-    saved_users,
-    set_constants,
-    slow_until,
-    until,
-    workers_help,
-    write_users,
-)
 
 OUTPUTS = ("--users-file", "users.txt", "-o", "out.csv", "--details", "details.jsonl", "--files", "files.csv")
 
@@ -32,11 +16,11 @@ OUTPUTS = ("--users-file", "users.txt", "-o", "out.csv", "--details", "details.j
 def assert_truth(world, rows, details):
     """Every column of every row, in the order of the users; what --details has of each file system; every file."""
     truths = list(map(world.truth, world.usernames))
-    assert read_file_rows() == world.file_rows()
+    assert helpers.read_file_rows() == world.file_rows()
     assert rows == [truth.row for truth in truths]
     for truth, found in zip(truths, details, strict=True):
         assert (found["username"], found["status"]) == (truth.username, truth.row["status"])
-        for file_system in FILE_SYSTEMS:
+        for file_system in helpers.FILE_SYSTEMS:
             expected = vars(getattr(truth, file_system))
             shown = {key: found[file_system][key] for key in expected}
             if truth.username.startswith("deleted"):  # nobody can say whether the folder is in the types
@@ -53,9 +37,8 @@ def assert_results(world, results):
 
 def assert_outputs(world):
     """The same of the files that a command has written."""
-    rows = list(csv.DictReader(Path("out.csv").read_text(encoding="utf-8").splitlines()))
-    details = [json.loads(line) for line in Path("details.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert_truth(world, rows, details)
+    details = map(json.loads, Path("details.jsonl").read_text(encoding="utf-8").splitlines())
+    assert_truth(world, helpers.rows_of(), details)
 
 
 @pytest.fixture
@@ -65,14 +48,14 @@ def world():
 
 @pytest.fixture
 def server(world):
-    write_users(world.usernames)
+    helpers.write_users(world.usernames)
     with FakeDatabricks(world, faults=passing_faults(), forms=FORMS, latency=0.001) as server:
         yield server
 
 
 @pytest.mark.parametrize("threads", [1, 16])
 def test_the_function(world, server, clock, threads):
-    client = make_client(server, clock, threads)
+    client = helpers.make_client(server, clock, threads)
     assert_results(world, scanner.scan_users(world.usernames, client.config, threads, client=client, files="files.csv"))
 
 
@@ -81,25 +64,19 @@ def test_the_command_in_this_process(world, server, hasty, scan):
     assert_outputs(world)
 
 
-@needs_posix
+@helpers.needs_posix
 def test_the_command_that_was_killed_and_goes_on(world, server, command, login):
-    gate = Fault("hang", seconds=600, when=lambda: len(saved_users()) >= 4)
-    server.change(faults=[*server.settings.faults, gate])
-    with running(server, login, *OUTPUTS) as process:
-        until(lambda: process.poll() is not None or gate.hits, 60)
-        process.kill()
-        process.communicate()
-    assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
-    server.change(faults=server.settings.faults[:-1])
-    ended = command(SCANNER, *OUTPUTS, "--resume", env=login(server), timeout=120)
+    helpers.run_and_kill(server, login, lambda: len(helpers.saved_users()) >= 4, *OUTPUTS)
+    server.change(faults=passing_faults())
+    ended = command(helpers.SCANNER, *OUTPUTS, "--resume", env=login(server), timeout=120)
     assert ended.code == 1, ended
     assert_outputs(world)
 
 
 def test_the_function_on_a_cluster(spark, hasty, monkeypatch):
-    set_constants(monkeypatch, CLUSTER_DELAY=0.0, FIRST_RATE=500.0)
+    helpers.set_constants(monkeypatch, CLUSTER_DELAY=0.0, FIRST_RATE=500.0)
     world = make_world(bulk=8, directories=25)
-    served = FakeDatabricks(world, faults=passing_faults(), forms=FORMS)
-    with served as server, slow_until(server, workers_help(server)):
-        names, config = world.usernames, config_of(server)
+    server = FakeDatabricks(world, faults=passing_faults(), forms=FORMS)
+    with server, helpers.slow_until(server, helpers.workers_help(server)):
+        names, config = world.usernames, helpers.config_of(server)
         assert_results(world, scanner.process_user_batch_parallel(spark, names, config, 4, files="files.csv"))
