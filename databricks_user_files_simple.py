@@ -592,8 +592,9 @@ def tell_unknown(result: UserResult, unknown: dict[str, str]) -> None:
 def has_homes(kept: dict[str, str | None], homes: dict[str, Home]) -> bool:
     """Whether a user who was scanned with the homes `kept`, None where none was found, would get the same ones now."""
     return kept.keys() == homes.keys() and all(
-        not home.problem and (kept[name] == home.path or (kept[name] is None and not home.is_listed))
-        for name, home in homes.items()
+        not home.problem  # and none that is gone: what was in it may be in another user's home by now
+        and (not home.is_listed if path is None else path == home.path and (home.is_listed or home.not_found))
+        for path, home in zip(map(kept.get, homes), homes.values())
     )
 
 

@@ -367,16 +367,18 @@ def test_what_is_saved_is_told_though_the_homes_are_not_known_yet(inventory_of):
 
 def test_a_kept_row_whose_home_is_another_now_or_cannot_be_told_is_scanned_again(inventory_of):
     titled = ANN.title()
-    with small_server([ANN, "refused"], faults=[Fault("403", path="/Users/refused")]) as server:
+    with small_server([ANN, "refused", "moved"], faults=[Fault("403", path="/Users/refused")]) as server:
         server.add_user(BEN)
         server.add_user(CAL)
-        words = ["--resume", "--checkpoint", "progress", titled, "refused", BEN, CAL]
+        words = ["--resume", "--checkpoint", "progress", titled, "refused", "moved", BEN, CAL]
         before, _ = inventory_of(server, *words, code=1)
+        del server.world.explicit["workspace"]["/Users/moved"]
         for name in (titled, CAL.upper(), CAL.title(), BEN):
             server.add_tree("dbfs", {f"/Users/{name}": [dbfs_file(f"/Users/{name}/new", 9)]})
         server.change(faults=[])
         after, _ = inventory_of(server, *words, code=1)
     assert [rows[titled]["total_size"] for rows in (before, after)] == ["20128", "20009"]
+    assert [rows["moved"]["file_source"] for rows in (before, after)] == ["both", "dbfs"]
     assert [rows[BEN]["total_size"] for rows in (before, after)] == ["0", "9"]
     assert [rows[CAL]["status"] for rows in (before, after)] == ["empty", "error"]
     assert "differ in letter case alone" in after[CAL]["error"]
