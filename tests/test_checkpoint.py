@@ -51,11 +51,6 @@ def output():
     return Path("out.csv").read_bytes()
 
 
-def asides():
-    """Contents of the checkpoints that were moved aside, by file name."""
-    return {path.name: path.read_bytes() for path in Path().glob(".checkpoint_progress.2*")}
-
-
 def refused(scan, server, *words):
     """What a run says that is refused before it asks for anything."""
     done = scan(server, *words)
@@ -63,9 +58,9 @@ def refused(scan, server, *words):
     return done.err
 
 
-def leave_checkpoint(scan, server, *words, user=2):
+def leave_checkpoint(scan, server, *words):
     """A run in which one user is an error, and the last line that it says; no fault is left."""
-    server.change(faults=[Fault("403", path=f"/Users/{server.user_names[user]}")])
+    server.change(faults=[Fault("403", path=f"/Users/{server.user_names[2]}")])
     done = scan(server, *(words or WORDS))
     assert done.code == 1, done
     server.change(faults=[])
@@ -337,37 +332,34 @@ def test_resume_scans_what_is_not_complete_and_who_is_new_and_leaves_out_who_lef
     assert set(os.listdir()) == {"users.txt", "out.csv", "home"}
 
 
-def test_without_resume_a_checkpoint_is_moved_aside_and_never_over_another(server, scan):
-    contents = []
-    for _ in range(3):
+def test_a_checkpoint_is_moved_aside_when_the_workspace_has_answered_and_never_over_another(server, scan):
+    """Also that of an earlier version, with which nothing can go on."""
+    stem, contents = ".checkpoint_progress.2023-11-14T22-13-20", []
+    for version in (b"2", b"2", b"1"):
         leave_checkpoint(scan, server)
+        contents.append(Path(NAME).read_bytes().replace(b'"version": 2', b'"version": ' + version))
+        Path(NAME).write_bytes(contents[-1])
         os.utime(NAME, (1_700_000_000, 1_700_000_000))
-        contents.append(Path(NAME).read_bytes())
-    done = scan(server, *WORDS)
-    assert done.code == 0
-    assert output() == true_csv(server)
-    stem = ".checkpoint_progress.2023-11-14T22-13-20"
-    modes = [os.stat(name).st_mode & 0o777 for name in os.listdir() if name.startswith(".")]
-    assert modes == [0o600] * 6, "three checkpoints, three journals, for their owner alone"
-    assert asides() == dict(zip([f"{stem}.json", f"{stem}-2.json", f"{stem}-3.json"], contents, strict=True))
-    assert f"{stem}-3.json" in done.err
-    assert scan(server, *WORDS, "--resume", "--checkpoint", f"{stem}-3.json").code == 0
-    assert len(asides()) == 2
-
-
-def test_a_checkpoint_of_an_earlier_version_is_moved_aside_or_refused(server, scan):
-    """The former when the workspace has answered."""
-    data = write_checkpoint(Path(NAME), [make_result(1)], server.url).replace(b'"version": 2', b'"version": 1')
-    Path(NAME).write_bytes(data)
-    files = set(os.listdir())
     err = refused(scan, server, *WORDS, "--resume")
     assert f"{NAME} was made by an earlier version: run it without --resume" in err
+    files = set(os.listdir())
     server.change(faults=[Fault("403")])
     done = scan(server, *WORDS)
-    assert (done.code, Path(NAME).read_bytes(), set(os.listdir()), "saved" in done.err) == (2, data, files, False)
+    assert (done.code, Path(NAME).read_bytes(), set(os.listdir()), "saved" in done.err) == (
+        2,
+        contents[-1],
+        files,
+        False,
+    )
+    modes = [os.stat(name).st_mode & 0o777 for name in files if name.startswith(".")]
+    assert modes == [0o600] * 6, "three checkpoints, three journals, for their owner alone"
     server.change(faults=[])
-    assert scan(server, *WORDS).code == 0
-    assert list(asides().values()) == [data]
+    done = scan(server, *WORDS)
+    assert (done.code, output(), f"{stem}-3.json" in done.err) == (0, true_csv(server), True)
+    asides = {path.name: path.read_bytes() for path in Path().glob(".checkpoint_progress.2*")}
+    assert asides == dict(zip([f"{stem}.json", f"{stem}-2.json", f"{stem}-3.json"], contents, strict=True))
+    assert scan(server, *WORDS, "--resume", "--checkpoint", f"{stem}-2.json").code == 0
+    assert not Path(f"{stem}-2.json").exists()
 
 
 def test_with_all_homes_one_that_is_gone_keeps_no_checkpoint(scan):

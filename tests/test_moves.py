@@ -94,8 +94,7 @@ def test_a_directory_in_which_more_than_one_thing_happens(clock, moves, expected
         grow(server, "/Users/a", {"a": DEEP})
         server.change(faults=[Moves(server, "/Users/a", *move) for move in moves])
         client = make_client(server, clock, 1)
-        [result] = scan_users(["a"], client.config, 1, client=client)
-    assert told(result) == expected
+        assert told(*scan_users(["a"], client.config, 1, client=client)) == expected
 
 
 def test_also_where_workers_list(workers, monkeypatch):

@@ -53,22 +53,6 @@ def directories_of(server):
     return sum(truth.dbfs.directories + truth.workspace.directories for truth in map(server.truth, server.user_names))
 
 
-def end_often(server, login, kills, words, prefix, generator):
-    """Runs that are ended at random moments after their first request."""
-    for number in range(kills):
-        with running(server, login, *words, prefix=prefix) as process:
-            process.stderr.readline()  # else one might still be on its way into Python
-            before = server.total_requests
-            until(lambda before=before, process=process: process.poll() is not None or server.total_requests > before)
-            try:
-                process.communicate(timeout=generator.uniform(0.0, 0.8))
-            except subprocess.TimeoutExpired:
-                process.send_signal(generator.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT]))
-                _, err = process.communicate(timeout=20)
-                assert prefix or "Traceback" not in err
-        assert not Path("out.csv").exists(), f"it ended before the kill of number {number}"
-
-
 # Killed and interrupted
 
 
@@ -159,8 +143,18 @@ def test_ended_at_25_random_moments(login, small, more, prefix):
     world = giant_world(3000, small)
     with FakeDatabricks(world, latency=0.02) as server:
         write_users(server.user_names)
-        words = (*WORDS, *more)
-        end_often(server, login, 25, words, prefix, random.Random(small + len(more)))
+        words, generator = (*WORDS, *more), random.Random(small + len(more))
+        for number in range(25):
+            with running(server, login, *words, prefix=prefix) as process:
+                process.stderr.readline()  # else one might still be on its way into Python
+                before = server.total_requests
+                until(lambda p=process, before=before: p.poll() is not None or server.total_requests > before)
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(generator.uniform(0.0, 0.8))
+                process.send_signal(generator.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT]))
+                _, err = process.communicate(timeout=20)
+            assert not Path("out.csv").exists(), f"it ended before the kill of number {number}"
+            assert prefix or "Traceback" not in err
         with running(server, login, *words, prefix=prefix) as process:
             _, err = process.communicate(timeout=300)
         assert process.returncode == 0, err
