@@ -464,7 +464,7 @@ def test_429s_that_only_workers_get_do_not_slow_this_process(workers):
         for results in (scanner.scan_users(names, config, 4), process_user_batch_parallel(workers, names, config, 4)):
             assert {result.status for result in results} == {"success"}
             times.append(time.monotonic())
-    assert times[2] - times[1] < 1.4 * (times[1] - times[0])
+    assert times[2] - times[1] < 1.6 * (times[1] - times[0])
 
 
 def test_each_batch_leaves_with_the_token_of_the_moment(workers, small, scanned):
