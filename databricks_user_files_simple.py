@@ -594,7 +594,7 @@ def has_homes(kept: dict[str, str | None], homes: dict[str, Home]) -> bool:
     return kept.keys() == homes.keys() and all(
         not home.problem  # and none that is gone: what was in it may be in another user's home by now
         and (not home.is_listed if path is None else path == home.path and (home.is_listed or home.not_found))
-        for path, home in zip(map(kept.get, homes), homes.values())
+        for path, home in ((kept[name], homes[name]) for name in homes)
     )
 
 
