@@ -44,7 +44,8 @@ from databricks_user_list import (
 from tests.fake import FORMS, FakeDatabricks, Fault, dbfs_directory, dbfs_file
 from tests.helpers import (
     NAME,
-    Result,
+    SCANNER,
+    USER_LIST,
     assert_kept,
     config_of,
     free_port,
@@ -127,7 +128,7 @@ def error_of(code, message="x"):
     ({"status": 404, "body": gzip.compress(b"{}")[:-3]}, SERVER_WAITS, "malformed"),
     ({"status": 400, "json": error_of("INVALID_PARAMETER_VALUE")}, [], "refused"),
     *(({"status": status, "body": b""}, [], "refused") for status in (204, 418)),
-    ({"status": 307, "headers": {"Location": HOST + LIST}}, [], "refused"),
+    ({"status": 307, "headers": {"Location": HOST + LIST}}, [], "refused"),  # nobody follows it
     (requests.ConnectionError("Connection refused"), SERVER_WAITS, "connection"),
     (requests.ConnectTimeout("timed out"), [], "connection"),  # never reached: not asked again
 ])  # fmt: skip
@@ -234,18 +235,15 @@ def test_the_body_decides_and_not_its_headers(one_home, clock, form, encoding):
     assert clock.waits == []
 
 
-def test_a_silent_server_times_out(one_home, clock, monkeypatch):
-    set_constants(monkeypatch, READ_SECONDS=0.1)
-    one_home.change(faults=[Fault("hang", seconds=20, times=1)])
-    with pytest.raises(DatabricksError, match=r"no answer within 0\.1 s"):
-        make_client(one_home, clock).attempt(LIST, {"path": "/Users/a"}, parse_record)
-
-
-@pytest.mark.skipif(not hasattr(urllib3.HTTPResponse, "read1"), reason="urllib3 1.26 waits for pieces of 16 KB")
-def test_a_dripping_server_times_out(one_home, monkeypatch):
-    set_constants(monkeypatch, BODY_SECONDS=0.2)
-    one_home.change(faults=[Fault("drip", seconds=0.05, times=1)])
-    with pytest.raises(DatabricksError, match="the answer took longer than") as caught:
+@pytest.mark.parametrize(("kind", "seconds", "says"), [
+    ("hang", 20, "no answer within 0.1 s"), ("drip", 0.05, "the answer took longer than 0.2 s"),
+])  # fmt: skip
+def test_a_silent_or_dripping_server_times_out(one_home, monkeypatch, kind, seconds, says):
+    set_constants(monkeypatch, READ_SECONDS=0.1, BODY_SECONDS=0.2)
+    one_home.change(faults=[Fault(kind, seconds=seconds, times=1)])
+    if kind == "drip" and not hasattr(urllib3.HTTPResponse, "read1"):
+        pytest.skip("urllib3 1.26 waits for pieces of 16 KB")
+    with pytest.raises(DatabricksError, match=says) as caught:
         DatabricksClient(config_of(one_home)).attempt(LIST, {"path": "/Users/a"}, parse_record)
     assert (caught.value.kind, caught.value.unreachable) == ("connection", False)
 
@@ -352,22 +350,19 @@ def test_the_answer_that_comes_after_a_103_is_nobody_elses():
     """It comes late, on the same connection, and would be an empty directory to whoever asked next on that."""
     asked = threading.Event()
 
-    def early_hints():
+    def script(_, path):
+        if path == "/Users/b":
+            asked.set()
+            yield folders("/Users/b/c")
+            return
         yield b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>; rel=preload\r\n\r\n"
         asked.wait(1)
         yield answer()
 
-    def script(_, path):
-        if path == "/Users/a":
-            return early_hints()
-        asked.set()
-        return [folders("/Users/b/c")]
-
     with RawServer(script) as server:
         client = DatabricksClient(DatabricksConfig(server.url, SECRET))
-        with pytest.raises(DatabricksError) as caught:
+        with pytest.raises(DatabricksError, match="103"):
             client.attempt(LIST, {"path": "/Users/a"}, parse_record)
-        assert caught.value.kind == "server"
         assert client.attempt(LIST, {"path": "/Users/b"}, parse_record)["files"][0]["path"] == "/Users/b/c"
 
 
@@ -376,22 +371,18 @@ def empty_workspace(api, path):
 
 
 @pytest.fixture
-def hurried(monkeypatch, capsys):
-    """hurried(server or URL, *words, main=..., token=..., NAME=value of a variable): a command in this process."""
+def hurried(monkeypatch, run):
+    """hurried(server or URL, *words, script=..., token=..., NAME=value of a variable): a command in this process."""
     retries = dict.fromkeys(databricks_user_list.RETRIES, (1, 0.0))
-    questions = {"FIRST_QUESTION": 0.1, "LAST_QUESTION": 0.1}
-    constants = {"RETRIES": retries, "LONGEST_OUTAGE": 0.2, "READ_SECONDS": 2, **questions}
-    set_constants(monkeypatch, **constants)
+    questions = {"FIRST_QUESTION": 0.1, "LAST_QUESTION": 0.1, "LONGEST_OUTAGE": 0.2}
+    set_constants(monkeypatch, RETRIES=retries, READ_SECONDS=2, **questions)
 
-    def call(server, *words, main=scanner.main, token=SECRET, **variables):
-        login = {"DATABRICKS_HOST": getattr(server, "url", server), "DATABRICKS_TOKEN": token}
+    def call(server, *words, script=SCANNER, token=SECRET, **variables):
+        variables |= {"DATABRICKS_HOST": getattr(server, "url", server), "DATABRICKS_TOKEN": token}
         with monkeypatch.context() as patch:
-            for name, value in (login | variables).items():
+            for name, value in variables.items():
                 patch.setenv(name, value)
-            code = main([*map(str, words)])
-        done = Result(code, *capsys.readouterr())
-        assert "Traceback" not in done.err or "--debug" in words
-        return done
+            return run(script, *words)
 
     return call
 
@@ -409,7 +400,6 @@ ODD_ANSWERS = {  # of a home: pieces, the status of its row, and what is said
     "a location that is no URL": (lambda path: [answer(b"", "302 Found", "Location: http://[x")], "error", "redirect"),
     "cut to an empty listing": (lambda path: [head("Content-Length: 20") + b"{}"], "error", ""),
     "chunks cut to an empty listing": (lambda path: [CHUNKED + b"2\r\n{}\r\n"], "error", ""),
-    "nothing": (lambda path: [answer(b"")], "error", "not JSON"),
     "two lengths": (lambda path: [answer(b"{}", "200 OK", "Content-Length: 3")], "error", ""),
     "another home": (lambda path: [folders("/Users/other")], "error", ""),
     "inner dots": (lambda path: [folders(f"{path}/../other")], "partial", ""),
@@ -480,26 +470,21 @@ def test_a_token_that_answers_repeat_is_shown_and_saved_nowhere(hurried, monkeyp
 def test_a_token_that_ends_the_run_is_not_in_its_traceback(hurried):
     for data in (*ECHOES, answer({"error_code": "X", "message": TOKEN}, "401 Unauthorized")):
         with RawServer(lambda *_, data=data: [data]) as server:
-            done = hurried(server, "--debug", main=databricks_user_list.main, token=TOKEN)
+            done = hurried(server, "--debug", script=USER_LIST, token=TOKEN)
         assert (done.code, "Traceback" in done.err) == (2, True), done
         assert_kept(TOKEN, done.out, done.err)
 
 
-def test_a_redirect_to_another_host_is_an_error_and_takes_no_token_along(hurried):
-    with FakeDatabricks(users=["a"]) as other, FakeDatabricks(users=["a"]) as server:
-        server.change(faults=[Fault("redirect", status=307, location=f"{other.url}/api/2.0/dbfs/list")])
-        done = hurried(server, "a", token=server.settings.token)
-        assert (done.code, "redirected to" in done.err, other.total_requests) == (2, True, 0), done
-
-
-def test_neither_cookies_nor_a_netrc_change_what_is_sent(hurried, tmp_path):
+def test_neither_cookies_nor_a_netrc_nor_beside_a_loopback_address_a_proxy_change_what_is_sent(hurried, tmp_path):
     path = tmp_path / "home" / ".netrc"
     path.write_text("machine 127.0.0.1 login someone password wrong\ndefault login someone password wrong\n")
     path.chmod(0o600)
-    with RawServer(lambda *_: [answer({"groups": []}, "200 OK", "Set-Cookie: session=1; Path=/")]) as server:
-        hurried(server, "a", "b", NETRC=str(path))
+    cookie = answer({"groups": []}, "200 OK", "Set-Cookie: session=1; Path=/")
+    with RawServer(lambda *_: [cookie]) as server, RawServer(empty_workspace) as proxy:
+        hurried(server, "a", "b", NETRC=str(path), HTTP_PROXY=proxy.url, http_proxy=proxy.url, ALL_PROXY=proxy.url)
         assert len(server.heads) > 3
         assert not [sent for sent in server.heads if "cookie" in sent.lower() or f"Bearer {SECRET}\r" not in sent]
+        assert proxy.heads == []  # the token would travel to it unencrypted
 
 
 # TLS and proxies
@@ -538,7 +523,6 @@ def test_only_a_server_with_a_known_certificate_of_its_own_gets_the_token(hurrie
     ("certificate verify failed: certificate has expired", "is this machine's clock right (now 20"),
     ("[SSL: WRONG_VERSION_NUMBER] wrong version number (_ssl.c:1006)", "wrong version number; what answers"),
     ("certificate verify failed: Missing Authority Key Identifier", "Python 3.13 checks more strictly"),
-    ("certificate verify failed: unable to get local issuer certificate", "REQUESTS_CA_BUNDLE (now: none) has to name"),
 ])  # fmt: skip
 def test_what_openssl_says_decides_about_the_remedy(service, client, text, says):
     error = requests.exceptions.SSLError()
@@ -546,7 +530,7 @@ def test_what_openssl_says_decides_about_the_remedy(service, client, text, says)
     add(service, error)
     caught = fail(client)
     assert says in str(caught)
-    assert (caught.unreachable, "REQUESTS_CA_BUNDLE" in str(caught)) == (True, "issuer" in text)
+    assert (caught.unreachable, "REQUESTS_CA_BUNDLE" in str(caught)) == (True, False)
 
 
 def test_a_port_that_does_not_speak_tls_is_said_at_once(hurried, monkeypatch):
@@ -583,14 +567,8 @@ def test_a_proxy_is_asked_for_a_tunnel_and_gets_no_token(hurried):
 def test_a_proxy_that_is_none_is_told_from_the_network_and_not_shown(hurried, name, url, says):
     if says.startswith("pip") and find_spec("socks"):
         pytest.skip("the package for SOCKS is there")
-    done = hurried("https://127.0.0.1:9", main=databricks_user_list.main, **{name: url})
+    done = hurried("https://127.0.0.1:9", script=USER_LIST, **{name: url})
     assert (done.code, len(done.err.splitlines())) == (2, 2)
     assert says in done.err
     assert "cannot be reached" in done.err
     assert "pass-word" not in done.err
-
-
-def test_a_loopback_address_never_goes_through_a_proxy(hurried):
-    with RawServer(empty_workspace) as server, RawServer(empty_workspace) as proxy:
-        assert hurried(server, "a", HTTP_PROXY=proxy.url, http_proxy=proxy.url, ALL_PROXY=proxy.url).code == 0
-        assert proxy.heads == []  # the token would travel to it unencrypted
