@@ -19,16 +19,15 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from databricks_user_files_simple import FileSystemTotals, UserResult, open_checkpoint
 from tests.connect_server import connect_server_of, why_not
@@ -39,23 +38,15 @@ LATENCY, THREADS = 0.05, 16
 BENCH_TREE = 40  # directories of each user at a limit
 COLUMNS = ("case", "requests", "seconds", "compared with", "ratio", "asked for", "429s", "failed users",
            "requests per CPU-second", "peak memory")  # fmt: skip
-servers, one_at_a_time = ExitStack(), threading.Lock()  # Spark Connect servers that run, and their start
-remotes: dict[int, str] = {}  # their URLs, by task slots
+servers = ExitStack()  # Spark Connect servers that run
 
 
-# --- The fake workspace, and processes ------------------------------------------------------------------------------
+class Server(NamedTuple):
+    """A fake workspace in a process of its own."""
 
-
-class Server:
-    """A fake workspace in a process of its own, until it is killed."""
-
-    def __init__(self, **options: Any):
-        spawn = multiprocessing.get_context("spawn")
-        self.pipe, other_end = spawn.Pipe()
-        options = {"latency": LATENCY, "count_paths": False, **options}
-        self.process = spawn.Process(target=serve, args=(options, other_end), daemon=True)
-        self.process.start()
-        self.users, self.environment = self.pipe.recv()
+    users: list[str]
+    environment: dict[str, str]
+    pipe: Connection
 
     def counts(self) -> Counts:
         """Since it was asked last."""
@@ -76,12 +67,18 @@ def serve(options: dict[str, Any], pipe: Connection) -> None:
 
 @contextmanager
 def workspace(**options: Any) -> Iterator[Server]:
-    server = Server(**options)
+    """In a process that is killed at the end."""
+    spawn = multiprocessing.get_context("spawn")
+    pipe, other_end = spawn.Pipe()
+    options = {"latency": LATENCY, "count_paths": False, **options}
+    process = spawn.Process(target=serve, args=(options, other_end), daemon=True)
+    process.start()
     try:
-        yield server
+        users, environment = pipe.recv()
+        yield Server(users, environment, pipe)
     finally:
-        server.process.kill()
-        server.process.join()
+        process.kill()
+        process.join()
 
 
 @dataclass
@@ -117,35 +114,30 @@ def scan(server: Server, *options: str, users: str = "users.txt") -> Finished:
     """The scanner over all users of the server, from a file, or named (`users` is empty then): without a checkpoint."""
     server.counts()
     with tempfile.TemporaryDirectory(prefix="inventory-benchmark-") as folder:
-        (Path(folder) / "users.txt").write_text("\n".join(server.users), encoding="utf-8")
+        Path(folder, "users.txt").write_text("\n".join(server.users), encoding="utf-8")
         who = ["--users-file", users] if users else server.users
-        words = [str(ROOT / SCANNER), *who, "-o", "inventory.csv", "--quiet", *options]
+        words = [sys.executable, str(ROOT / SCANNER), *who, "-o", "inventory.csv", "--quiet", *options]
         started = time.monotonic()
-        with open(Path(folder) / "console", "w+b") as console:
-            process = subprocess.Popen([sys.executable, *words], cwd=folder, env=server.environment, stdout=console,
+        with open(Path(folder, "console"), "w+b") as console:
+            process = subprocess.Popen(words, cwd=folder, env=server.environment, stdout=console,
                                        stderr=subprocess.STDOUT)  # fmt: skip
             _, status, usage = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)
             console.seek(0)
             assert process.returncode in (0, 1), console.read().decode()
         seconds = time.monotonic() - started
-        rows = (Path(folder) / "inventory.csv").read_text(encoding="utf-8").splitlines()
+        rows = Path(folder, "inventory.csv").read_text(encoding="utf-8").splitlines()
     failed = sum(",partial," in row or ",error," in row for row in rows)
     return Finished(seconds, usage.ru_maxrss * 1024, usage.ru_utime + usage.ru_stime, failed, server.counts())
 
 
+@cache
 def spark_connect(slots: int) -> str:
-    """The URL of a Spark Connect server on this machine, which runs until the end."""
+    """The URL of a Spark Connect server on this machine, which runs until the end. Cases with one run one by one."""
     if reason := why_not():
         raise LookupError(reason)
-    with one_at_a_time:
-        if slots not in remotes:
-            folder = servers.enter_context(tempfile.TemporaryDirectory())
-            remotes[slots] = servers.enter_context(connect_server_of(Path(folder), f"local[{slots}]")).remote
-        return remotes[slots]
-
-
-# --- What is measured -----------------------------------------------------------------------------------------------
+    folder = servers.enter_context(tempfile.TemporaryDirectory())
+    return servers.enter_context(connect_server_of(Path(folder), f"local[{slots}]")).remote
 
 
 def latency(users: int, shape: str, quick: bool) -> Outcome:
@@ -161,8 +153,7 @@ def at_limit(
     """Both APIs at a limit, or at --rate: the lower of the two goodputs, in its share of the limit."""
     seconds = 10 if quick else seconds
     users = max(10 if slots else 1, round(limit * seconds) // BENCH_TREE)
-    options = ["--spark-remote", spark_connect(slots)] if slots else []
-    options += ["--rate", str(rate)] if rate else []
+    options = [*(["--spark-remote", spark_connect(slots)] if slots else []), *(["--rate", str(rate)] if rate else [])]
     settings = {"directories": round(2 * limit * seconds) // users, "limit": None if rate else limit, **settings}
     with workspace(users=users, shape="bench", **settings) as server:
         done = scan(server, "--threads", str(threads), *options)
@@ -192,22 +183,20 @@ def cluster_not_needed(quick: bool) -> Outcome:
 def processor_time(quick: bool, files: bool) -> Outcome:
     """CPU-seconds of the same scan with and without --files; or with and without a checkpoint and its journal."""
     with workspace(users=100 if quick else 400, shape="bench", directories=BENCH_TREE, latency=0) as server:
-        more = ["--files", "files.csv"] if files else []
-        pairs = [
-            (scan(server, users="users.txt" if files else ""), scan(server, *more)) for _ in range(1 if quick else 3)
-        ]
+        users, more = ("users.txt", ["--files", "files.csv"]) if files else ("", [])
+        pairs = [(scan(server, users=users), scan(server, *more)) for _ in range(1 if quick else 3)]
     ratios = [done.cpu / without.cpu for without, done in pairs]
     return pairs[-1][1], f"{pairs[-1][0].cpu:.1f} CPU-seconds without", statistics.median(ratios)
 
 
-def memory(users: int, directories: int, quick: bool, megabytes: int = 300, **tree: Any) -> Outcome:
-    """The peak memory beside so much; with `quick` a fiftieth of the users, or of the directories."""
+def memory(users: int, directories: int, quick: bool, **tree: Any) -> Outcome:
+    """The peak memory beside what it may be; with `quick` a fiftieth of the users, or of the directories."""
     if quick:
         users, directories = (users // 50, directories) if users > 100 else (users, directories // 50)
     tree = {"shape": "bench", "directories": directories, "file_systems": ("workspace",), **tree}
     with workspace(users=users, latency=0, **tree) as server:
         done = scan(server, "--workspace-only")
-    return done, f"{megabytes} MB", done.memory / megabytes / 1e6
+    return done, "300 MB", done.memory / 300e6
 
 
 def checkpoint(quick: bool) -> Outcome:
@@ -216,10 +205,7 @@ def checkpoint(quick: bool) -> Outcome:
     totals = FileSystemTotals(100, 1_000_000, 10, {"FILE": 100, "DIRECTORY": 9})
     header = {"workspace_url": "https://x", "options": {"file_systems": []}}
     began = time.monotonic()
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        open_checkpoint(Path(folder) / "saved", header, resume=False) as saved,
-    ):
+    with tempfile.TemporaryDirectory() as folder, open_checkpoint(Path(folder, "x"), header, resume=False) as saved:
         for number in range(total + 1000):
             result = UserResult(f"user{number}@example.com", "2026-01-01T00:00:00Z", totals, totals)
             before = time.perf_counter()
@@ -229,8 +215,6 @@ def checkpoint(quick: bool) -> Outcome:
     size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return Finished(time.monotonic() - began, size), f"{early * 1e6:.0f} microseconds: user 1,000", late / early
 
-
-# --- The cases ------------------------------------------------------------------------------------------------------
 
 FAST = partial(at_limit, 100, threads=8, seconds=55, latency=0.2)
 CASES: dict[str, tuple[str, Callable[[bool], Outcome]]] = {  # what is asked for, and how it is measured
@@ -253,8 +237,7 @@ CASES: dict[str, tuple[str, Callable[[bool], Outcome]]] = {  # what is asked for
     "checkpoint and journal, no latency, 16 threads": ("<= 1.03", partial(processor_time, files=False)),
     "checkpoint, user 100,000": ("about 1", checkpoint),
     "memory, 100,000 users": ("<= 1.00", partial(memory, 100_000, 1)),
-    "memory, one tree of 1,000,000 directories":
-        ("<= 1.00", partial(memory, 1, 1_000_000, files_per_directory=2)),
+    "memory, one tree of 1,000,000 directories": ("<= 1.00", partial(memory, 1, 1_000_000, files_per_directory=2)),
 }  # fmt: skip
 
 

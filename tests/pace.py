@@ -11,12 +11,12 @@ from __future__ import annotations
 import heapq
 import queue
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from random import Random
 from typing import Any, NamedTuple
 
-from databricks_user_files_simple import Crawler, Home, Journal, Listing, Tally, UserResult, open_checkpoint
+from databricks_user_files_simple import Crawler, Home, Journal, Listing, Tally, open_checkpoint
 from databricks_user_list import DatabricksClient, DatabricksConfig, DatabricksError, InventoryError
 
 HANDS = 16
@@ -69,22 +69,20 @@ class Window:
         return self.holds * (seconds // self.seconds + 1)
 
 
-class Stray:
+def stray(limit: Bucket | Window) -> Bucket | Window:
     """One 429 in a hundred has no reason, as where each node of the service counts for itself; else as `limit`."""
-
-    def __init__(self, limit: Bucket | Window):
-        self.limit, self.random, self.most = limit, Random(2), limit.most
-
-    def admits(self, now: float) -> bool:
-        return self.random.random() > 0.01 and self.limit.admits(now)
+    random, admits = Random(2), limit.admits
+    limit.admits = lambda now: random.random() > 0.01 and admits(now)  # type: ignore[method-assign]
+    return limit
 
 
 class Service:
     """In place of the crawler's two queues: takes what is to be listed, and hands over the answers as time goes by."""
 
-    def __init__(self, limit: Bucket | Window | Stray, latency: float, users: int, seed: int, journal: Journal):
+    def __init__(self, limit: Bucket | Window, latency: float, users: int, seed: int, journal: Journal):
         self.limit, self.latency, self.random = limit, latency, Random(seed)
         self.now = self.succeeded_at = 0.0
+        self.was_outage = False
         self.flying: list[tuple[float, int, Callable[[], None]]] = []
         self.counts: Counter[str] = Counter()
         config = DatabricksConfig("https://example.com", "token", "")
@@ -124,15 +122,10 @@ class Service:
     def sleep(self, seconds: float) -> None:
         self.now += seconds + self.random.random() * 0.001  # nobody wakes up in time
 
-    def crawl(self) -> Iterator[UserResult]:
-        pacer, was_outage = self.crawler.pacers["dbfs"], [False]
-
-        def on_tick() -> None:
-            self.counts["outages"] += pacer.is_outage and not was_outage[0]
-            was_outage[0] = pacer.is_outage
-
-        results: Iterator[UserResult] = self.crawler.run(on_tick)
-        return results
+    def tick(self) -> None:
+        is_outage = self.crawler.pacers["dbfs"].is_outage
+        self.counts["outages"] += is_outage and not self.was_outage
+        self.was_outage = is_outage
 
 
 class Outcome(NamedTuple):
@@ -142,13 +135,13 @@ class Outcome(NamedTuple):
     failed: int
 
 
-def simulate(limit: Bucket | Window | Stray, latency: float, requests: int, seed: int = 1) -> Outcome:
+def simulate(limit: Bucket | Window, latency: float, requests: int, seed: int = 1) -> Outcome:
     """One scan of as many directories."""
     failed = users = requests // TREE
     with open_checkpoint(None, {}, resume=False) as nowhere:
         service = Service(limit, latency, users, seed, nowhere.journal)
         try:
-            for result in service.crawl():
+            for result in service.crawler.run(service.tick):
                 failed -= result.status in ("success", "empty")
         except InventoryError as error:
             print(error)
@@ -162,15 +155,15 @@ def steps(*rates: float) -> Callable[[float], float]:
     return lambda now: rates[int(now // 60) % len(rates)]
 
 
-KINDS: dict[str, Callable[[float], Bucket | Window | Stray]] = {
+KINDS: dict[str, Callable[[float], Bucket | Window]] = {
     "bucket of 1 s": lambda rate: Bucket(steps(rate)),
     "bucket of 10 s": lambda rate: Bucket(steps(rate), 10),
     "window of 1 s": lambda rate: Window(rate, 1),
     "window of 10 s": lambda rate: Window(rate, 10),
     "sliding window of 1 s": lambda rate: Window(rate, 1, sliding=True),
     "sliding window of 10 s": lambda rate: Window(rate, 10, sliding=True),
-    "bucket, and 1% of stray 429s": lambda rate: Stray(Bucket(steps(rate))),
-    "window of 1 s, and 1% of stray 429s": lambda rate: Stray(Window(rate, 1)),
+    "bucket, and 1% of stray 429s": lambda rate: stray(Bucket(steps(rate))),
+    "window of 1 s, and 1% of stray 429s": lambda rate: stray(Window(rate, 1)),
     "bucket, to a third and back": lambda rate: Bucket(steps(rate, rate / 3)),
     "bucket, and a rival": lambda rate: Bucket(steps(0.7 * rate, 0.3 * rate, 0.5 * rate)),
 }
