@@ -21,7 +21,7 @@ from contextlib import suppress
 from functools import partial
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
-from itertools import chain, repeat
+from itertools import chain, repeat, takewhile
 from pathlib import Path
 from urllib.parse import parse_qs, quote, urlsplit
 
@@ -292,14 +292,10 @@ class RawServer(socketserver.ThreadingTCPServer):
         self.thread.start()
 
     def finish_request(self, request, client_address):
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, IndexError):  # it may send nothing
             request.settimeout(20)
-            head = b""
-            while b"\r\n\r\n" not in head:
-                received = request.recv(65536)
-                if not received:
-                    return
-                head += received
+            with request.makefile("rb") as lines:
+                head = b"".join(takewhile(b"\r\n".__ne__, lines))
             self.heads.append(head.decode("latin-1"))
             place = urlsplit(head.split(b" ")[1].decode())
             api = place.path.removesuffix("/list").rpartition("/")[2]
