@@ -36,7 +36,7 @@ def make_world(bulk: int = 4, directories: int = 10) -> World:
     world.add_user("awk ward+o'neil@example.com", awkward_folder(3), awkward_folder("FILE"))
     world.add_user("git@example.com", None, Folder({
         "repo": Folder({"src": Folder({"a.py": "FILE", "n": "NOTEBOOK"})}, "REPO"),
-        "folder": Folder({"b.py": "FILE", "src": Folder({"c.py": "FILE"})}, git=True),
+        "folder": Folder({"b.py": "FILE", "src": Folder({"c.py": "FILE"})}),
     }))  # fmt: skip
     world.add_user("denied@example.com", Folder({"open": Folder({"f": 7}), "shut": Folder({"lost": 1}, denied=True)}),
                    Folder({"n": "NOTEBOOK", "shut": Folder({"lost": "FILE"}, denied=True)}))  # fmt: skip

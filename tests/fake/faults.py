@@ -30,10 +30,7 @@ class Answer(NamedTuple):
 
 
 LOGIN_PAGE = b"<!DOCTYPE html><html><head><title>Login</title></head><body>Sign in to continue</body></html>"
-SLOW_MESSAGE = (
-    "The service at this URL is taking too long to process your request. "
-    "Please try again later or try a faster operation."
-)
+SLOW_MESSAGE = "The service at this URL is taking too long to process your request. Please try again later."
 TIMEOUT_MESSAGE = "java.io.IOException: java.util.concurrent.TimeoutException: Timed out after 5 seconds"
 FAULT_ERRORS = {
     "400": (400, "IO_ERROR", "The storage account refused the request."),
@@ -53,8 +50,7 @@ FAULT_KINDS = (*FAULT_ERRORS, *CUT_KINDS, "truncated_json", "empty_429", "html",
 def error_answer(api: str, status: int, error_code: str, message: str, headers: Headers = ()) -> Answer:
     """An error in the form of its API."""
     if api == "scim":
-        schemas = ["urn:ietf:params:scim:api:messages:2.0:Error"]
-        return Answer(status, encode({"schemas": schemas, "detail": message, "status": str(status)}), headers=headers)
+        return Answer(status, encode({"detail": message, "status": str(status)}), headers=headers)
     return Answer(status, encode({"error_code": error_code, "message": message}), headers=headers)
 
 
@@ -93,9 +89,7 @@ class Fault:
         """Whether this request fails."""
         if self.api not in (None, api) or (self.path is not None and self.path != path):
             return False
-        if self.times is not None and self.hits >= self.times:
-            return False
-        if self.when is not None and not self.when():
+        if (self.times is not None and self.hits >= self.times) or (self.when is not None and not self.when()):
             return False
         return self.rate >= 1 or generator.random() < self.rate
 

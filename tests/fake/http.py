@@ -10,12 +10,11 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from urllib.parse import parse_qsl, unquote
 
-from tests.fake.faults import Answer, error_answer
+from tests.fake.faults import Answer
 
 if TYPE_CHECKING:
     from tests.fake.server import FakeDatabricks
 
-MAX_HEAD = 65_536
 REASONS = {status.value: status.phrase for status in HTTPStatus}
 
 
@@ -29,14 +28,11 @@ class Request(NamedTuple):
     workspace_id: str
     worker: str
     body: bytes
-    keep_alive: bool
 
 
 def take_request(buffer: bytearray) -> Request | None:
-    """Takes one request off the front of the buffer; None when it is not there yet. Raises ValueError."""
+    """Takes one request off the front of the buffer; None when it is not there yet."""
     end = buffer.find(b"\r\n\r\n")
-    if len(buffer) > MAX_HEAD and not 0 <= end <= MAX_HEAD:
-        raise ValueError("head too large")
     if end < 0:
         return None
     first, *lines = bytes(buffer[:end]).decode("latin-1").split("\r\n")
@@ -52,17 +48,16 @@ def take_request(buffer: bytearray) -> Request | None:
     authorization, workspace, worker = (
         headers.get(name, "") for name in ("authorization", "x-databricks-workspace-id", "x-worker")
     )
-    keep_alive = headers.get("connection", "").lower() != "close"
-    return Request(method, unquote(path), pairs, authorization, workspace, worker, body, keep_alive)
+    return Request(method, unquote(path), pairs, authorization, workspace, worker, body)
 
 
-def head_bytes(answer: Answer, keep_alive: bool) -> bytes:
+def head_bytes(answer: Answer) -> bytes:
     """Status line and headers."""
     length = "Transfer-Encoding: chunked" if answer.chunked else f"Content-Length: {len(answer.body)}"
     lines = [f"HTTP/1.1 {answer.status} {REASONS.get(answer.status, 'Unknown')}"]
     lines.append(f"Content-Type: {answer.content_type}\r\n{length}")
     lines.extend(f"{name}: {value}" for name, value in answer.headers)
-    lines.append(f"Connection: {'keep-alive' if keep_alive else 'close'}\r\n\r\n")
+    lines.append("Connection: keep-alive\r\n\r\n")
     return "\r\n".join(lines).encode("latin-1")
 
 
@@ -96,13 +91,7 @@ class Connection(asyncio.Protocol):
     def next_request(self) -> None:
         if self.request is not None or self.transport.is_closing():
             return
-        try:
-            self.request = take_request(self.buffer)
-        except ValueError as error:
-            answer = error_answer("http", 400, "MALFORMED_REQUEST", f"Malformed request: {error}")
-            self.transport.write(head_bytes(answer, False) + answer.body)
-            self.transport.close()
-            return
+        self.request = take_request(self.buffer)
         if self.request is not None:
             self.server.begin(self, self.request)
 
@@ -116,24 +105,20 @@ class Connection(asyncio.Protocol):
             return
         if answer.cut:
             CUTS[answer.cut](self, answer)
-            return
-        self.end_answer(answer.status, head_bytes(answer, self.request.keep_alive) + answer.body)
+        else:
+            self.end_answer(answer.status, head_bytes(answer) + answer.body)
 
     def end_answer(self, status: int, data: bytes) -> None:
         """The last bytes of an answer. Counted first: a test that has its answer finds it in the counts."""
-        keep_alive = self.request is not None and self.request.keep_alive
         self.finish(status)
         self.transport.write(data)
-        if not keep_alive:
-            self.transport.close()
-        elif self.buffer:
+        if self.buffer:
             self.loop.call_soon(self.next_request)
 
     def finish(self, status: int | str) -> None:
         """Counts the request as over; does nothing when there is none."""
         if self.timer is not None:
             self.timer.cancel()
-            self.timer = None
         if self.request is not None:
             self.request = None
             self.server.ended(self, status)
@@ -152,20 +137,20 @@ class Connection(asyncio.Protocol):
 
 def cut_reset_body(connection: Connection, answer: Answer) -> None:
     """Resets in the middle of the body, once the first half has had time to leave."""
-    connection.transport.write(head_bytes(answer, True) + answer.body[: len(answer.body) // 2])
+    connection.transport.write(head_bytes(answer) + answer.body[: len(answer.body) // 2])
     connection.later(0.02, connection.reset, answer.status)
 
 
 def cut_truncated(connection: Connection, answer: Answer) -> None:
     """Closes cleanly in the middle of the body."""
     connection.finish(answer.status)
-    connection.transport.write(head_bytes(answer, True) + answer.body[: len(answer.body) // 2])
+    connection.transport.write(head_bytes(answer) + answer.body[: len(answer.body) // 2])
     connection.transport.close()
 
 
 def cut_drip(connection: Connection, answer: Answer, position: int = -1) -> None:
     """Sends the head, then the body byte by byte."""
-    byte = answer.body[position : position + 1] if position >= 0 else head_bytes(answer, True)
+    byte = answer.body[position : position + 1] if position >= 0 else head_bytes(answer)
     if position + 1 >= len(answer.body):
         connection.end_answer(answer.status, byte)
         return

@@ -11,7 +11,6 @@ from collections import Counter
 from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl
 from zlib import crc32
 
 from tests.fake.faults import FAULT_ERRORS, Answer, Fault, Headers, Key, error_answer, fault_answer, in_form
@@ -42,10 +41,9 @@ class Settings:
     latency: seconds before each answer, and up to latency_spread more: answers overtake each other.
     limits: requests per second and family; `limit` in change() sets all three.
     windows: limits hold from each whole second to the next. retry_after: whole seconds, on the answers of the limits.
-    bad_token: 403 (plain text) or 401 (JSON). expire_after_requests: the token is refused after so many; setting it
-    or token starts the count again.
-    clients: id -> secret of those that may have OAuth tokens (client_credentials), as may who has the refresh_token;
-    such tokens live for token_lifetime seconds, then they get a 401, or so much earlier than they say.
+    expire_after_requests: the token is refused after so many; setting it or token starts the count again.
+    clients: id -> secret of those that may have OAuth tokens (client_credentials), which live for token_lifetime
+    seconds, then they get a 401, or so much earlier than they say.
     workspace_ids: of a unified host: a request has to name one of them in X-Databricks-Workspace-Id.
     forms: in which answers come, each path in one of them: see in_form(). encoding: what Content-Encoding claims.
     outage: None, `close` or `503`. groups: None leaves them out of Me; else names, by default those that admin implies.
@@ -62,14 +60,11 @@ class Settings:
     encoding: str | None = None
     outage: str | None = None
     token: str = DEFAULT_TOKEN
-    bad_token: int = 403
     workspace_ids: tuple[str, ...] = ()
     expire_after_requests: int | None = None
     admin: bool = True
-    caller: str | None = None
     groups: list[str] | str | None = "auto"
     clients: dict[str, str] = field(default_factory=dict)
-    refresh_token: str | None = None
     token_lifetime: float = 3600.0
     token_dies_early: float = 0.0
     clusters: dict[str, Any] = field(default_factory=dict)
@@ -140,7 +135,7 @@ def request_key(request: Request) -> tuple[str, Key]:
 class FakeDatabricks:
     """The server of a World. Keywords are those of Settings, `limit` for all families at once, and of World.
 
-    seed: of faults. It runs from start() or `with` on; port 0 takes any free one.
+    seed: of faults. It runs in a `with`; port 0 takes any free one.
     """
 
     def __init__(self, users: Any = 50, port: int = 0, seed: int = 1, **more: Any):
@@ -158,9 +153,7 @@ class FakeDatabricks:
         self.loop = asyncio.new_event_loop()
         self.change(**settings)
 
-    # For tests
-
-    def start(self: Server) -> Server:
+    def __enter__(self: Server) -> Server:
         """Listens, and serves from a thread of its own."""
         listener = socket.create_server(("127.0.0.1", self.port), backlog=1024)
         self.port = listener.getsockname()[1]
@@ -170,7 +163,7 @@ class FakeDatabricks:
         ready.wait()
         return self
 
-    def stop(self) -> None:
+    def __exit__(self, *_: object) -> None:
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join()
 
@@ -186,12 +179,6 @@ class FakeDatabricks:
                 connection.transport.abort()
             self.loop.run_until_complete(asyncio.sleep(0))
         self.loop.close()
-
-    def __enter__(self: Server) -> Server:
-        return self.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
     @property
     def url(self) -> str:
@@ -232,8 +219,6 @@ class FakeDatabricks:
         """Refuses all OAuth tokens that were issued until now."""
         self.issued = dict.fromkeys(self.issued, -math.inf)
 
-    # A request's way through
-
     def begin(self, connection: Connection, request: Request) -> None:
         """Decides on the answer to a request and sends it after the latency."""
         self.in_flight += 1
@@ -270,7 +255,7 @@ class FakeDatabricks:
         if api == "oidc":
             return None
         if not self.is_authorised(request):
-            if settings.bad_token == 401 or request.authorization.removeprefix("Bearer ") in self.issued:
+            if request.authorization.removeprefix("Bearer ") in self.issued:
                 return error_answer("http", *FAULT_ERRORS["401"])
             return Answer(403, b"Error 403 Invalid access token.", "text/plain; charset=utf-8")
         rate = settings.limits.get(api)
@@ -343,7 +328,7 @@ class FakeDatabricks:
 
     def caller(self) -> str:
         """The user name of the one whose token it is."""
-        return self.settings.caller or next(iter(self.user_names), "admin@example.com")
+        return next(iter(self.user_names), "admin@example.com")
 
     def me(self) -> Answer:
         groups = self.settings.groups
@@ -367,20 +352,14 @@ class FakeDatabricks:
         return {"authorization_endpoint": f"{self.url}/oidc/v1/authorize", "token_endpoint": self.url + TOKEN_URL}
 
     def issue_token(self, request: Request) -> Answer:
-        """A new token for a client with its secret (HTTP Basic), or for the refresh token that a CLI holds."""
-        form = dict(parse_qsl(request.body.decode()))
+        """A new token for a client with its secret (HTTP Basic)."""
         settings = self.settings
         try:
             client, _, secret = base64.b64decode(request.authorization.removeprefix("Basic ")).decode().partition(":")
         except (binascii.Error, UnicodeDecodeError):
             client = secret = ""
-        known = {
-            "client_credentials": client in settings.clients and settings.clients[client] == secret,
-            "refresh_token": settings.refresh_token and form.get("refresh_token") == settings.refresh_token,
-        }.get(form.get("grant_type", ""))
-        if not known:
-            error = {"error": "invalid_client", "error_description": "Client authentication failed"}
-            return Answer(401, encode(error))
+        if not secret or settings.clients.get(client) != secret:
+            return Answer(401, encode({"error": "invalid_client", "error_description": "Client authentication failed"}))
         token = f"eyJ.fake-{len(self.issued)}-{self.generator.getrandbits(64):x}"
         self.issued[token] = self.loop.time() + settings.token_lifetime - settings.token_dies_early
         answer = {"access_token": token, "token_type": "Bearer", "expires_in": int(settings.token_lifetime)}

@@ -19,7 +19,6 @@ LAST_NAMES = ("berg", "costa", "dubois", "evans", "fischer", "garcia", "huber", 
               "vogel", "weber", "xu", "young", "zimmer")  # fmt: skip
 ODD_DISPLAY_NAMES = {3: "=SUM(1+1)", 7: "+49 Anna", 11: 'Berg, Anna "Ann"', 14: "Zo\u00eb \u0141uk\u00e1\u0161",
                      16: "-Ben"}  # fmt: skip
-SHAPES = ("mixed", "small", "dbfs", "workspace", "bench", "empty", "none", "giant")
 
 
 def make_user_name(index: int) -> str:
@@ -35,24 +34,16 @@ def make_user_name(index: int) -> str:
     }.get(index % 23, f"{first}.{last}@example.com")
 
 
-def mixed_shape(index: int) -> str:
-    """The shape of a user in a mixed workspace; there is one giant tree, however many users there are."""
-    shape = {4: "dbfs", 6: "workspace", 8: "empty", 9: "none"}.get(index % 10, "small")
-    return "giant" if index == 17 else shape
-
-
 @dataclass
 class Folder:
     """A directory to be made: names to folders and files, which are sizes in DBFS, object_types in the Workspace.
 
-    There an object_type may be None: such an entry has to be listed to be known for what it is.
-
-    `denied` folders answer 403. `deleted` ones are gone when they are asked for, and then from their parent's listing.
+    An object_type None has to be listed to be known for what it is. `denied` folders answer 403. `deleted` ones are
+    gone when they are asked for, and then from their parent's listing.
     """
 
     entries: dict[str, Any] = field(default_factory=dict)
     object_type: str | None = "DIRECTORY"
-    git: bool = False
     denied: bool = False
     deleted: bool = False
 
@@ -61,8 +52,7 @@ def listed(file_system: str, path: str, value: Any) -> Listed:
     """A file or Folder as the listing of its parent shows it."""
     if file_system == "dbfs":
         return dbfs_directory(path) if isinstance(value, Folder) else dbfs_file(path, value, 1_600_000_000_000 + value)
-    git = {"directory_info": {"is_git_folder": True}} if isinstance(value, Folder) and value.git else {}
-    return workspace_object(path, value.object_type if isinstance(value, Folder) else value, **git)
+    return workspace_object(path, value.object_type if isinstance(value, Folder) else value)
 
 
 @dataclass
@@ -126,9 +116,6 @@ class World:
         file_systems: tuple[str, ...] = FILE_SYSTEMS,
     ):  # fmt: skip
         self.shape, self.shapes = shape, dict(shapes or {})
-        unknown = {shape, *self.shapes.values()} - set(SHAPES)
-        if unknown:
-            raise ValueError(f"unknown shape {sorted(unknown)}; there are {', '.join(SHAPES)}")
         self.bench = (directories, files_per_directory, file_systems)
         self.usernames: list[str] = []
         self.scim_fields: list[dict[str, Any]] = []
@@ -154,7 +141,8 @@ class World:
             scim_fields = {**user, **scim_fields}
             user = str(user.get("userName", f"user{index}"))
         shape = shape or self.shapes.get(index, self.shape)
-        self.shape_of[user] = mixed_shape(index) if shape == "mixed" else shape
+        mixed = {4: "dbfs", 6: "workspace", 8: "empty", 9: "none"}.get(index % 10, "small") if index != 17 else "giant"
+        self.shape_of[user] = mixed if shape == "mixed" else shape
         self.scim_fields.append(scim_fields)
         self.usernames.append(user)
         self.home_of[user] = home or user
@@ -182,8 +170,6 @@ class World:
             parts = path.split("/", 3)
             if len(parts) > 2 and parts[1] == "Users" and parts[2]:
                 self.explicit_homes[file_system].add(parts[2])
-
-    # What is asked for
 
     def scim_user(self, index: int) -> dict[str, Any]:
         """Some display names would run as a formula in a spreadsheet, or break a careless CSV."""
@@ -213,7 +199,8 @@ class World:
                       + (name in file_systems) * share for name in FILE_SYSTEMS],
             "empty": (1, 1),
             "giant": (1_200, 1_800),
-        }.get(shape, (0, 0))  # fmt: skip
+            "none": (0, 0),
+        }[shape]  # fmt: skip
         each = {"bench": files, "empty": 0}.get(shape)
         count = counts[FILE_SYSTEMS.index(file_system)]
         return RegularTree(file_system, count, each, number)
@@ -259,8 +246,6 @@ class World:
             return bool(entry.get("is_dir"))
         return entry.get("object_type", "DIRECTORY" if entry.get("path") in self.explicit[file_system] else "") in (
             "DIRECTORY", "REPO")  # fmt: skip
-
-    # The truth
 
     def walk(self, file_system: str, home: str) -> Iterator[tuple[str, list[Listed] | None]]:
         """Each directory from a home on that is there, and its entries, None for one that may not be listed."""
