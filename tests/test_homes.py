@@ -144,15 +144,6 @@ def test_a_dbfs_without_homes_is_no_login_that_is_refused(inventory_of, users):
     assert inventory_of(users, ANN, "--dbfs-only")[0][ANN]["status"] == "empty"
 
 
-def test_a_home_may_be_a_file(inventory_of, users):
-    listed = json.dumps({"files": [dbfs_file(HOME, 7)]})
-    users.change(faults=[Fault("body", body=listed, api="dbfs", path=path) for path in ("/Users", HOME)])
-    assert list(inventory_of(users, ANN, "--dbfs-only")[0][ANN].values())[1:3] == ["1", "7"]
-
-
-# Who is no admin
-
-
 @pytest.mark.parametrize("more", [
     {"admin": False, "caller": BEN}, {"groups": None}, {"faults": [Fault("403", path="Me")]},
     {"faults": [Fault("503", path="Me")]},

@@ -21,9 +21,6 @@ B, W = f"{HOME}/b", f"{HOME}/w"
 workspace_directory = partial(workspace_object, object_type="DIRECTORY")
 
 
-# What is counted
-
-
 def plain_count(path, tree, lost):
     """Files, bytes, directories: without some of these, about one of four, whose paths go to `lost`."""
     counts = [(0, 0, 1)]
@@ -141,9 +138,6 @@ def test_what_cannot_be_listed_is_in_its_users_row(clock, kind):
     assert (clock.waits == []) == (kind in REFUSED)
 
 
-# What is a listing
-
-
 def lost(listing):
     return sorted(at["path"] for at in listing.totals.failures)
 
@@ -211,7 +205,8 @@ def test_what_is_listed_twice_counts_once_or_fails_and_the_directory_itself_is_p
 def test_a_listed_file_returns_itself_and_counts_once(clock, api, path, found):
     listed = {"files": [dbfs_file(path, 7)]} if api == "dbfs" else {"objects": [workspace_object(path, "NOTEBOOK")]}
     with small_server() as server:
-        server.change(faults=[Fault("body", body=json.dumps(listed), api=api, path=path)])
+        places = [path, "/Users"] if path == HOME else [path]
+        server.change(faults=[Fault("body", body=json.dumps(listed), api=api, path=place) for place in places])
         result = crawl(server, clock)[ANN]
         assert server.requests[api, path] == 1
     assert (result.status, figures(result)) == ("success", found)

@@ -91,9 +91,6 @@ def test_every_output_whose_name_ends_in_gz_is_gzipped(scan, list_users, small):
             assert len(file.read().splitlines()) == len(Path(name).read_bytes().splitlines()) >= 12
 
 
-# What was there
-
-
 def run_or_skip(*words):
     try:
         return subprocess.run(words, check=True, capture_output=True, text=True).stdout
@@ -101,26 +98,22 @@ def run_or_skip(*words):
         pytest.skip(f"not to be had here: {error}")
 
 
-RIGHTS = {  # what is done to the folder and to the file, and whether the file is replaced then
-    "a mode": (("chmod", "755"), ("chmod", "640"), True),
-    "an owner": (("chmod", "755"), ("chown", f"{ANYBODY}:{ANYBODY}"), True),
-    "an ACL": (("chmod", "755"), ("setfacl", "-m", f"u:{ANYBODY}:rw,g::---"), True),
-    "another name": (("chmod", "755"), ("ln", "-v"), False),
-    "no ACL, where new files get one": (("setfacl", "-d", "-m", f"u:{ANYBODY}:rw"), ("chmod", "640"), False),
-    "what cannot be told": (("chmod", "755"), ("chmod", "640"), None),
-}
-
-
 @needs_posix
-@pytest.mark.parametrize("kind", RIGHTS)
-def test_an_output_that_was_there_keeps_its_link_and_who_may_read_it(scan, nobody, monkeypatch, kind):
-    of_folder, of_file, is_replaced = RIGHTS[kind]
+@pytest.mark.parametrize(("of_folder", "of_file", "is_replaced"), [
+    ("chmod 755", "chmod 640", True), ("chmod 755", f"chown {ANYBODY}:{ANYBODY}", True),
+    ("chmod 755", f"setfacl -m u:{ANYBODY}:rw,g::---", True), ("chmod 755", "ln -v", False),
+    (f"setfacl -d -m u:{ANYBODY}:rw", "chmod 640", False),  # it has no ACL, where new files get one
+    ("chmod 755", "chmod 640", None),  # it cannot be told
+])  # fmt: skip
+def test_an_output_that_was_there_keeps_its_link_and_who_may_read_it(
+    scan, nobody, monkeypatch, of_folder, of_file, is_replaced
+):
     folder, file = Path("folder"), Path("folder/out.csv")
     folder.mkdir()
     file.write_text("old, and longer than the new one" * 9)
     Path("link").symlink_to(file)
-    run_or_skip(*of_folder, folder)
-    run_or_skip(*of_file, file)
+    run_or_skip(*of_folder.split(), folder)
+    run_or_skip(*of_file.split(), file)
     if is_replaced is None:
         monkeypatch.delattr(os, "listxattr")
     before = run_or_skip("getfacl", "-n", file), file.stat().st_ino
@@ -200,9 +193,6 @@ def test_a_device_stays_a_device(scan, list_users, nobody):
     assert stat.S_ISCHR(Path("null").stat().st_mode)
     assert scan(nobody, "a", "-o", "/dev/stdout").code == 0
     assert os.fstat(1)  # still open
-
-
-# What cannot be written any more
 
 
 @needs_full
@@ -328,9 +318,6 @@ def test_what_a_narrow_stream_has_no_sign_for_is_escaped_and_the_summary_is_ther
     assert "no home anywhere: 2 users, the first is \\u65e5\\u672c" in err
 
 
-# Windows and macOS, by their rules
-
-
 def test_where_inodes_are_0_no_file_is_taken_for_a_stream_or_another_file(scan, nobody, monkeypatch):
     def without_inode(look, *place, **more):
         mode, _, _, *others = look(*place, **more)
@@ -384,9 +371,6 @@ def test_a_log_that_cannot_be_written_stops_nothing(login, nobody, streams):
     words = ["sh", "-c", f'exec "$@" {streams}', "sh", sys.executable, "-B", ROOT / SCANNER, "a", "-o", "out.csv"]
     done = subprocess.run(words, env={**os.environ, **login(nobody)}, capture_output=True, check=False)
     assert (done.returncode, done.stderr, Path("out.csv").read_text()) == (0, b"", CSV)
-
-
-# What names and messages may do to a terminal or a spreadsheet
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
