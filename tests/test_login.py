@@ -28,28 +28,16 @@ from hypothesis import HealthCheck, example, given, settings
 pytest.importorskip("databricks.sdk.core")
 
 from databricks_user_files_simple import scan_users, user_files
-from databricks_user_list import (
-    NOT_USED,
-    DatabricksClient,
-    DatabricksError,
-    InventoryError,
-    load_databricks_config,
-    read_workspace_url,
-)
+
+from databricks_user_list import (  # isort: skip
+    NOT_USED, DatabricksClient, DatabricksError, InventoryError, load_databricks_config, read_workspace_url,
+)  # fmt: skip
 from tests.fake import TOKEN_URL, FakeDatabricks, Fault
-from tests.helpers import (
-    NAME,
-    ROOT,
-    SCANNER,
-    USER_LIST,
-    assert_all_true,
-    assert_kept,
-    needs_posix,
-    saved_users,
-    set_constants,
-    true_csv,
+
+from tests.helpers import (  # isort: skip
+    NAME, ROOT, SCANNER, USER_LIST, assert_all_true, assert_kept, needs_posix, saved_users, set_constants, true_csv,
     write_users,
-)
+)  # fmt: skip
 from tests.strategies import bytes_of
 
 SECRET = "dose%(host)s-50%-0123456789"
@@ -549,26 +537,18 @@ def test_the_login_of_the_databricks_cli(profiles, environment, run, tmp_path, m
 # A notebook
 
 
-@pytest.fixture
-def in_notebook(monkeypatch, environment):
-    """in_notebook(server, authenticate): the module by which databricks-sdk asks a notebook for its login."""
-
-    def install(server, authenticate):
-        runtime = types.ModuleType("databricks.sdk.runtime")
-        for kind in ("native_unified", "repl_auth", "legacy_auth"):
-            setattr(runtime, f"init_runtime_{kind}", None)
-        runtime.init_runtime_native_auth = lambda: (server.url, authenticate)
-        monkeypatch.setitem(sys.modules, "databricks.sdk.runtime", runtime)
-        environment(RUNTIME_VERSION="15.4")
-
-    return install
-
-
-def test_a_notebooks_own_login(in_notebook):
-    threads = []
-    with FakeDatabricks(users=3, shape="small") as server:
-        in_notebook(server, lambda: threads.append(threading.current_thread()) or {"Authorization": "Bearer the-token"})
-        server.change(token="the-token")
+def test_a_notebooks_own_login(monkeypatch, environment):
+    """By the module which databricks-sdk asks a notebook for its login."""
+    threads, runtime = [], types.ModuleType("databricks.sdk.runtime")
+    for kind in ("native_unified", "repl_auth", "legacy_auth"):
+        setattr(runtime, f"init_runtime_{kind}", None)
+    header = {"Authorization": "Bearer the-token"}
+    monkeypatch.setitem(sys.modules, "databricks.sdk.runtime", runtime)
+    environment(RUNTIME_VERSION="15.4")
+    with FakeDatabricks(users=3, shape="small", token="the-token") as server:
+        runtime.init_runtime_native_auth = lambda: (
+            server.url, lambda: threads.append(threading.current_thread()) or header
+        )  # fmt: skip
         config = load_databricks_config()
         assert (config.host, config.source) == (server.url, "notebook (OAuth, runtime)")
         assert set(threads) == {threading.current_thread()}  # others may wait for the notebook's own for ever

@@ -32,27 +32,15 @@ import urllib3
 
 import databricks_user_files_simple as scanner
 import databricks_user_list
-from databricks_user_list import (
-    DatabricksClient,
-    DatabricksConfig,
-    DatabricksError,
-    MalformedAnswer,
-    decode_body,
-    parse_record,
-    retry_wait,
-)
+
+from databricks_user_list import (  # isort: skip
+    DatabricksClient, DatabricksConfig, DatabricksError, MalformedAnswer, decode_body, parse_record, retry_wait,
+)  # fmt: skip
 from tests.fake import FORMS, FakeDatabricks, Fault, dbfs_directory, dbfs_file
-from tests.helpers import (
-    NAME,
-    SCANNER,
-    USER_LIST,
-    assert_kept,
-    config_of,
-    free_port,
-    make_client,
-    rows_of,
-    set_constants,
-)
+
+from tests.helpers import (  # isort: skip
+    NAME, SCANNER, USER_LIST, assert_kept, config_of, make_client, rows_of, set_constants,
+)  # fmt: skip
 
 HOST = "https://adb-1.azuredatabricks.net"
 SECRET = "dapi-secret-0123456789"
@@ -250,17 +238,13 @@ def test_a_silent_or_dripping_server_times_out(one_home, monkeypatch, kind, seco
 
 @pytest.mark.skipif(os.name == "nt", reason="the message is the system's")
 def test_a_refused_connection_is_final_at_first_and_tried_five_times_later(clock):
-    client = DatabricksClient(
-        DatabricksConfig(f"http://127.0.0.1:{free_port()}", SECRET), clock=clock, sleep=clock.sleep
-    )
-    caught = fail(client)
-    assert str(caught) == "Connection refused; check the URL, the network and the proxy"
-    assert (caught.unreachable, clock.waits, client.statistics["requests"]) == (True, [], 1)
     with FakeDatabricks(users=0) as server:
-        client = make_client(server, clock)
+        client, stranger = make_client(server, clock), make_client(server, clock)
         client.get("/api/2.0/preview/scim/v2/Me", {}, parse_record)
-    assert fail(client).kind == "connection"
-    assert (clock.waits, client.statistics["requests"]) == (SERVER_WAITS, 6)
+    assert (fail(client).kind, client.statistics["requests"], clock.waits) == ("connection", 6, SERVER_WAITS)
+    caught = fail(stranger)
+    assert (caught.unreachable, stranger.statistics["requests"], clock.waits) == (True, 1, SERVER_WAITS)
+    assert str(caught) == "Connection refused; check the URL, the network and the proxy"
 
 
 def test_a_name_that_is_no_unicode_is_refused_without_a_request(one_home, clock):
