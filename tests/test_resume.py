@@ -49,8 +49,20 @@ def giant_world(directories, small):
     return World(names, shape="small", shapes={0: "bench"}, directories=directories, files_per_directory=2)
 
 
-def directories_of(server):
-    return sum(truth.dbfs.directories + truth.workspace.directories for truth in map(server.truth, server.user_names))
+def goes_to_its_end(server, login, words, most=0, prefix=()):
+    """The last of some runs: its rows are right, and all asked for 1.15 times the directories and `most` at most."""
+    with running(server, login, *words, prefix=prefix) as process:
+        _, err = process.communicate(timeout=300)
+    assert (process.returncode, Path("out.csv").read_bytes()) == (0, true_csv(server)), err
+    assert "--files" not in words or read_file_rows() == server.world.file_rows()
+    left = {name for name in os.listdir() if not name.startswith("tmp")}
+    assert left == {"users.txt", "out.csv", "home", *words[len(WORDS) + 1 :]}
+    truths = map(server.truth, server.user_names)
+    directories = sum(truth.dbfs.directories + truth.workspace.directories for truth in truths)
+    asked = sum(listings(server).values())
+    print(f"{asked / directories:.3f} times the directories")
+    assert asked <= 1.15 * directories + most
+    return err
 
 
 # Killed and interrupted
@@ -60,21 +72,13 @@ def directories_of(server):
 @pytest.mark.parametrize("more", [(), ("--files", "files.csv")], ids=["rows", "files"])
 def test_killed_in_a_giant_it_goes_on(login, more):
     """Twice; what was listed is not asked for again, but for what was in flight."""
-    world = giant_world(120, 2)
-    with FakeDatabricks(world, latency=0.004) as server:
+    with FakeDatabricks(giant_world(120, 2), latency=0.004) as server:
         write_users(server.user_names)
         for requests in (50, 50):
             last = server.total_requests + requests
             run_and_kill(server, login, lambda last=last: server.total_requests > last, *WORDS, *more)
-        with running(server, login, *WORDS, *more) as process:
-            _, err = process.communicate(timeout=30)
-        asked = sum(listings(server).values())
-        directories = directories_of(server)
-        assert Path("out.csv").read_bytes() == true_csv(server)
-    assert asked <= 1.15 * directories
+        err = goes_to_its_end(server, login, (*WORDS, *more))
     assert re.search(r"kept from the checkpoint: .*\d users? in progress, \d+ directories listed; to scan: ", err), err
-    assert not more or read_file_rows() == world.file_rows()
-    assert set(os.listdir()) == {"users.txt", "out.csv", "home", *more[1:]}
 
 
 @needs_posix
@@ -90,9 +94,10 @@ def test_interrupted_it_ends_at_once_and_says_how_to_go_on(server, scan, login, 
     saved = saved_users()
     error, last_line = err.splitlines()[-2:]
     assert error == "interrupted"
-    assert re.fullmatch(
-        rf"{len(saved)} of 10 users saved in {re.escape(NAME)}(, \d+ users? in progress, \d+ director(y|ies) "
-        "listed)?; the same command with --resume goes on", last_line)  # fmt: skip
+    told = (
+        rf"{len(saved)} of 10 users saved in {re.escape(NAME)}(, \d+ users? in progress, \d+ director(y|ies) listed)?"
+    )
+    assert re.fullmatch(f"{told}; the same command with --resume goes on", last_line)
     assert not Path("out.csv").exists()
     assert len(json.loads(Path(NAME).read_bytes())["results"]) == len(saved) >= 2
     server.change(faults=[])
@@ -140,8 +145,7 @@ def test_an_interrupt_ends_a_run_whose_messages_nobody_reads(server, login):
 @pytest.mark.parametrize("more", [(), ("--files", "files.csv")], ids=["rows", "files"])
 @pytest.mark.parametrize("small", [30, 0])
 def test_ended_at_25_random_moments(login, small, more, prefix):
-    world = giant_world(3000, small)
-    with FakeDatabricks(world, latency=0.02) as server:
+    with FakeDatabricks(giant_world(3000, small), latency=0.02) as server:
         write_users(server.user_names)
         words, generator = (*WORDS, *more), random.Random(small + len(more))
         for number in range(25):
@@ -155,18 +159,7 @@ def test_ended_at_25_random_moments(login, small, more, prefix):
                 _, err = process.communicate(timeout=20)
             assert not Path("out.csv").exists(), f"it ended before the kill of number {number}"
             assert prefix or "Traceback" not in err
-        with running(server, login, *words, prefix=prefix) as process:
-            _, err = process.communicate(timeout=300)
-        assert process.returncode == 0, err
-        assert Path("out.csv").read_bytes() == true_csv(server)
-        if more:
-            assert read_file_rows() == world.file_rows()
-        asked = sum(listings(server).values())
-        directories = directories_of(server)
-        print(f"{asked / directories:.3f} times the directories")
-        assert asked <= 1.15 * directories + 25 * len(world.usernames)
-    left = {name for name in os.listdir() if not name.startswith("tmp")}
-    assert left == {"users.txt", "out.csv", "home", *more[1:]}
+        goes_to_its_end(server, login, words, 25 * len(server.user_names), prefix)
 
 
 # Stopped at a directory, as by a login that is refused there
