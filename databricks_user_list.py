@@ -167,8 +167,8 @@ def masked(text: str, secrets: Iterable[str]) -> str:
     def mask(word: re.Match[str]) -> str:
         letters = re.sub("[^A-Za-z0-9+/]", "", word[0].replace("-", "+").replace("_", "/"))
         decoded = binascii.a2b_base64(letters + "A" * (-len(letters) % 4)).decode("latin-1")
-        texts = unquote_plus(word[0]), decoded
-        return "***" if any(secret in text for secret in known for text in texts) else word[0]
+        plain = unquote_plus(word[0])
+        return "***" if any(secret in plain or secret in decoded for secret in known) else word[0]
 
     for secret in known:
         text = text.replace(secret, "***")
@@ -434,9 +434,8 @@ def config_from_profile(option: str | None, host: str | None) -> DatabricksConfi
         with suppress(InventoryError):  # where the environment names no host
             if (other := read_environment()[0]) not in ("", configured):  # every other Databricks tool would take it
                 logger.warning("%s serves, for %s, not %s of the environment: see --profile", source, configured, other)
-    config = log_in_with(profile, values, source, configured)
     number = number or check_number(values.get("workspace_id", ""), f"workspace_id of {source}")
-    return changed_copy(config, workspace_id=number)
+    return changed_copy(log_in_with(profile, values, source, configured), workspace_id=number)
 
 
 def choose_profile(option: str | None) -> tuple[str, dict[str, str], bool] | None:
@@ -780,13 +779,11 @@ def classify_error(status: int, error_code: str, message: str) -> ErrorKind:
         return "too slow"
     if status < 200 or status in (408, 425) or 500 <= status < 600:
         return "server"
-    if status == 401:
-        return "login"
     # "Invalid access token.", "JWT has expired", of Azure "Token is expiring within 30 seconds. (token expired)"
     said = r"\b(invalid|expired|revoked) (\w+ ){0,4}(token|JWT)\b|\binvalid_token|ExpiredJwt"
     refused_token = said + r"|\b(token|JWT) (\w+ ){0,4}(invalid|not valid|no longer valid|expir|revoked)"
     is_of_path = error_code in ("PERMISSION_DENIED", "IO_ERROR")  # the latter in the words of the cloud's store
-    if status in (400, 403) and not is_of_path and re.search(refused_token, text, re.I):
+    if status == 401 or (status in (400, 403) and not is_of_path and re.search(refused_token, text, re.I)):
         return "login"
     if status == 404 and error_code == "RESOURCE_DOES_NOT_EXIST":
         return "not found"
@@ -1335,16 +1332,17 @@ def list_users(
 ) -> tuple[list[dict[str, str]], int]:
     """Rows of the workspace's users in its order, at most `most`, and how many more it says it has.
 
-    Where some are missing, all pages are asked for once more: what the workspace says then counts, since a user may
-    have been deleted meanwhile. Raises DatabricksError, and InventoryError where no user has a name.
+    Where some are missing, all are listed once more, and what it says then counts: a user may have been deleted
+    meanwhile. Raises DatabricksError, and InventoryError where no user has a name.
     """
+    left_out = "false" if active_only else None
     users: dict[str, dict[str, str]] = {}
     total = 0
     for _ in ("first", "once more"):
-        found, said = list_pages(client, most, active_only)
+        found, said = list_pages(client, most, left_out)
         users |= found
         total = said or total
-        rows = wanted(users, active_only)
+        rows = [row for row in users.values() if row["active"] != left_out]
         missing = 0 if len(rows) >= most else max(total - len(users), 0)
         if not missing:
             break
@@ -1355,13 +1353,8 @@ def list_users(
     return rows[:most], missing
 
 
-def wanted(users: dict[str, dict[str, str]], active_only: bool) -> list[dict[str, str]]:
-    """The rows of all users, or without those that are deactivated."""
-    return [row for row in users.values() if not active_only or row["active"] != "false"]
-
-
-def list_pages(client: DatabricksClient, most: int, active_only: bool) -> tuple[dict[str, dict[str, str]], int]:
-    """Users by id, and how many the workspace says there are.
+def list_pages(client: DatabricksClient, most: int, left_out: str | None) -> tuple[dict[str, dict[str, str]], int]:
+    """Users by id, and how many the workspace says there are; ends when `most` are not in the state `left_out`.
 
     Pages are asked for by startIndex, advanced by what came, until one is empty (iam.py of databricks-sdk). There are
     services that ignore startIndex, sort each page anew or repeat users: two pages that bring nobody new are the end.
@@ -1371,8 +1364,8 @@ def list_pages(client: DatabricksClient, most: int, active_only: bool) -> tuple[
     start = 1
     most_said = 0
     idle = 0  # pages in a row that brought nobody new
-    while idle < 2 and len(wanted(users, active_only)) < most:
-        count = PAGE_SIZE if active_only else min(PAGE_SIZE, most - len(users))
+    while idle < 2 and sum(row["active"] != left_out for row in users.values()) < most:
+        count = PAGE_SIZE if left_out else min(PAGE_SIZE, most - len(users))
         asked = {"attributes": attributes, "startIndex": start, "count": count}
         rows, total = client.get(USERS_PATH, asked, parse_page)
         most_said = max(total, most_said)
