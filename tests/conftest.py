@@ -16,26 +16,14 @@ import pytest
 
 import databricks_user_files_simple
 import databricks_user_list
+from tests import helpers
 from tests.connect_server import ConnectServer, connect_server_of, why_not
 from tests.fake import FakeDatabricks
-from tests.helpers import (
-    SCANNER,
-    USER_LIST,
-    FakeClock,
-    Login,
-    Result,
-    log_in,
-    run_command,
-    set_constants,
-    shorter_waits,
-    write_users,
-)
+from tests.helpers import SCANNER, USER_LIST, FakeClock, Login, Result
 from tests.kernel import Kernel
 from tests.workers import Workers
 
 PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
-
-
 FIXTURES_OF = {  # marker -> the fixtures of which a test with this marker uses one
     "spark": {"connect_server", "connect_servers"},
     "kernel": {"new_kernel"},
@@ -88,7 +76,7 @@ def clock() -> FakeClock:
 @pytest.fixture
 def command() -> Callable[..., Result]:
     """run_command(script, *words, env=..., stdin=...) in tmp_path."""
-    return run_command
+    return helpers.run_command
 
 
 @pytest.fixture
@@ -98,7 +86,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
     def call(script: str, *words: object, at: FakeDatabricks | None = None) -> Result:
         if at:
-            log_in(monkeypatch, at)
+            helpers.log_in(monkeypatch, at)
             at.counts_reset()
         code = mains[script]([*map(str, words)])
         return Result(code, *capsys.readouterr())
@@ -121,14 +109,14 @@ def list_users(run: Callable[..., Result]) -> Callable[..., Result]:
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waits of a tenth, on the workers too: what the functions refer to goes with them."""
-    set_constants(monkeypatch, RETRIES=shorter_waits(10), FIRST_QUESTION=0.3)
+    helpers.set_constants(monkeypatch, RETRIES=helpers.shorter_waits(10), FIRST_QUESTION=0.3)
 
 
 @pytest.fixture
 def server() -> Iterator[FakeDatabricks]:
     """Ten users with about twenty directories each, answers after 4 ms; users.txt names them all."""
     with FakeDatabricks(users=10, shape="small", latency=0.004) as server:
-        write_users(server.user_names)
+        helpers.write_users(server.user_names)
         yield server
 
 

@@ -14,7 +14,7 @@ import threading
 import time
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,9 +36,6 @@ NAME = ".checkpoint_progress.json"
 WORDS = ("--users-file", "users.txt", "-o", "out.csv", "--threads", "4")
 needs_posix = pytest.mark.skipif(os.name == "nt", reason="signals and mounts of POSIX")
 Login = Callable[[FakeDatabricks], dict[str, str]]  # the fixture `login`
-
-
-# Waiting
 
 
 class FakeClock:
@@ -97,9 +94,6 @@ def workers_help(server: FakeDatabricks) -> Callable[[], bool]:
     return lambda: server.workers.total() > 40
 
 
-# The machine
-
-
 def free_port() -> int:
     """A port at which nobody listens."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -130,11 +124,8 @@ def block_imports(folder: Path, *names: str) -> Path:
     return folder
 
 
-# Constants of the scripts, which tests make smaller
-
-
 def set_constants(monkeypatch: pytest.MonkeyPatch, **constants: Any) -> None:
-    """In both scripts: each of them may have a constant from the other."""
+    """Makes constants smaller, in both scripts: each of them may have one from the other."""
     for name, value in constants.items():
         places = [script for script in (scanner, databricks_user_list) if hasattr(script, name)]
         assert places, f"neither script has {name}"
@@ -225,16 +216,11 @@ def write_users(names: Iterable[str], path: str | Path = "users.txt") -> None:
 
 def saved_users(path: str | Path = NAME) -> list[str]:
     """The users in a checkpoint, found without the program; a torn last line is left out."""
-    try:
-        data = Path(path).read_bytes()
-    except FileNotFoundError:
-        return []
     names = []
-    for line in data.split(b"\n")[1:]:
-        try:
-            names.append(json.loads(line.rstrip(b","))["username"])
-        except (ValueError, KeyError, TypeError):
-            continue
+    with suppress(FileNotFoundError):
+        for line in Path(path).read_bytes().split(b"\n")[1:]:
+            with suppress(ValueError, KeyError, TypeError):
+                names.append(json.loads(line.rstrip(b","))["username"])
     return names
 
 
@@ -248,11 +234,9 @@ def read_file_rows(path: str | Path = "files.csv") -> list[tuple[str, ...]]:
 
 def rows_of(path: str | Path = "out.csv") -> list[dict[str, str]] | None:
     """The rows of a CSV by column; None where there is no such file."""
-    try:
-        with open(path, encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
-    except FileNotFoundError:
-        return None
+    with suppress(FileNotFoundError), open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+    return None
 
 
 def asked_for(server: FakeDatabricks, name: str) -> int:
@@ -270,9 +254,6 @@ def true_csv(server: FakeDatabricks, names: Iterable[str] | None = None) -> byte
     return text.getvalue().encode()
 
 
-# Secrets
-
-
 def spellings(token: str) -> set[str]:
     """The token as it is, percent-encoded, in JSON, and within base64 at any position."""
     within = [b64encode(b"x" * shift + token.encode()).decode()[4:-4] for shift in range(3)]
@@ -286,8 +267,6 @@ def assert_kept(token: str, *texts: str) -> None:
     found += [str(path) for spelling in spellings(token) for path in files if spelling.encode() in path.read_bytes()]
     assert found == []
 
-
-# Results and checkpoints
 
 HEADER: dict[str, Any] = {
     "workspace_url": "https://adb-1.azuredatabricks.net",

@@ -1,12 +1,11 @@
 """What hypothesis makes up for several test files: results of users, and bytes; and the listings of a tree."""
 
-from collections.abc import Callable
 from typing import Any
 
 from hypothesis import strategies as st
 
 from databricks_user_files_simple import FileSystemTotals, UserResult
-from tests.fake import Listed
+from tests.fake import Folder
 
 COUNTS = st.integers(0, 2**63 - 1)
 TEXTS = st.text(st.characters(), max_size=20)  # surrogates, too: a path may have them
@@ -24,16 +23,9 @@ RESULTS = st.builds(UserResult, username=USERNAMES, scanned_at=st.just("2026-11-
 Tree = dict[str, Any]  # names to trees and files
 
 
-def flatten(
-    path: str, tree: Tree, as_file: Callable[[str, Any], Listed], as_directory: Callable[[str], Listed]
-) -> dict[str, list[Listed]]:
-    """The listings of a tree, as the fake server takes them."""
-    result = {path: [as_directory(f"{path}/{name}") if isinstance(value, dict) else as_file(f"{path}/{name}", value)
-                     for name, value in tree.items()]}  # fmt: skip
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            result.update(flatten(f"{path}/{name}", value, as_file, as_directory))
-    return result
+def folder_of(tree: Tree) -> Folder:
+    """A tree as the fake server takes it."""
+    return Folder({name: folder_of(value) if isinstance(value, dict) else value for name, value in tree.items()})
 
 
 PIECES = st.sampled_from([

@@ -5,11 +5,6 @@ import requests
 from tests.fake import FakeDatabricks, dbfs_directory, dbfs_file, take_token, workspace_object
 
 URLS = {"dbfs": ("/api/2.0/dbfs/list", "files"), "workspace": ("/api/2.0/workspace/list", "objects")}
-SCIM = "/api/2.0/preview/scim/v2/Users"
-
-
-def get(server, url, session=requests, **parameters):
-    return session.get(server.url + url, params=parameters, headers=server.headers, timeout=5)
 
 
 def is_folder(entry):
@@ -22,7 +17,7 @@ def walk(server, file_system, home):
     found, directories, waiting, session = [], 0, [home], requests.Session()
     while waiting:
         path = waiting.pop()
-        answer = get(server, url, session, path=path)
+        answer = session.get(server.url + url, params={"path": path}, headers=server.headers, timeout=5)
         if answer.status_code == 404:
             continue
         entries = answer.json().get(key, [])
@@ -57,10 +52,3 @@ def test_a_token_bucket_holds_one_second():
     assert [take_token(bucket, 10, now) for now in (0.05, 0.11)] == [False, True]
     assert [take_token([0.0, 0.5], 10, now, windows=True) for now in (0.99, 1.01)] == [False, True]
     assert [take_token(bucket, 10, 60.0) for _ in range(11)].count(True) == 10
-
-
-def test_a_page_of_scim():
-    with FakeDatabricks(users=25, shape="none", scim_page_cap=10, total_results_offset=2) as server:
-        page = get(server, SCIM, startIndex=21, count=10_000, attributes="id,userName").json()
-    assert (page["itemsPerPage"], page["totalResults"], set(page["Resources"][0])) == (5, 27, {"id", "userName"})
-    assert [user["userName"] for user in page["Resources"]] == server.user_names[20:]

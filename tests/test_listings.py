@@ -14,7 +14,7 @@ from databricks_user_files_simple import Listing, UserResult, parse_listing
 from databricks_user_list import DatabricksClient, DatabricksConfig, DatabricksError, MalformedAnswer
 from tests.fake import FakeDatabricks, Fault, dbfs_directory, dbfs_file, workspace_object
 from tests.helpers import ANN, BEN, FILE_SYSTEMS, HOME, FakeClock, assert_truth, crawl, figures, listings, small_server
-from tests.strategies import RESULTS, bytes_of, flatten
+from tests.strategies import RESULTS, bytes_of, folder_of
 
 CAL, DAN = "cal@example.com", "dan@example.com"
 B, W = f"{HOME}/b", f"{HOME}/w"
@@ -54,8 +54,8 @@ def test_trees_of_any_names_are_counted_as_a_plain_recursion_counts_them(dbfs, w
         expected, failing = {}, {"dbfs": [], "workspace": []}
         for name in server.user_names:
             home, lost = f"/Users/{name}", {"dbfs": [], "workspace": []}
-            server.add_tree("dbfs", flatten(home, dbfs, dbfs_file, dbfs_directory))
-            server.add_tree("workspace", flatten(home, workspace, workspace_object, workspace_directory))
+            server.add_folder("dbfs", home, folder_of(dbfs))
+            server.add_folder("workspace", home, folder_of(workspace))
             counts = plain_count(home, dbfs, lost["dbfs"]) + plain_count(home, workspace, lost["workspace"])
             expected[name] = counts, {api: sorted(paths) for api, paths in lost.items()}
             for api in FILE_SYSTEMS:

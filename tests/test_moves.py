@@ -5,9 +5,9 @@ from itertools import pairwise
 import pytest
 
 from databricks_user_files_simple import process_user_batch_parallel, scan_users
-from tests.fake import FakeDatabricks, Fault, dbfs_directory, dbfs_file
+from tests.fake import FakeDatabricks, Fault
 from tests.helpers import config_of, make_client, set_constants, slow_until, workers_help
-from tests.strategies import flatten
+from tests.strategies import folder_of
 
 MANY = {f"part-{number}": 1 for number in range(40)}
 DEEP = {"f": 1, "g": {"h": 1}}
@@ -56,7 +56,7 @@ def grow(server, home, tree):
     for path in [path for path in explicit if f"{path}/".startswith(f"{home}/")]:
         del explicit[path]
     if tree is not None:
-        server.add_tree("dbfs", flatten(home, tree, dbfs_file, dbfs_directory))
+        server.add_folder("dbfs", home, folder_of(tree))
 
 
 def server_of(cases):

@@ -7,20 +7,9 @@ import shutil
 
 import pytest
 
+from tests import helpers
 from tests.fake import FakeDatabricks, Fault
-from tests.helpers import (
-    ROOT,
-    SCANNER,
-    USER_LIST,
-    asked_for,
-    hang_when,
-    needs_posix,
-    saved_users,
-    slow_until,
-    true_csv,
-    until,
-    workers_help,
-)
+from tests.helpers import ROOT, SCANNER, USER_LIST, asked_for, saved_users, true_csv
 from tests.kernel import Cell
 
 DOCUMENT = (ROOT / "NOTEBOOK_USAGE.md").read_text(encoding="utf-8")
@@ -43,9 +32,6 @@ for text in {texts!r}:  # as a debugger does
         file.write(text)
 __import__("sys").argv[1:] = ["--help"]  # which a cell of the scripts' texts does not take for its own
 """
-
-
-# The document
 
 
 def blocks_of(section):
@@ -100,9 +86,6 @@ def bring_in(kernel, server, way="pasted"):
     assert [cell for cell in cells if cell != Cell()] == written
 
 
-# The recipes
-
-
 def assert_inventory(kernel, server):
     """What the blocks have left behind is the truth."""
     truth = {name: [server.truth(name).file_count, server.truth(name).total_size] for name in server.user_names}
@@ -138,7 +121,7 @@ def test_a_recipe_on_spark(connect_server, new_kernel):
     with FakeDatabricks(users=20, shape="bench", directories=40) as server:
         bring_in(kernel, server)
         run_all(kernel, server, [SPARK.format(remote=connect_server.remote)])
-        with slow_until(server, workers_help(server), latency=1.0):
+        with helpers.slow_until(server, helpers.workers_help(server), latency=1.0):
             cells = [cell.replace("session = None", "session = spark") for cell in WITH_SPARK]
             done = run_all(kernel, server, cells)
         assert any("parallel: this machine, and the Spark session of the caller" in cell.err for cell in done)
@@ -146,26 +129,24 @@ def test_a_recipe_on_spark(connect_server, new_kernel):
     assert value_of(kernel, "spark.range(3).count()") == 3  # the command has not stopped the notebook's session
 
 
-# The stop button
-
 THREADS = "sum('list_directories' in thread.name for thread in __import__('threading').enumerate())"
 
 
 def interrupted(kernel, server, cell):
     """What a cell brought that was interrupted when a few users were done; from then on answers come again."""
     server.counts_reset()
-    gate = hang_when(server, lambda: server.total_requests > 60)
+    gate = helpers.hang_when(server, lambda: server.total_requests > 60)
     gate.seconds = 600.0
     done = kernel.run(own(kernel, server, cell), interrupt_when=lambda: gate.hits >= 2)
     server.change(faults=[])
     for connection in list(server.connections):
         server.loop.call_soon_threadsafe(connection.transport.abort)
-    until(lambda: server.in_flight == 0 and value_of(kernel, THREADS) == 0, 60)
+    helpers.until(lambda: server.in_flight == 0 and value_of(kernel, THREADS) == 0, 60)
     server.counts_reset()
     return done
 
 
-@needs_posix
+@helpers.needs_posix
 def test_an_interrupted_notebook_goes_on(new_kernel, small):
     """First in the loop over results; then in the command, whose cell has --resume, on a cluster without its files."""
     kernel = new_kernel()
@@ -188,9 +169,6 @@ def test_an_interrupted_notebook_goes_on(new_kernel, small):
     run_all(kernel, small, WITHOUT_SPARK[whole:])
     assert [asked_for(small, name) for name in done] == [0] * len(done)
     assert_inventory(kernel, small)
-
-
-# What else people do
 
 
 def test_without_output_the_csv_is_the_cells_output(new_kernel, small):

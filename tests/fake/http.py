@@ -1,7 +1,5 @@
 """HTTP over asyncio: thousands of requests a second beside the code under test, and connections that break."""
 
-from __future__ import annotations
-
 import asyncio
 import socket
 import struct
@@ -64,7 +62,7 @@ def head_bytes(answer: Answer) -> bytes:
 class Connection(asyncio.Protocol):
     """One client connection; it has at most one request at a time, a later one waits in the buffer."""
 
-    def __init__(self, server: FakeDatabricks, loop: asyncio.AbstractEventLoop):
+    def __init__(self, server: "FakeDatabricks", loop: asyncio.AbstractEventLoop):
         self.server = server
         self.loop = loop
         self.buffer = bytearray()
