@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 import queue
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from random import Random
 from typing import Any, NamedTuple
@@ -106,8 +106,6 @@ class Service:
             names = range(TREE - 1) if path.count("/") == 2 else ()
             answer = Listing(directories=[f"{path}/{name}" for name in names])
             lands_at = self.succeeded_at = self.now + self.latency * self.random.uniform(0.7, 1.3)
-        else:
-            self.counts["429"] += 1
         landed: Callable[[], None] = partial(self.crawler.landed, take, answer)
         heapq.heappush(self.flying, (lands_at, self.counts["requests"], landed))
 
@@ -146,8 +144,8 @@ def simulate(limit: Bucket | Window, latency: float, requests: int, seed: int = 
         except InventoryError as error:
             print(error)
     most = min(limit.most(service.succeeded_at), HANDS * service.succeeded_at / latency)
-    counts = service.counts
-    return Outcome(counts["listed"] / most, counts["429"] / counts["requests"], counts["outages"], failed)
+    asked, listed, outages = (service.counts[name] for name in ("requests", "listed", "outages"))
+    return Outcome(listed / most, (asked - listed) / asked, outages, failed)
 
 
 def steps(*rates: float) -> Callable[[float], float]:
@@ -169,9 +167,7 @@ KINDS: dict[str, Callable[[float], Bucket | Window]] = {
 }
 
 
-def outcomes(
-    kind: str, limits: tuple[float, ...] = LIMITS, latencies: tuple[float, ...] = LATENCIES
-) -> dict[str, Outcome]:
+def outcomes(kind: str, limits: Sequence[float] = LIMITS, latencies: Sequence[float] = LATENCIES) -> dict[str, Outcome]:
     """By limit and latency, of those cases in which the hands reach the limit."""
     cases = [(rate, latency) for rate in limits for latency in latencies if HANDS / latency > 1.02 * rate]
     return {

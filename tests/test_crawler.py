@@ -39,12 +39,6 @@ def recorder(clock):
     return fault
 
 
-def offsets_of(recorder, path):
-    """Seconds from the first request for it to each, in DBFS."""
-    times = [now for now, api, asked in recorder.seen if (api, asked) == ("dbfs", path)]
-    return [now - times[0] for now in times]
-
-
 def test_so_many_requests_are_made_at_a_time_and_no_more(clock):
     """Over as many connections, which are used again."""
     with FakeDatabricks(users=2, shape="bench", directories=30, latency=0.05) as server:
@@ -107,32 +101,24 @@ def test_threads_are_as_many_as_file_descriptors_allow(monkeypatch, clock, caplo
     assert ("ulimit -n" in caplog.text) == told
 
 
-@pytest.mark.parametrize(("kind", "jitter", "offsets"), [  # seconds from the first to each attempt of the first round
-    ("429", 1.0, [0, 4, 12, 28, 60]), ("slow", 1.0, [0, 2]), ("500", 1.0, [0, 2, 6, 14, 30]),
-    ("html", 1.0, [0, 2, 6, 14, 30]), ("500", 0.0, [0, 1, 3, 7, 15]),
+@pytest.mark.parametrize(("kind", "header", "jitter", "offsets"), [  # those of the first round's attempts, in seconds
+    ("429", "1", 1.0, [0, 4, 12, 28, 60]), ("429", "50", 1.0, [0, 50, 100, 150, 200]), ("slow", "", 1.0, [0, 2]),
+    ("slow", "50", 1.0, [0, 50]), ("503", "10", 1.0, [0, 10, 20, 30, 46]), ("500", "50", 1.0, [0, 2, 6, 14, 30]),
+    ("html", "", 1.0, [0, 2, 6, 14, 30]), ("500", "", 0.0, [0, 1, 3, 7, 15]),
 ])  # fmt: skip
-def test_the_waits_between_attempts_double_and_there_is_one_more_round(clock, recorder, kind, jitter, offsets):
+def test_the_waits_between_attempts_double_and_there_is_one_more_round(clock, recorder, kind, header, jitter, offsets):
     """Before the row is written: what is listed in the second round is in it. A tenth failure may begin an outage."""
-    b, attempts = f"{HOME}/b", len(offsets)
+    b, attempts, headers = f"{HOME}/b", len(offsets), {"Retry-After": header} if header else {}
     with small_server() as server:
         for times, status in ((attempts, "success"), (2 * attempts - 1, "success"), (None, "partial")):
-            server.change(faults=[recorder, Fault(kind, api="dbfs", path=b, times=times)])
+            server.change(faults=[recorder, Fault(kind, api="dbfs", path=b, times=times, headers=headers)])
             recorder.seen.clear()
             server.counts_reset()
             assert crawl(server, clock, file_systems=("dbfs",), jitter=jitter)[ANN].status == status
             more = server.requests["dbfs", b] - (times or 2 * attempts)
             assert more == 1 or (more == 0 and times is None)
-            assert offsets_of(recorder, b)[:attempts] == pytest.approx(offsets, abs=0.2)
-
-
-@pytest.mark.parametrize(("kind", "header", "seconds"), [
-    ("429", "50", 50), ("429", "1", 4), ("503", "3600", 120), ("500", "50", 2), ("slow", "50", 50),
-])  # fmt: skip
-def test_retry_after_is_a_lower_bound_of_the_wait(clock, recorder, kind, header, seconds):
-    with small_server() as server:
-        server.change(faults=[recorder, Fault(kind, path=HOME, times=1, headers={"Retry-After": header})])
-        assert crawl(server, clock, file_systems=("dbfs",))[ANN].status == "success"
-    assert offsets_of(recorder, HOME) == pytest.approx([0, seconds], abs=0.2)
+            asked_at = [now for now, api, path in recorder.seen if (api, path) == ("dbfs", b)]
+            assert [now - asked_at[0] for now in asked_at[:attempts]] == pytest.approx(offsets, abs=0.2)
 
 
 @pytest.mark.parametrize(("kind", "status", "asked"), [("429", "success", 15), ("500", "partial", 10)])
@@ -274,26 +260,21 @@ def test_an_outage_in_the_middle_of_a_scan_costs_nothing_but_time(clock, caplog,
     assert sum(minutes) <= (clock.now - 1000) / MINUTE < sum(minutes) + 3 * len(minutes)
 
 
-@pytest.mark.parametrize(("good", "seconds"), [(0, 5 * MINUTE), (1 / 3, 40)])
-def test_a_service_that_lists_nothing_or_has_one_good_node_of_three_is_away(clock, caplog, good, seconds):
-    random, ended = Random(2).random, clock.now + seconds
-    with wide_server(200) as server:
-        server.change(faults=[of_dbfs("503", lambda: (
-            server.requests["dbfs", f"{HOME}/d0150"] and clock.now < ended and random() >= good))])  # fmt: skip
-        result = crawl(server, clock, threads=1, file_systems=("dbfs",))[ANN]
-    assert (result.error, result.file_count) == ("", 200)
-    assert TOLD in caplog.text
-
-
-@pytest.mark.parametrize(("directories", "threads"), [(0, 1), (0, 16), (3, 16)])
-def test_an_outage_costs_nothing_where_few_directories_are_left(clock, directories, threads):
+@pytest.mark.parametrize(("directories", "threads", "good", "seconds"), [
+    (200, 1, 0, 5 * MINUTE), (200, 1, 1 / 3, 40),  # one good node of three
+    (0, 1, 0, 2 * MINUTE), (0, 16, 0, 2 * MINUTE), (3, 16, 0, 2 * MINUTE),
+])  # fmt: skip
+def test_a_service_that_is_away_costs_nothing_however_many_directories_are_left(
+    clock, caplog, directories, threads, good, seconds
+):
     """The tenth failure, with which the pause begins, may be the last attempt of one."""
+    random, ended = Random(2).random, clock.now + seconds
     with wide_server(directories) as server:
-        server.add_tree("workspace", {HOME: []})
-        ended = clock.now + 2 * MINUTE
-        server.change(faults=[of_dbfs("503", lambda: clock.now < ended)])
-        result = crawl(server, clock, threads=threads)[ANN]
+        is_begun = lambda: directories < 200 or server.requests["dbfs", f"{HOME}/d0150"]  # noqa: E731
+        server.change(faults=[of_dbfs("503", lambda: is_begun() and clock.now < ended and random() >= good)])
+        result = crawl(server, clock, threads=threads, file_systems=("dbfs",))[ANN]
     assert (result.error, result.file_count) == ("", directories)
+    assert TOLD in caplog.text
 
 
 @pytest.mark.parametrize(("header", "first"), [(None, 2), ("30", 30)])

@@ -61,9 +61,9 @@ def inventory_of(scan):
     return run
 
 
-def users_fault(names, **more):
+def users_fault(names, files=(), **more):
     """A DBFS whose /Users has but these directories."""
-    body = json.dumps({"files": [dbfs_directory(f"/Users/{name}") for name in names]})
+    body = json.dumps({"files": [*files, *(dbfs_directory(f"/Users/{name}") for name in names)]})
     return Fault("body", body=body, api="dbfs", path="/Users", **more)
 
 
@@ -104,6 +104,7 @@ def test_a_home_that_nobody_has_seen_is_not_counted_as_one(inventory_of, more, h
 @pytest.mark.parametrize(("fault", "counts"), [
     (users_fault([ANN], times=1), ["6", "6"]),
     (users_fault([ANN]), ["6", "2"]),  # what is short twice alike is believed
+    (users_fault([BEN], [dbfs_file(HOME, 7)]), ["6", "6"]),  # a home may be a file
     (users_fault([]), ["6", "6"]),  # but not that nobody has a home
     (Fault("body", body="{}", api="dbfs", path="/Users"), ["6", "6"]),
     (Fault("403", api="dbfs", path="/Users", times=1), ["6", "6"]),
