@@ -60,7 +60,7 @@ if "DatabricksClient" not in globals():  # else step 1 was pasted into the noteb
         print("databricks_user_list.py has to lie beside this file, or be pasted first", file=sys.stderr)
         raise SystemExit(2)
     from databricks_user_list import (  # isort: skip
-        CONNECT_SECONDS, FORMULA_STARTS, GZIP_MAGIC, ON_WINDOWS, VERSION, DatabricksClient, DatabricksConfig,
+        CONNECT_SECONDS, FORMULA_STARTS, GZIP_MAGIC, ON_WINDOWS, RETRIES, VERSION, DatabricksClient, DatabricksConfig,
         DatabricksError, InventoryError, MalformedAnswer, Parser, Returned, add_login_options, check_names,
         check_output, check_username, counted, csv_cell, csv_row, decode_body, in_thread, lasting, list_users, log_in,
         logger, one_line, parse_record, place_of, rename, retry_after_seconds, retry_wait, run_as_script, run_command,
@@ -623,7 +623,7 @@ def row_of(error: DatabricksError) -> str:
     """What it may be one more of: `failures` of the API, `refusals` of the login, or "", if it is the directory's."""
     if error.kind in ("too slow", "unexpected", "not found"):
         return ""
-    return "failures" if error.retried else "refusals"
+    return "failures" if error.kind in RETRIES else "refusals"
 
 
 class Pacer:
@@ -907,7 +907,7 @@ class Tally:
 
     def failed(self, directory: Directory, error: DatabricksError) -> None:
         """What a failure means that is not to be tried again at once."""
-        if error.retried and not directory.last_round:  # one more round, when the user's others are done
+        if error.kind in RETRIES and not directory.last_round:  # one more round, when the user's others are done
             directory.last_round = True
             directory.attempts = 0
             directory.failed_at = None
@@ -1137,7 +1137,7 @@ class Crawler:
         if isinstance(answer, Listing):
             pacer.listed(directory.path, now)
             self.take(directory, sent_at, answer)
-        elif answer.retried:
+        elif answer.kind in RETRIES:
             self.retry(directory, answer, sent_at, now)
         else:
             pacer.answered(now)

@@ -148,11 +148,6 @@ class DatabricksError(Exception):
         head = " ".join(str(part) for part in (self.status, self.error_code) if part)
         return f"{head}: {self.message}" if head else self.message
 
-    @property
-    def retried(self) -> bool:
-        """Whether RETRIES has more than one attempt for it."""
-        return self.kind in RETRIES
-
 
 def one_line(text: str, longest: int) -> str:
     """The text for a line of a message, at most so many characters long."""
@@ -625,9 +620,9 @@ class DatabricksClient:
             self.sleep(wait)
 
     def attempt(self, api_path: str, params: dict[str, Any], parse: Callable[[Any], Returned]) -> Returned:
-        """One GET; returns parse(the decoded body). Raises DatabricksError, also where parse raises MalformedAnswer.
+        """parse(the decoded body) of one GET, or of a second one where a token is refused and there is another by now.
 
-        Where the token is refused, and there is another one, it goes once more.
+        Raises DatabricksError, also where parse raises MalformedAnswer.
         """
         token = self.config.current_token()
         try:
@@ -804,8 +799,7 @@ def retry_after_seconds(text: str) -> float:
 def explain_connection(error: Exception, bundle: Any) -> tuple[str, bool]:
     """Why there was no answer, in a few words (requests takes a page), and whether not even a connection came about.
 
-    `bundle` is the file of certificates that requests uses, if it is named. No proxy's URL is shown: it may have a
-    password.
+    `bundle` is the file of certificates, if one is named. No proxy's URL is shown: it may have a password.
     """
     no_proxy = "no connection through the proxy; HTTPS_PROXY or ALL_PROXY"
     check = "check the URL, the network and the proxy"
@@ -1282,8 +1276,8 @@ def run_as_script(main: Callable[[list[str]], int]) -> None:
     """The end of both files: main() with sys.argv, and its exit code as whatever started the file wants to have it.
 
     In a notebook's cell nothing starts. A job's script task, and %run, do exec(compile(text, path, "exec")) in an
-    IPython kernel, where only the code still knows its path: there 0 ends by returning, because SystemExit(0) would
-    fail the task, and another code as a RuntimeError, because else the task would be green. A process ends at once.
+    IPython kernel, where only the code still knows its path: there 0 ends by returning, since SystemExit(0) would fail
+    the task, and another code as a RuntimeError, since else the task would be green. A process ends at once.
     """
     if in_kernel() and is_cell(sys._getframe(1).f_code.co_filename):
         return
@@ -1319,8 +1313,7 @@ def check_username(username: str) -> None:
     reasons = {
         "it is empty or dots": username in ("", ".", ".."),
         f"it has one of {NOT_IN_NAMES} or a character that does not show": hidden or {*username} & {*NOT_IN_NAMES},
-        "it begins or ends with a blank": username != username.strip(),
-        "it begins or ends with an apostrophe": username != username.strip("'"),
+        "it begins or ends with a blank or an apostrophe": username != username.strip().strip("'"),
     }
     for reason, is_so in reasons.items():
         if is_so:
