@@ -439,8 +439,8 @@ def test_names_without_a_home_cost_no_worker_a_request_and_the_cluster_stays(wor
 
 
 def test_requests_of_workers_are_counted_and_a_429_of_theirs_waits(workers, many, monkeypatch):
-    """As long as it says."""
-    set_constants(monkeypatch, FIRST_RATE=500.0)
+    """As long as it says. And all hands together never make more requests at a time than there may be."""
+    set_constants(monkeypatch, FIRST_RATE=500.0, MOST_IN_FLIGHT=8)
     at = {}
     asked = Fault("500")
     asked.applies = lambda api, path, _: path != "/Users" and at.setdefault((api, path), []).append(time.monotonic())
@@ -453,6 +453,7 @@ def test_requests_of_workers_are_counted_and_a_429_of_theirs_waits(workers, many
     assert second - first >= 1.0
     assert client.statistics["requests"] == many.total_requests - workers.slots  # the probe's
     assert client.statistics["rate_limited"] == 1
+    assert many.max_in_flight <= 8
 
 
 @pytest.mark.soak

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import databricks_user_list
 from databricks_user_files_simple import CSV_COLUMNS, FILE_COLUMNS
 from tests import demo
 from tests.fake import FakeDatabricks, Fault
-from tests.helpers import ROOT, SCANNER, USER_LIST, Result, needs_posix
+from tests.helpers import ROOT, SCANNER, USER_LIST, Result, needs_posix, rows_of
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 OF_THE_TESTS = (ROOT / "tests" / "README.md").read_text(encoding="utf-8")
@@ -146,7 +147,17 @@ def test_the_first_screen_and_every_command_and_recipe(shell):
         done = subprocess.run([sys.executable, "-c", question], capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr) == (0, "")
         assert [name for name in ("None", "NA", "null") if f"/Users/{name}" not in done.stdout] == []
-        assert re.search(rf"deactivated +\d+ +{3 * 2**50 // 10**12}", done.stdout)
+        active = {row["username"]: row["active"] for row in rows_of("users.csv")}
+        for flag, whose in (("true", "user"), ("false", "deactivated")):
+            rows = [row for row in rows_of("inventory.csv") if active[row["username"]] == flag]
+            sums = [str(sum(int(row[column]) for row in rows)) for column in ("file_count", "total_size")]
+            assert re.search(rf"(?m)^{whose} +{' +'.join(sums)} *$", done.stdout)
+        folders = Counter()
+        with gzip.open("files.csv.gz", "rt", encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                folders["/".join(row["path"].split("/")[:-1][:5])] += int(row["size"] or 0) / 2**30
+        for folder, size in folders.most_common(20):
+            assert re.search(rf"{re.escape(folder)} +\d+ +{size:,.2f}\b", done.stdout)
     [answered] = blocks("console")
     for line in answered.replace("\\\n", "").splitlines():
         if line.startswith("duckdb") and find_spec("duckdb"):
@@ -178,8 +189,7 @@ def test_the_script_of_cron(shell, tmp_path):
             assert said in done.stdout
             [inventory] = folder.glob("inventory-2*.csv")
             inventory = inventory.rename(folder / "inventory-1999-12.csv")
-        with open(inventory, encoding="utf-8", newline="") as file:
-            found = {row["username"]: int(row["file_count"]) for row in csv.DictReader(file)}
+        found = {row["username"]: int(row["file_count"]) for row in rows_of(inventory)}
         assert found == {name: server.truth(name).file_count for name in server.user_names}
 
 
