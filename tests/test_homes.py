@@ -146,11 +146,11 @@ def test_a_dbfs_without_homes_is_no_login_that_is_refused(inventory_of, users):
 
 
 @pytest.mark.parametrize("more", [
-    {"admin": False, "caller": BEN}, {"groups": None}, {"faults": [Fault("403", path="Me")]},
+    {"admin": False}, {"groups": None}, {"faults": [Fault("403", path="Me")]},
     {"faults": [Fault("503", path="Me")]},
 ], ids=["another group", "no groups", "403", "503"])  # fmt: skip
 def test_who_is_not_shown_as_admin_is_warned_once_and_a_home_not_found_is_an_error(clock, caplog, more):
-    with small_server([ANN, BEN, CAL], **more) as server:
+    with small_server([BEN, ANN, CAL], **more) as server:  # the first is the caller
         server.add_user(DAN)
         results = crawl(server, clock, [ANN, BEN, DAN])
         helpers.assert_truth(results[BEN], server.truth(BEN))
@@ -158,7 +158,7 @@ def test_who_is_not_shown_as_admin_is_warned_once_and_a_home_not_found_is_an_err
     assert results[DAN].error.endswith(NOT_READABLE)
     told = "could not be found out" if "faults" in more else "is not in the group admins"
     assert (caplog.text.count("admins"), caplog.text.count(told)) == (1, 1)
-    if "caller" in more:  # who does not see others' homes
+    if "admin" in more:  # who does not see others' homes
         assert (results[ANN].status, figures(results[ANN])) == ("partial", (4, 128, 4, 0, 0, 0))
 
 
