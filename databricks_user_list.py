@@ -720,8 +720,7 @@ def decode_body(raw: Bytes) -> Any:
     try:
         return json.loads(body.decode(json.detect_encoding(body)))
     except (ValueError, RecursionError) as error:
-        is_page = b"<html" in body[:4000].replace(b"\0", b"").lower()  # of UTF-16, too
-        what = "an HTML page" if is_page else "not JSON"
+        what = "an HTML page" if b"<html" in body[:4000].replace(b"\0", b"").lower() else "not JSON"  # UTF-16, too
         message = f"the answer is {what}: is this the workspace's URL, is there a proxy?"
         raise MalformedAnswer(message, "malformed") from error
 
@@ -1100,7 +1099,7 @@ class StderrHandler(logging.Handler):
 # --- Frame of a command ---------------------------------------------------------------------------------------------
 
 
-def whole_number(text: str, most: int) -> int:
+def whole_number(text: str, most: int = 10**9 - 1) -> int:
     """The number of an option, from 1 to `most`. Raises argparse's error, whose message is for people."""
     if not re.fullmatch("[0-9]{1,9}", text) or not 1 <= int(text) <= most:
         raise argparse.ArgumentTypeError(f"not a number from 1 to {most:,}")
@@ -1436,8 +1435,7 @@ def user_list(argv: list[str] | None = None) -> int:
     parser = Parser(prog="databricks_user_list.py", allow_abbrev=False, description=description)
     add_login_options(parser)
     parser.add_argument("-o", "--output", metavar="FILE", type=lasting, default="-", help="the CSV (default: stdout)")
-    number = partial(whole_number, most=10**9 - 1)
-    parser.add_argument("--max-users", type=number, metavar="N", help="no more than the first N")
+    parser.add_argument("--max-users", type=whole_number, metavar="N", help="no more than the first N")
     parser.add_argument("--active-only", action="store_true", help="leave deactivated users out")
     parser.add_argument("--debug", action="store_true", help="each retry and wait; tracebacks")
     parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
