@@ -17,7 +17,6 @@ import threading
 import time
 import traceback
 import types
-from collections.abc import Callable
 from concurrent import futures
 from pathlib import Path
 from urllib.parse import quote
@@ -50,15 +49,10 @@ ANY = settings(max_examples=300, deadline=None, derandomize=True, suppress_healt
 
 
 @pytest.fixture
-def profiles() -> Callable[[str | bytes], Path]:
+def profiles(tmp_path):
     """Writes the profile file; its path."""
-
-    def write(text: str | bytes) -> Path:
-        path = Path(os.environ["DATABRICKS_CONFIG_FILE"])
-        path.write_bytes(text if isinstance(text, bytes) else text.encode())
-        return path
-
-    return write
+    path = tmp_path / "home" / ".databrickscfg"
+    return lambda text: (path.write_bytes(text if isinstance(text, bytes) else text.encode()), path)[1]
 
 
 @pytest.fixture
@@ -70,9 +64,9 @@ def environment(monkeypatch):
 @pytest.fixture
 def work(profiles):
     """work(server): a profile `work` with client id and secret, in the form of the documentation."""
-    return lambda server, secret=SECRET: profiles(
+    return lambda server: profiles(
         f"; a service principal\n[DEFAULT]\nhost  = https://default.invalid\ntoken = dapi-of-default\n\n[work]\n"
-        f"host          = {server.url}/?o=1\nclient_id     = the-client\nclient_secret = {secret}\n")  # fmt: skip
+        f"host          = {server.url}/?o=1\nclient_id     = the-client\nclient_secret = {SECRET}\n")  # fmt: skip
 
 
 def login(*arguments, **keywords):
@@ -376,12 +370,9 @@ def often(monkeypatch):
 def when(server, condition, action):
     """Do something once, before the first request at which the condition is true."""
     once = threading.Lock()
-
-    def act():
-        if condition() and once.acquire(blocking=False):
-            action()
-
-    server.change(faults=[Fault("500", when=act)])
+    server.change(
+        faults=[Fault("500", when=lambda: condition() and once.acquire(blocking=False) and action() and False)]
+    )
 
 
 def test_tokens_are_renewed_before_they_expire(work, often, tmp_path, run):
