@@ -39,6 +39,7 @@ BENCH_TREE = 40  # directories of each user at a limit
 COLUMNS = ("case", "requests", "seconds", "compared with", "ratio", "asked for", "429s", "failed users",
            "requests per CPU-second", "peak memory")  # fmt: skip
 servers = ExitStack()  # Spark Connect servers that run
+Outcome = tuple["Finished", str, float]  # a scan, what it is compared with, and the ratio
 
 
 class Server(NamedTuple):
@@ -105,9 +106,6 @@ class Finished:
         """Listings/s that were neither refused nor failed, from the API's first request to its last."""
         first, last = self.counts.api_times[api]
         return (self.counts.api_statuses[api, 200] + self.counts.api_statuses[api, 404]) / (last - first)
-
-
-Outcome = tuple[Finished, str, float]  # what it is compared with, and the ratio
 
 
 def scan(server: Server, *options: str, users: str = "users.txt") -> Finished:

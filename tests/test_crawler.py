@@ -25,8 +25,7 @@ def wide_server(directories, **more):
     """One user with so many directories in the DBFS home, a file of one byte in each; the last is listed first."""
     server = FakeDatabricks(users=[ANN], shape="none", **more)
     paths = [f"{HOME}/d{number:04}" for number in range(directories)]
-    tree = {path: [dbfs_file(f"{path}/f", 1)] for path in paths}
-    server.add_tree("dbfs", {HOME: [dbfs_directory(path) for path in paths], **tree})
+    server.add_tree("dbfs", {HOME: [*map(dbfs_directory, paths)], **{at: [dbfs_file(f"{at}/f", 1)] for at in paths}})
     return server
 
 
@@ -184,8 +183,6 @@ def test_a_rate_is_the_most_there_are_of_each_api_from_the_first_user_on(clock, 
     assert sum(now < 1002 for now in times) >= 0.9 * 2 * rate
     assert (result.status, next(lose, None)) == ("success", None)
 
-
-# Pauses: an outage, or only those directories
 
 TOLD = "Waiting until the service is back"
 

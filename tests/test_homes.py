@@ -18,7 +18,6 @@ from tests.helpers import ANN, BEN, FILE_SYSTEMS, HOME, config_of, crawl, figure
 CAL, DAN = "cal@example.com", "dan@example.com"
 NOT_LISTED = "not found in this spelling, and /Users cannot be listed"
 NOT_READABLE = "not found, or not readable with this token"
-
 WHOLE, SHORT, UNKNOWN = "whole", "doubtful", "not listed"
 ALIKE = "the names aa and the homes AA, aA differ in letter case alone"
 ALIKE_TO_TWO = (None, "the names aA, aa and the homes AA differ in letter case alone")
@@ -202,8 +201,6 @@ def test_names_may_come_from_anywhere(users):
     assert next(scan_users([ANN.upper()], config_of(users), everyone=[ANN])).status == "empty"  # Ann's home is Ann's
 
 
-# Names that nobody has
-
 UUID, GHOST = "1a2b3c4d-0000-1111-2222-333344445555", "an@example.com"
 NOBODY = f"dbfs:/Users/{GHOST}: no user of this workspace has this name, and no home in DBFS or the Workspace"
 
@@ -277,8 +274,6 @@ def test_similar_names_are_told_for_the_first_and_as_long_as_it_takes_a_second(u
 
     assert 5 < sum("similar" in result.error for result in crawl(users, Ticking(), names).values()) < 15
 
-
-# --all-homes
 
 ODD = 'a, "b"\r\n'
 

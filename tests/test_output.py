@@ -25,9 +25,7 @@ from databricks_user_list import InventoryError, check_output, safe_cell, write_
 from tests.fake import FakeDatabricks, Fault, Folder, World
 from tests.helpers import ROOT, SCANNER, USER_LIST, needs_posix, rows_of, saved_users, set_constants, until, write_users
 
-HEADER = "username,file_count,total_size,total_size_gb,status,file_source,error\n"
-EMPTY = ",0,0,0.0000,empty,none,\n"
-CSV = f"{HEADER}a{EMPTY}"
+CSV = "username,file_count,total_size,total_size_gb,status,file_source,error\na,0,0,0.0000,empty,none,\n"
 USERS = "username,display_name,active,user_id\n"
 ANYBODY = 65534  # a user of the system that is neither root nor anybody here
 needs_full = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="/dev/full is Linux's")
