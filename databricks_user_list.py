@@ -754,12 +754,8 @@ def read_error(raw: Bytes) -> tuple[str, str, bool]:
     with suppress(ValueError, RecursionError):
         record = json.loads(text)
         if isinstance(record, dict):
-            error_code = record.get("error_code") or record.get("scimType") or ""
-            return (
-                str(error_code),
-                str(record.get("message") or record.get("detail") or record.get("error") or ""),
-                False,
-            )
+            said = record.get("message") or record.get("detail") or record.get("error") or ""
+            return str(record.get("error_code") or record.get("scimType") or ""), str(said), False
     title = re.search(r"<(title|pre)[^>]*>(.*?)</\1>", text[:5000], re.I | re.S)  # its time grows with the square
     return "", title[2] if title else text, text.lstrip()[:1] == "{" and text.rstrip()[-1:] != "}"
 
@@ -1266,7 +1262,7 @@ def in_kernel() -> bool:
 def is_cell(code_name: str) -> bool:
     """Whether code of this name (co_filename) was typed into a notebook: <ipython-input-...>, <timed exec>.
 
-    Of ipykernel /tmp/ipykernel_123/456.py, of Databricks /root/.ipykernel/123/command-456: no files, but in debuggers.
+    ipykernel has /tmp/ipykernel_123/456.py, Databricks /root/.ipykernel/123/command-456: files in debuggers only.
     """
     return not os.path.isfile(code_name) or re.search(r"[/\\]\.?ipykernel[_/\\]", code_name) is not None
 
@@ -1346,7 +1342,7 @@ def list_users(
 
 
 def list_pages(client: DatabricksClient, most: int, left_out: str | None) -> tuple[dict[str, dict[str, str]], int]:
-    """Users by id, and how many the workspace says there are; ends when `most` are not in the state `left_out`.
+    """Users by id, and how many the workspace says there are, until `most` are listed whose `active` is not `left_out`.
 
     Pages are asked for by startIndex, advanced by what came, until one is empty (iam.py of databricks-sdk). There are
     services that ignore startIndex, sort each page anew or repeat users: two pages that bring nobody new are the end.

@@ -33,9 +33,7 @@ def listed(list_users, monkeypatch):
 def queries(monkeypatch):
     """The queries that the server was asked for users, as dictionaries."""
     asked, real = [], FakeDatabricks.scim_page
-    monkeypatch.setattr(
-        FakeDatabricks, "scim_page", lambda self, start, query: asked.append(dict(query)) or real(self, start, query)
-    )
+    monkeypatch.setattr(FakeDatabricks, "scim_page", lambda it, *of: asked.append(dict(of[1])) or real(it, *of))
     return asked
 
 
