@@ -199,16 +199,6 @@ def one_home():
         yield server
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("kind", ["truncated", "truncated_json", "reset", "reset_body", "html"])
-def test_a_broken_answer_is_asked_for_again(one_home, clock, kind, form):
-    one_home.change(faults=[Fault(kind, times=2)], forms=(form,))
-    client = make_client(one_home, clock)
-    client.reached = True
-    assert len(ask(client)["files"]) == 500
-    assert (one_home.requests["dbfs", "/Users/a"], clock.waits) == (3, [2, 4])
-
-
 @pytest.mark.parametrize("form", [*FORMS, "utf-16 bom gzip", "bom", "utf-16"])
 @pytest.mark.parametrize("encoding", [None, "utf-8", "gzip", "br, gzip"])
 def test_the_body_decides_and_not_its_headers(one_home, clock, form, encoding):

@@ -152,7 +152,7 @@ BAD_BODIES = (
 
 @pytest.mark.parametrize(("fault", "requests"), [
     *((Fault(kind, path=11), 1) for kind in ("403", "404", "redirect")),
-    *((Fault(kind, path=11), 5) for kind in ("500", "html", "truncated", "429", "reset")),
+    *((Fault(kind, path=11), 5) for kind in ("500", "html", "429", "truncated_json", "reset", "reset_body")),
     *((Fault("body", path=11, body=body), 5) for body in BAD_BODIES),
 ])  # fmt: skip
 def test_a_page_that_fails_fails_the_command_and_an_older_file_stays(listed, tmp_path, fault, requests):
