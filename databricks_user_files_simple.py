@@ -876,8 +876,8 @@ class Tally:
         self.journal.add(user, directory, found, listing, new)  # first: what is in the totals is in the journal, too
         user.totals[directory.file_system].merge(found)
         is_new = known is not None
-        known = known or Known(directory.path, directory.parent)
-        known.files, known.directories = len(listing.files), listing.directories
+        known = known or Known(directory.path, directory.parent, directories=listing.directories)
+        known.files = len(listing.files)
         user.pending += len(new)
         for path in new:
             self.frontier.push(Directory(directory.user, directory.file_system, path, known, is_new=is_new))
@@ -890,6 +890,7 @@ class Tally:
         listed already, under another name.
         """
         there = {*listing.directories, *(entry.path for entry in listing.files)}
+        there |= {failure["path"] for failure in listing.totals.failures}
         self.decide(directory, there, "404, though listed")
         never_listed = {missing.path for missing in directory.missing if not missing.known}
         gone = [path for path in known.directories if path not in there and path not in never_listed]
@@ -903,6 +904,7 @@ class Tally:
             change = f"{names[0]}, which was counted, is gone, and {names[1]} is new"
         if change:
             found.failures.append({"path": directory.path, "error": f"changed while it was scanned: {change}"})
+        known.directories = [path for path in known.directories if path not in never_listed] + new
         return found, new
 
     def failed(self, directory: Directory, error: DatabricksError) -> None:
@@ -1370,7 +1372,7 @@ class Cluster:
             self.beside(crawler, partial(self.start, crawler), partial(self.use_slots, crawler))
         if self.state == "starting" and now > self.began + SPARK_START_SECONDS:
             self.use_slots(crawler, TimeoutError(f"no answer within {SPARK_START_SECONDS:.0f} s"))
-        for batch in list(self.out):
+        for batch in list(self.out) if crawler.answers.empty() else ():  # else its report may be there, not taken yet
             if now > batch.sent_at + batch.seconds + OVERDUE_SECONDS:
                 self.fail(crawler, batch, "no report came in time")
         self.lend_pace(crawler, now)

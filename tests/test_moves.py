@@ -37,16 +37,17 @@ CASES = {
 
 
 class Moves(Fault):
-    """Never fails: when a directory is asked for, the home becomes another."""
+    """Never fails: when a directory is asked for (the nth time), the home becomes another."""
 
-    def __init__(self, server, home, path, then):
+    def __init__(self, server, home, path, then, nth=1):
         super().__init__("404")
-        self.server, self.home, self.at, self.then = server, home, f"{home}/{path}", then
+        self.server, self.home, self.at, self.then, self.nth = server, home, f"{home}/{path}".rstrip("/"), then, nth
 
     def applies(self, api, path, _):
-        if (api, path) == ("dbfs", self.at) and not self.hits:
-            self.hits = 1
-            grow(self.server, self.home, self.then)
+        if (api, path) == ("dbfs", self.at):
+            self.hits += 1
+            if self.hits == self.nth:
+                grow(self.server, self.home, self.then)
         return False
 
 
@@ -88,6 +89,9 @@ def test_what_moves_is_counted_once_or_said(clock, case):
 @pytest.mark.parametrize(("moves", "expected"), [
     ([("a", {"b": DEEP, "c": {"k": 1}}), ("b/g", {"c": {"k": 1}})], ["success", 2, ""]),  # c is new once
     ([(name, {then: DEEP}) for name, then in pairwise("abcdef")], ["empty", 0, ""]),  # at each look: it ends
+    # b was counted, is away at the second look at the home, and there again at the third
+    ([("", {"a": {"c": {"d": MANY}}, "b": DEEP}), ("b/g", {"a": {"c": {"d": MANY}}}), ("a/c/d", {}),
+      ("a", {"b": DEEP}, 2)], ["success", 1, ""]),
 ])  # fmt: skip
 def test_a_directory_in_which_more_than_one_thing_happens(clock, moves, expected):
     with FakeDatabricks(users=["a"], shape="none") as server:
