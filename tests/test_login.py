@@ -1,7 +1,7 @@
 """Which workspace and which login are taken, and logins by the real databricks-sdk.
 
-The fake workspace issues the tokens. They say that they live LIFETIME seconds, and die DIES_AFTER seconds after they
-were made: as databricks-sdk renews a token 40 s before its end, that is an hour's life within two seconds.
+The fake workspace issues the tokens. A SHORT_LIVED one says that it lives 41 s, and dies after 1.5 s: as databricks-sdk
+renews a token 40 s before its end, that is an hour's life within two seconds.
 """
 
 import ast
@@ -41,9 +41,8 @@ from tests.strategies import bytes_of
 
 SECRET = "dose%(host)s-50%-0123456789"
 A, B, C = "https://a.cloud.databricks.com", "https://b.cloud.databricks.com", "https://c.cloud.databricks.com"
-LIFETIME, DIES_AFTER = 41.0, 1.5
 LOGIN = {"clients": {"the-client": SECRET}, "token": "dapi-nobody-has-this"}
-SHORT_LIVED = {**LOGIN, "token_lifetime": LIFETIME, "token_dies_early": LIFETIME - DIES_AFTER}
+SHORT_LIVED = {**LOGIN, "token_lifetime": 41.0, "token_dies_early": 39.5}
 ALWAYS_NEW = {**LOGIN, "token_lifetime": 30}  # the SDK wants a new one each time
 ANY = settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
