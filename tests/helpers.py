@@ -138,9 +138,6 @@ def shorter_waits(divisor: float) -> dict[str, tuple[int, float]]:
     return {kind: (attempts, first / divisor) for kind, (attempts, first) in databricks_user_list.RETRIES.items()}
 
 
-# The commands
-
-
 def log_in(monkeypatch: pytest.MonkeyPatch, server: FakeDatabricks) -> None:
     """Variables for this process."""
     monkeypatch.setenv("DATABRICKS_HOST", server.url)
@@ -207,9 +204,6 @@ def run_and_kill(server: FakeDatabricks, login: Login, condition: Callable[[], o
     server.change(faults=[])
 
 
-# What they read and leave behind, found without the program
-
-
 def write_users(names: Iterable[str], path: str | Path = "users.txt") -> None:
     Path(path).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
 
@@ -268,10 +262,8 @@ def assert_kept(token: str, *texts: str) -> None:
     assert found == []
 
 
-HEADER: dict[str, Any] = {
-    "workspace_url": "https://adb-1.azuredatabricks.net",
-    "options": {"file_systems": ["dbfs", "workspace"]},
-}
+HEADER: dict[str, Any] = {"workspace_url": "https://adb-1.azuredatabricks.net",
+                          "options": {"file_systems": ["dbfs", "workspace"]}}  # fmt: skip
 
 
 def make_result(number: int, files: int = 1, failures: Iterable[dict[str, str]] = ()) -> UserResult:
@@ -286,8 +278,6 @@ def write_checkpoint(path: Path, results: Iterable[UserResult], workspace_url: s
             checkpoint.save(result)
     return path.read_bytes()
 
-
-# Scans on a clock that nobody waits for, and what they are to find
 
 FILE_SYSTEMS = ("dbfs", "workspace")
 ANN, BEN = "ann@example.com", "ben@example.com"

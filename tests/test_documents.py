@@ -6,6 +6,7 @@ import gzip
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -206,5 +207,5 @@ def test_the_tour_and_the_fake_workspace_by_hand(monkeypatch, capfd):
     words = line.replace("8099", "0").split()[1:]  # any free port
     with subprocess.Popen([sys.executable, "-B", *words], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline().startswith("http://127.0.0.1:")
-        process.terminate()
+        process.send_signal(signal.SIGINT)
     assert process.returncode == 0

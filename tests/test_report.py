@@ -18,9 +18,6 @@ import pytest
 from tests.fake import FakeDatabricks, Fault, dbfs_directory, dbfs_file, workspace_object
 from tests.helpers import FILE_SYSTEMS, ROOT, SCANNER, needs_posix, rows_of, run_and_kill, saved_users, set_constants
 
-# Progress
-
-
 LINE = (
     r"^\d\d:\d\d:\d\d  ([\d,]+) of 12 users, ([\d,]+) directories, ([\d,]+) waiting, ([\d,]+) files, "
     r"[\d,]+ requests/s(?:, longest \(([\d,]+) to come\): (\S+))?$"
@@ -113,9 +110,6 @@ def test_a_bar_that_does_not_work_changes_nothing_but_itself(login, tmp_path, ki
     said = ("Workspace http", "warning: this login is not", "4 users: 4 empty", " requests, ")
     assert (code, [text.count(piece) for piece in said]) == (0, [1] * len(said)), text
     assert not re.search("Traceback|Exception", text), text
-
-
-# The page
 
 
 ODD_NAMES = ["o'brien&amp@x", "=1+1@x", "long" * 75, "דוד@x", "😀@x"]
@@ -289,9 +283,6 @@ def test_in_a_browser_the_page_fits_and_its_bars_are_in_proportion(scan, people,
             assert (page["taken"] <= page["room"], page["color"]) == (True, color)
             for share, (room, *drawn) in zip(shares, page["bars"][2:22], strict=True):
                 assert drawn == pytest.approx([part * room for part in share], abs=1)
-
-
-# Compared with before
 
 
 def test_every_change_is_that_between_the_two_inventories(scan, people):

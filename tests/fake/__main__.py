@@ -4,9 +4,9 @@ Words are what FakeDatabricks() takes, and faults with their rate.
 """
 
 import ast
-import signal
 import sys
-import threading
+import time
+from contextlib import suppress
 from typing import Any
 
 from tests.fake.faults import Fault
@@ -23,17 +23,13 @@ def options_of(words: list[str]) -> dict[str, Any]:
     return options
 
 
-def main() -> int:
-    """Serves until SIGTERM or SIGINT."""
-    ended = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
-    with FakeDatabricks(**options_of(sys.argv[1:])) as server:
+def main() -> None:
+    """Serves until it is ended."""
+    with FakeDatabricks(**options_of(sys.argv[1:])) as server, suppress(KeyboardInterrupt):
         print(server.url, server.settings.token, flush=True)
-        while not ended.wait(1):  # in slices: on Windows a signal does not interrupt a wait without an end
-            pass
-    return 0
+        while True:
+            time.sleep(1)  # in slices: on Windows a signal does not interrupt a wait without an end
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

@@ -43,8 +43,8 @@ FAULT_ERRORS = {
     "503": (503, "TEMPORARILY_UNAVAILABLE", "The service is temporarily unavailable."),
     "slow": (503, "TEMPORARILY_UNAVAILABLE", SLOW_MESSAGE),
 }
-CUT_KINDS = ("reset", "reset_body", "truncated", "hang", "drip")
-FAULT_KINDS = (*FAULT_ERRORS, *CUT_KINDS, "truncated_json", "empty_429", "html", "redirect", "body")
+FAULT_KINDS = (*FAULT_ERRORS, "reset", "reset_body", "truncated", "hang", "drip",
+               "truncated_json", "empty_429", "html", "redirect", "body")  # fmt: skip
 
 
 def error_answer(api: str, status: int, error_code: str, message: str, headers: Headers = ()) -> Answer:
