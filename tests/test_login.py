@@ -307,7 +307,6 @@ REFUSED = {  # what is refused: arguments, variables, profile file
     "--token": (("--workspace-url", URL, "--token", f"{SECRET} and more"), {}, ""),
     "DATABRICKS_HOST": ((), {"HOST": f"{URL} {SECRET}", "TOKEN": "t"}, ""),
     "DATABRICKS_TOKEN": ((), {"HOST": URL, "TOKEN": f"{SECRET}\r\nX-Other: 1"}, ""),
-    "host of profile x": (("-p", "x"), {}, f"[x]\nhost = {URL}\n token = {SECRET}\n"),
     "token of profile x": (("-p", "x"), {}, f"[x]\nhost = {URL}\ntoken = {SECRET}\n\n\t{SECRET}\n"),
     "host of profile x in": (("-p", "x"), {}, f"[x]\nhost = https://{SECRET}/ b\n"),
     "token of profile x in": (("-p", "x"), {}, f"[x]\nhost = {URL}\ntoken = {SECRET} \u00e9\n"),
