@@ -214,9 +214,6 @@ def test_the_inventory_the_details_and_the_summary_of_users_of_all_kinds(scan, t
     assert [line.split(": ")[:2] for line in table if line.startswith("  error")] == [["  error", "c"]]
 
 
-# What is said
-
-
 def test_the_summary_names_five_of_those_that_could_not_be_listed_and_counts_the_others(scan):
     names, paths = [f"u{number}" for number in range(7)], [f"/Users/u0/{number}" for number in range(8)]
     with FakeDatabricks(users=names, shape="empty", faults=[Fault("403", api="dbfs")]) as server:

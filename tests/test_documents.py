@@ -97,9 +97,6 @@ def test_every_promise_is_held_by_tests_and_every_test_holds_one():
     assert set().union(*tests.values()) - named - own == set()
 
 
-# What runs in a shell
-
-
 @pytest.fixture
 def shell(tmp_path, monkeypatch):
     """shell(server, text): what a shell says, in a folder with both commands, with the README's profile as default."""

@@ -52,9 +52,6 @@ def serve(monkeypatch):
     return install
 
 
-# Pages
-
-
 @pytest.mark.parametrize(("users", "cap", "starts"), [(0, 100, [1]), (100, 100, [1, 101]), (25, 10, [1, 11, 21, 26])])
 def test_every_user_is_listed_in_the_services_order(listed, queries, users, cap, starts):
     with FakeDatabricks(users=users, scim_page_cap=cap) as server:
@@ -138,9 +135,6 @@ def test_active_only_leaves_deactivated_users_out(listed):
             assert listed(server, "--active-only", *words)[:2] == (0, active[:most])
 
 
-# Faults
-
-
 BAD_BODIES = (
     "[]", '{"Resources": {}}', '{"Resources": ["a"]}', "{}", '{"a": 1}',
     *(f'{{"Resources": [], "totalResults": {total}}}' for total in ('"1"', "NaN", "-1", "1.5", str(2**63))),
@@ -178,9 +172,6 @@ def test_a_name_that_the_scanner_would_refuse_is_left_out_with_a_warning(listed,
     assert (code, found) == (1, ["before", "after"])
     assert f"warning: left out, because the scanner would refuse it: {name!r}" in text
     assert list(read_usernames([], "users.csv")) == found
-
-
-# The file
 
 
 def test_the_files_bytes(listed, list_users, serve, tmp_path):
