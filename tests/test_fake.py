@@ -15,9 +15,10 @@ def walk(server, file_system, home):
     """The number of directories from a home on, and what else lies there; what is not there counts as nothing."""
     url, key = URLS[file_system]
     found, directories, waiting, session = [], 0, [home], requests.Session()
+    session.headers["Authorization"] = f"Bearer {server.settings.token}"
     while waiting:
         path = waiting.pop()
-        answer = session.get(server.url + url, params={"path": path}, headers=server.headers, timeout=5)
+        answer = session.get(server.url + url, params={"path": path}, timeout=5)
         if answer.status_code == 404:
             continue
         entries = answer.json().get(key, [])

@@ -3,9 +3,9 @@
 From a test:
 
     with FakeDatabricks(users=50, latency=0.01, faults=[Fault("500", rate=0.05)]) as server:
-        requests.get(server.url + "/api/2.0/dbfs/list", params={"path": "/Users"}, headers=server.headers)
+        requests.get(server.url + "/api/2.0/dbfs/list?path=/Users", headers={"Authorization": "Bearer dapi-fake-token"})
 
-As a program: `python -m tests.fake --users 50 --port 8099`. It prints its URL and its token when it is ready.
+As a program: `python -m tests.fake users=50 port=8099`. It prints its URL and its token when it is ready.
 """
 
 from tests.fake.faults import FORMS, Answer, Fault, Key

@@ -8,7 +8,7 @@ import random
 import socket
 import threading
 from collections import Counter
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 from zlib import crc32
@@ -73,9 +73,6 @@ class Settings:
     count_paths: bool = True
 
 
-SETTING_NAMES = {setting.name for setting in fields(Settings)}
-
-
 @dataclass
 class Counts:
     """What was asked and answered since the start or the last reset; times are of time.monotonic().
@@ -135,7 +132,7 @@ class FakeDatabricks:
     """
 
     def __init__(self, users: Any = 50, port: int = 0, seed: int = 1, **more: Any):
-        settings = {name: more.pop(name) for name in list(more) if name in SETTING_NAMES or name == "limit"}
+        settings = {name: more.pop(name) for name in list(more) if name in (*Settings.__slots__, "limit")}
         self.world = users if isinstance(users, World) else World(users, **{"shape": "mixed", **more})
         self.port = port
         self.settings = Settings()
@@ -179,11 +176,6 @@ class FakeDatabricks:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """With the token that is valid now."""
-        return {"Authorization": f"Bearer {self.settings.token}"}
 
     @property
     def user_names(self) -> list[str]:
