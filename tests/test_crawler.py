@@ -324,7 +324,7 @@ def test_a_login_that_is_refused_everything_in_mid_run_ends_it(clock, kind, left
         server.change(faults=[of_dbfs(kind, lambda: server.requests["dbfs", f"{HOME}/d{left:04}"])])
         with pytest.raises(InventoryError, match=r"dbfs:/Users.* was listed before and is refused now .*: look at VPN"):
             crawl(server, clock, threads=1 if left == 9 else 16)
-        assert server.counts.faults[kind] <= 10 + 4 * 16
+        assert server.counts.faults[kind] <= 150  # late answers from before end rows
 
 
 @pytest.mark.parametrize(
