@@ -2184,9 +2184,13 @@ def check_places(outputs: list[str], users_file: str | None, checkpoint: Path | 
     """Raises InventoryError where one file or stream is named twice, or an output cannot be written."""
     read = "/dev/stdin" if users_file == "-" else users_file or ""
     others = [str(checkpoint or ""), read if os.path.isfile(read) else ""]
-    places = [place_of(path) for path in filter(None, outputs + others)]
-    if len(set(places)) < len(places):
-        raise InventoryError("outputs, --users-file and --checkpoint must be different files")
+    places: dict[object, str] = {}
+    for path in filter(None, outputs + others):
+        place = place_of(path)
+        if place in places:
+            both = f"{shown(places[place])} and {shown(path)} are one"
+            raise InventoryError(f"{both}: outputs, --users-file and --checkpoint must be different files")
+        places[place] = path
     for path in outputs:
         check_output(path)
 
