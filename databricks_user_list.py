@@ -161,9 +161,10 @@ def masked(text: str, secrets: Iterable[str]) -> str:
 
     def mask(word: re.Match[str]) -> str:
         letters = re.sub("[^A-Za-z0-9+/]", "", word[0].replace("-", "+").replace("_", "/"))
-        decoded = binascii.a2b_base64(letters + "A" * (-len(letters) % 4)).decode("latin-1")
+        shifted = ["A" * at + letters for at in range(4)]  # other letters may come before it
+        decoded = [binascii.a2b_base64(text + "A" * (-len(text) % 4)).decode("latin-1") for text in shifted]
         plain = unquote_plus(word[0])
-        return "***" if any(secret in plain or secret in decoded for secret in known) else word[0]
+        return "***" if any(secret in text for secret in known for text in (plain, *decoded)) else word[0]
 
     for secret in known:
         text = text.replace(secret, "***")

@@ -405,7 +405,7 @@ ECHOES = [  # answers that repeat the token
     answer(f'{{"error": "{"x" * 280} {TOKEN}"}}'.encode(), "400 Bad"),
     answer(f"<title>Bearer {TOKEN}</title>".encode(), "400 Bad"),
     answer(f"?token={quote(TOKEN, safe='').lower()}".encode(), "400 Bad"),
-    answer(f"Basic {base64.b64encode(f'id:{TOKEN}'.encode()).decode()}".encode(), "400 Bad"),
+    *(answer(f"Basic{sign}{base64.b64encode(f'id:{TOKEN}'.encode()).decode()}".encode(), "400 Bad") for sign in " /"),
     answer(f"Bearer {TOKEN}".encode()),
     answer(b"", f"400 {'x' * 290} {TOKEN}"),
     answer(b"", "307 Found", f"Location: https://x:{TOKEN}@evil.net/?token={quote(TOKEN, safe='')}"),
