@@ -405,7 +405,7 @@ def no_login(host: str | None) -> str:
     if not host and variable("DATABRICKS_TOKEN"):
         return "DATABRICKS_TOKEN is set, and no workspace that it is for: set DATABRICKS_HOST, or give --workspace-url"
     path, sought = profile_file(), f" for {host}" if host else ""
-    profiles = read_profiles()[0] if path.exists() else {}
+    profiles = read_profiles()[0] if os.path.exists(path) else {}
     if any(profiles.values()):
         return f"no login found{sought}: name a profile of {path} with --profile; it has: {names_of(profiles)}"
     advice = "run `databricks configure`, or set DATABRICKS_HOST and DATABRICKS_TOKEN"

@@ -183,6 +183,7 @@ GONE = f"[__settings__]\nhost={A}\ntoken=t\ndefault_profile=gone\n[prod]\nhost={
     (f"[p]\nhost={A}\nazure_use_msi=true\n", "p", {"CLI_PATH": "none"}, "no token from profile p in ",
      "databricks-sdk for Python has no azure_use_msi: `az login --identity`, and auth_type = azure-cli"),
     ("", None, {"RUNTIME_VERSION": "15.4"}, "no login found in ", "DATABRICKS_TOKEN"),  # beside a notebook
+    ("", None, {"CONFIG_FILE": "x" * 300}, "no login found in ", "DATABRICKS_TOKEN"),  # no name, as a closed HOME
 ])  # fmt: skip
 def test_a_profile_without_a_login_says_what_is_missing(profiles, environment, text, profile, variables, begin, end):
     profiles(text)
