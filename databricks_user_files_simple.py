@@ -2644,6 +2644,8 @@ def read_inventory(args: argparse.Namespace) -> tuple[str, Sizes] | None:
     path = args.compare
     if path is None:
         return None
+    if path == "-" or place_of(path) in map(place_of, filter(None, (args.details, args.files, args.report))):
+        raise InventoryError("--compare takes a file, and none that another output than --output replaces")
     if not os.path.exists(path) and place_of(path) == place_of(args.output):
         logger.info("there is no %s yet to compare with", shown(path))
         return None

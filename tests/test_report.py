@@ -331,6 +331,7 @@ HEADER = "username,file_count,total_size,total_size_gb,status,file_source,error\
 NO_ROW = "not a row of an inventory"
 NO_INVENTORY = [  # a file to compare with, the options, and what is said of it
     (None, (), "--compare old.csv cannot be read: No such file or directory\n"),
+    (None, ("--compare", "-"), "--compare takes a file"), (HEADER, ("--report", "./old.csv"), "--compare takes a file"),
     ("", (), f"line 0: {NO_ROW}"), ("a\nb\n", (), f"line 2: {NO_ROW}"),
     (f"{HEADER}a,1,1.2E+11,0.0,success,dbfs,\n", (), f"line 2: {NO_ROW}"),
     (HEADER + "a,1,1,0.0,success,dbfs,\n" * 2, (), f"line 3: {NO_ROW}"),
