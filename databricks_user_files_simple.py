@@ -562,7 +562,7 @@ def known_users(client: DatabricksClient) -> frozenset[str] | None:
         try:
             rows, missing = list_users(client)
             names = frozenset(row["username"].lower() for row in rows)
-            reason = "some are missing" if missing else "not all are shown" if "" in names or not names else ""
+            reason = "some are missing" if missing else "not all are shown" if "" in names else ""
         except (DatabricksError, InventoryError) as error:
             if isinstance(error, DatabricksError) and error.kind == "login":
                 raise run_error(error, client.config) from error

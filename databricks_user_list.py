@@ -1322,7 +1322,7 @@ def list_users(
     """Rows of the workspace's users in its order, at most `most`, and how many more it says it has.
 
     Where some are missing, all are listed once more, and what it says then counts: a user may have been deleted
-    meanwhile. Raises DatabricksError, and InventoryError where no user has a name.
+    meanwhile. Raises DatabricksError, and InventoryError where no user has a name: the caller is one.
     """
     left_out = "false" if active_only else None
     users: dict[str, dict[str, str]] = {}
@@ -1335,8 +1335,8 @@ def list_users(
         missing = 0 if len(rows) >= most else max(total - len(users), 0)
         if not missing:
             break
-    if users and not any(row["username"] for row in users.values()):
-        raise InventoryError("users are shown without their names: the login has to be that of a workspace admin")
+    if not any(row["username"] for row in users.values()):
+        raise InventoryError("no users are shown, or without their names: the login has to be a workspace admin's")
     if missing:
         logger.warning("%s missing: the workspace says that it has more than it lists", counted(missing, "user"))
     return rows[:most], missing

@@ -237,7 +237,7 @@ def test_users_are_listed_only_for_names_without_a_home(inventory_of, users):
     ({"faults": [Fault("403", api="scim", path=1)]}, "403"),
     ({"faults": [Fault("500", api="scim", path=1)]}, "500"),
     ({"total_results_offset": 1}, "some are missing"),
-    ({"faults": [Fault("body", body='{"totalResults": 0}', api="scim", path=1)]}, "not all are shown"),
+    ({"faults": [Fault("body", body='{"totalResults": 0}', api="scim", path=1)]}, "no users are shown"),
     ({"faults": [Fault("body", body='{"Resources": [{"id": "1"}]}', api="scim", path=1),
                  Fault("body", api="scim", path=2, body='{"totalResults": 1}')]}, "without their names"),
     ({"faults": [Fault("body", body='{"Resources": [{"id": "8"}]}', api="scim", path=3)]}, "not all are shown"),

@@ -26,7 +26,6 @@ from tests.fake import FakeDatabricks, Fault, Folder, World
 from tests.helpers import ROOT, SCANNER, USER_LIST, needs_posix, rows_of, saved_users, set_constants, until, write_users
 
 CSV = "username,file_count,total_size,total_size_gb,status,file_source,error\na,0,0,0.0000,empty,none,\n"
-USERS = "username,display_name,active,user_id\n"
 ANYBODY = 65534  # a user of the system that is neither root nor anybody here
 needs_full = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="/dev/full is Linux's")
 
@@ -150,13 +149,12 @@ def test_where_nothing_can_be_renamed_the_text_is_copied_in_or_refused_before(fo
 
 
 @needs_posix
-@pytest.mark.parametrize(("script", "name", "mode"), [
-    (SCANNER, "-", "ab"), (SCANNER, "/dev/stdout", "wb"), (SCANNER, "/proc/self/fd/1", "ab"), (SCANNER, "link", "ab"),
-    (USER_LIST, "/dev/stdout", "ab"),
-])  # fmt: skip
-def test_what_went_to_our_own_stdout_before_stays_there(login, nobody, script, name, mode):
+@pytest.mark.parametrize(
+    ("name", "mode"), [("-", "ab"), ("/dev/stdout", "wb"), ("/proc/self/fd/1", "ab"), ("link", "ab")]
+)
+def test_what_went_to_our_own_stdout_before_stays_there(login, nobody, name, mode):
     Path("link").symlink_to("all.csv")
-    words = [sys.executable, ROOT / script, *["a"] * (script == SCANNER), "-o", name]
+    words = [sys.executable, ROOT / SCANNER, "a", "-o", name]
     with open("all.csv", mode) as file:
         file.write(b"before\n")
         file.flush()
@@ -164,7 +162,7 @@ def test_what_went_to_our_own_stdout_before_stays_there(login, nobody, script, n
         file.seek(0, os.SEEK_END)
         file.write(b"after\n")
     assert done.returncode == 0
-    assert Path("all.csv").read_text() == f"before\n{CSV if script == SCANNER else USERS}after\n"
+    assert Path("all.csv").read_text() == f"before\n{CSV}after\n"
     assert files_here() == {"all.csv", "link"}
 
 
@@ -184,10 +182,11 @@ def test_temporary_files_of_others_stay_and_two_at_a_time_do_not_mix():
 
 
 @needs_posix
-def test_a_device_stays_a_device(scan, list_users, nobody):
+def test_a_device_stays_a_device(scan, list_users, nobody, small):
     run_or_skip("sh", "-c", "mknod -m 666 null c 1 3 && :> null")  # not the machine's, which root might replace
-    for run, words in ((scan, ["a", "-o"]), (scan, ["a", "--details"]), (list_users, ["-o"])):
-        assert run(nobody, *words, "null").code == 0
+    for option in ("-o", "--details"):
+        assert scan(nobody, "a", option, "null").code == 0
+    assert list_users(small, "-o", "null").code == 0
     assert stat.S_ISCHR(Path("null").stat().st_mode)
     assert scan(nobody, "a", "-o", "/dev/stdout").code == 0
     assert os.fstat(1)  # still open

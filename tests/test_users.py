@@ -52,7 +52,7 @@ def serve(monkeypatch):
     return install
 
 
-@pytest.mark.parametrize(("users", "cap", "starts"), [(0, 100, [1]), (100, 100, [1, 101]), (25, 10, [1, 11, 21, 26])])
+@pytest.mark.parametrize(("users", "cap", "starts"), [(100, 100, [1, 101]), (25, 10, [1, 11, 21, 26])])
 def test_every_user_is_listed_in_the_services_order(listed, queries, users, cap, starts):
     with FakeDatabricks(users=users, scim_page_cap=cap) as server:
         assert listed(server)[:2] == (0, server.user_names)
@@ -158,8 +158,9 @@ def test_a_page_that_fails_fails_the_command_and_an_older_file_stays(listed, tmp
     assert len(text.splitlines()) == 2
 
 
-def test_users_shown_without_their_names_are_an_error_that_says_why(listed):
-    with FakeDatabricks(users=5, admin=False) as server:
+@pytest.mark.parametrize(("users", "admin"), [(5, False), (0, True)])
+def test_users_shown_without_their_names_are_an_error_that_says_why(listed, users, admin):
+    with FakeDatabricks(users=users, admin=admin) as server:
         code, found, text = listed(server)
     assert (code, found) == (2, None)
     assert "admin" in text
