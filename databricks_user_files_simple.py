@@ -2130,9 +2130,10 @@ def scan_users(
         raise TypeError("usernames is to be a list of names: [name] for one user; one column as a list for a DataFrame")
     for name in (names := list(usernames)):
         check_username(name)
-    is_rate = rate is None or 1 <= rate <= MOST_RATE
-    if not (is_rate and threads > 0 and file_systems and {*file_systems} <= {*FILE_SYSTEMS}):
-        raise ValueError(f"rate is to be from 1 to {MOST_RATE}, threads from 1, file_systems of {tuple(FILE_SYSTEMS)}")
+    is_number = (rate is None or 1 <= rate <= MOST_RATE) and 1 <= threads <= MOST_THREADS
+    if not (is_number and file_systems and {*file_systems} <= {*FILE_SYSTEMS}):
+        numbers = f"rate is to be from 1 to {MOST_RATE}, threads from 1 to {MOST_THREADS}"
+        raise ValueError(f"{numbers}, file_systems of {tuple(FILE_SYSTEMS)}")
     if files is not None:
         check_output(files := lasting(str(files)))
     client = client or DatabricksClient(config, threads)

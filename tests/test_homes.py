@@ -187,7 +187,7 @@ def test_dbfs_that_is_disabled_for_one_request_is_a_failure(clock, caplog):
     *(([ANN, cell], {}, ValueError, "it is no text") for cell in (math.nan, None, ANN.encode(), 7, [ANN])),
     *(([ANN], {"rate": rate}, ValueError, "is to be from 1 to 1000") for rate in (0, 0.5, 1001)),
     *(([ANN], {"file_systems": names}, ValueError, "is to be from 1") for names in ((), "dbfs")),
-    ([ANN], {"threads": 0}, ValueError, "is to be from 1"),
+    *(([ANN], {"threads": threads}, ValueError, "threads from 1 to 64") for threads in (0, 65)),
 ])  # fmt: skip
 def test_what_is_no_list_of_names_or_no_option_is_refused(users, usernames, options, error, says):
     with pytest.raises(error, match=says):
