@@ -886,17 +886,17 @@ class Tally:
     def compare(self, directory: Directory, known: Known, listing: Listing) -> tuple[FileSystemTotals, list[str]]:
         """A second listing: decides about what answered 404; returns what it adds, and what it is the first to name.
 
-        What cannot be counted right is a failure: further files, and new directories that may be those of one that was
-        listed already, under another name.
+        What cannot be counted right is a failure: what is unclear or odd for the first time, further files, and new
+        directories that may be those of one that was listed already, under another name.
         """
         there = {*listing.directories, *(entry.path for entry in listing.files)}
-        there |= {failure["path"] for failure in listing.totals.failures}
         self.decide(directory, there, "404, though listed")
         never_listed = {missing.path for missing in directory.missing if not missing.known}
         gone = [path for path in known.directories if path not in there and path not in never_listed]
         before = set(known.directories)
         new = [path for path in listing.directories if path not in before]
-        change, found = "", FileSystemTotals()
+        failures = self.open[directory.user].totals[directory.file_system].failures
+        change, found = "", FileSystemTotals(failures=[at for at in listing.totals.failures if at not in failures])
         if len(listing.files) > known.files:
             change = f"has {len(listing.files):,} instead of {counted(known.files, 'file')}"
         elif gone and new:

@@ -376,7 +376,7 @@ def test_a_run_that_is_refused_or_left_alone_keeps_what_it_has_and_resumes(serve
     assert Path("out.csv").read_bytes() == helpers.true_csv(server)
 
 
-LISTED, OF_ITS_OWN = "404, though listed", "404, and of its directory: "
+LISTED, OF_ITS_OWN, UNCLEAR = "404, though listed", "404, and of its directory: ", "different entries"
 
 
 @pytest.mark.parametrize(("answers", "left", "lost", "why"), [  # in turn, the last one for good; the home has `left`
@@ -389,6 +389,7 @@ LISTED, OF_ITS_OWN = "404, though listed", "404, and of its directory: "
     ({"/b/c": "404", "/b": "ok 404 ok"}, "ab", "/b", LISTED),
     ({"/b/c": "404", "/b": "ok 404"}, "a", "", ""),
     ({"/b": "404", "": "ok 500 500 500 500 500 404 ok"}, "ab", "/b", LISTED),
+    ({"/a": "404"}, "aab", "/a", UNCLEAR), ({"/a": "404"}, "bcc", "/c", UNCLEAR),  # different entries of one name
 ])  # fmt: skip
 def test_directories_that_are_not_found_are_failures_unless_they_were_deleted(clock, answers, left, lost, why):
     """Their own directory decides, asked once more."""
@@ -398,7 +399,7 @@ def test_directories_that_are_not_found_are_failures_unless_they_were_deleted(cl
         return api == "dbfs" and words[min(server.requests[api, path], len(words)) - 1] == kind
 
     def have(names):
-        directories = [dbfs_directory(f"{HOME}/{name}") for name in names]
+        directories = [dbfs_directory(f"{HOME}/{name}") | {"modification_time": at} for at, name in enumerate(names)]
         server.add_tree("dbfs", {HOME: [dbfs_file(f"{HOME}/top", 5), *directories], f"{HOME}/z": []})
 
     with small_server(faults=[rule(kind, partial(applies, kind)) for kind in ("403", "404", "500")]) as server:
