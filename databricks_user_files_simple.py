@@ -1182,6 +1182,7 @@ class Crawler:
             directory.attempts += 1
         wait = retry_wait(error, directory.attempts, self.client.jitter())
         if wait is None:
+            directory.not_before = now + error.retry_after  # for its last round
             self.tally.failed(directory, error)
         else:
             statistics["retries"] += 1

@@ -118,6 +118,8 @@ def test_the_waits_between_attempts_double_and_there_is_one_more_round(clock, re
             assert more == 1 or (more == 0 and times is None)
             asked_at = [now for now, api, path in recorder.seen if (api, path) == ("dbfs", b)]
             assert [now - asked_at[0] for now in asked_at[:attempts]] == pytest.approx(offsets, abs=0.2)
+            least = 0 if kind == "500" else float(header or 0)  # which asks for nothing; also before the second round
+            assert all(after - before >= least for before, after in pairwise(asked_at))
 
 
 @pytest.mark.parametrize(("kind", "status", "asked"), [("429", "success", 15), ("500", "partial", 10)])
