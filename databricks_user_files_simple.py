@@ -1393,7 +1393,7 @@ class Cluster:
             crawler.answers.put(partial(take, outcome))
 
         try:
-            threading.Thread(target=work_beside, daemon=True).start()
+            threading.Thread(target=work_beside, name=self.tag, daemon=True).start()
         except RuntimeError as error:  # a limit of this machine
             take(error)
 
@@ -1577,7 +1577,8 @@ class Cluster:
 
     def cancel(self) -> None:
         with suppress(Exception):  # there may be no session yet
-            for _ in range(2 if self.out else 0):  # the second for a query that was on its way to the server
+            is_asking = any(thread.name == self.tag for thread in threading.enumerate())  # also of a batch given up
+            for _ in range(2 if is_asking else 0):  # the second for a query that was on its way to the server
                 call_with_tag(self.spark, "interruptTag", "cancelJobsWithTag", self.tag)
                 time.sleep(0.1)
             if self.build_channel:

@@ -366,6 +366,14 @@ def test_a_late_batch_is_listed_here_and_its_report_counts_for_nothing(workers, 
     assert sorted(numbers)[-2] == 2  # but for the one that was the probe's
 
 
+def test_a_probe_for_which_a_run_does_not_wait_is_cancelled(workers, small, scanned, monkeypatch):
+    cancelled = []
+    monkeypatch.setattr(workers, "interruptTag", cancelled.append)
+    small.change(faults=[Fault("hang", seconds=600.0, of_workers=True)])
+    assert scanned(workers, small, lambda: workers_that_wait(small)) == []
+    assert cancelled
+
+
 def falsified(change):
     """A false report: change(answers) gives other ones."""
 
@@ -521,7 +529,7 @@ def test_interrupting_leaves_the_users_own_queries_alone(spark, monkeypatch, tmp
 
         def all_hangs():
             """No answer is under way, and no query of ours on its way to the server."""
-            queries = [thread for thread in threading.enumerate() if "work_beside" in thread.name]
+            queries = [thread for thread in threading.enumerate() if thread.name.startswith("inventory-")]
             return gate.hits == server.in_flight and 0 < len(queries) <= len(workers_that_wait(server))
 
         def interrupt():
