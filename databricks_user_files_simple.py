@@ -1545,7 +1545,7 @@ class Cluster:
         failed = [outcome for outcome in asked if isinstance(outcome, tuple) and outcome[0] not in (403, 404, 429)]
         if failed and failed == asked:
             status, text = failed[0]
-            raise RuntimeError(f"nothing was listed: {status or one_line(text, 100)}")
+            raise RuntimeError(f"nothing was listed: {status or one_line(client.mask(text), 100)}")
         return worker, outcomes
 
     def query(self, client: DatabricksClient, timed: Timed, seconds: float, everywhere: bool = False) -> list[Any]:

@@ -416,13 +416,16 @@ def test_false_reports_make_no_row_wrong(workers, many, scanned, log, monkeypatc
     assert len(unreadable) == sum(change in UNREADABLE for change in seen)
 
 
-@pytest.mark.parametrize("kind", ["hang", "reset", "html"])
+@pytest.mark.parametrize("kind", ["hang", "reset", "body"])
 def test_workers_that_lose_the_network_in_mid_run_are_left_alone(workers, many, scanned, log, monkeypatch, kind):
     """Most of a batch is not even asked for then."""
     set_constants(monkeypatch, GRACE_SECONDS=0.2, BATCH_SECONDS=0.3, FIRST_BATCH_SECONDS=0.3)
-    many.change(faults=[Fault(kind, seconds=600.0, of_workers=True, when=lambda: many.workers.total() > 40)])
+    repeated = json.dumps({key: [{"path": many.settings.token, "file_size": 1}] for key in ("files", "objects")})
+    fault = Fault(kind, body=repeated, seconds=600.0, of_workers=True, when=lambda: many.workers.total() > 40)
+    many.change(faults=[fault])
     [warning] = scanned(workers, many, lambda: "left alone" in log.text)
     assert warning.startswith("The cluster is left alone, 4 batches in a row failed: nothing was listed: ")
+    assert many.settings.token not in warning
 
 
 def test_fewer_batches_that_fail_in_a_row_than_there_are_slots_may_be_one_broken_worker(workers, many, scanned):
