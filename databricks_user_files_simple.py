@@ -1371,10 +1371,10 @@ class Cluster:
             self.began = now
             self.idle_because = "the run ended before it was ready"
             self.beside(crawler, partial(self.start, crawler), partial(self.use_slots, crawler))
-        if self.state == "starting" and now > self.began + SPARK_START_SECONDS:
-            self.use_slots(crawler, TimeoutError(f"no answer within {SPARK_START_SECONDS:.0f} s"))
-        for batch in list(self.out) if crawler.answers.empty() else ():  # else its report may be there, not taken yet
-            if now > batch.sent_at + batch.seconds + OVERDUE_SECONDS:
+        if crawler.answers.empty():  # else what is late may be there, not taken yet
+            if self.state == "starting" and now > self.began + SPARK_START_SECONDS:
+                self.use_slots(crawler, TimeoutError(f"no answer within {SPARK_START_SECONDS:.0f} s"))
+            for batch in [batch for batch in self.out if now > batch.sent_at + batch.seconds + OVERDUE_SECONDS]:
                 self.fail(crawler, batch, "no report came in time")
         self.lend_pace(crawler, now)
         while crawler.in_flight >= crawler.threads and self.send_batch(crawler, now):

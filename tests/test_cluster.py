@@ -37,6 +37,7 @@ from tests.helpers import (
     find_python,
     hang_when,
     log_in,
+    make_client,
     running,
     set_constants,
     slow_until,
@@ -372,6 +373,19 @@ def test_a_probe_for_which_a_run_does_not_wait_is_cancelled(workers, small, scan
     small.change(faults=[Fault("hang", seconds=600.0, of_workers=True)])
     assert scanned(workers, small, lambda: workers_that_wait(small)) == []
     assert cancelled
+
+
+def test_what_waits_for_a_caller_who_is_away_is_not_late(workers, small, clock, caplog):
+    """Ten minutes pass after each result; by then the probe, and every batch, has its answer."""
+    client, idle, found = make_client(small, clock, 2), threading.active_count() + 2, {}
+    small.change(latency=0.02)
+    for result in process_user_batch_parallel(workers, small.user_names, client.config, 2, client=client):
+        found[result.username] = result
+        until(lambda: threading.active_count() <= idle)
+        clock.now += 600
+    assert_all_true(small, found)
+    assert sum(number > 1 for (_, path), number in small.requests.items() if path != "/Users") <= 1  # the probe's
+    assert "goes on alone" not in caplog.text
 
 
 def falsified(change):
