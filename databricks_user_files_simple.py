@@ -173,8 +173,8 @@ class FileSystem(NamedTuple):
     list_path: str
     key: str  # of the entries in an answer
     parse_entry: Callable[[str, dict[str, Any]], FileEntry]
-    # May be disabled, and homes that /Users does not have are not asked for; others show what the caller may see.
-    optional: bool = False
+    # /Users has everybody's home, and is not there (404) where nobody has one; else it has what the caller may see.
+    shows_all: bool = False
 
 
 FILE_SYSTEMS = {
@@ -401,7 +401,7 @@ class Home(NamedTuple):
 
     path: str | None = None
     is_listed: bool = False  # in /Users
-    not_found: str = ""  # what a 404 of the path means; "" that there is no home
+    if_404: str = ""  # what a 404 of the path means; "" that there is no home
     problem: str = ""  # why nobody can tell which home it is, where there is no path
 
     @classmethod
@@ -461,7 +461,7 @@ def read_users_folder(file_system: str, answers: list[Listing | DatabricksError]
     """What two listings of /Users tell together. One that is short twice in the same way is believed."""
     listings = [answer for answer in answers if isinstance(answer, Listing)]
     errors = [answer for answer in answers if isinstance(answer, DatabricksError)]
-    if FILE_SYSTEMS[file_system].optional and [error.kind for error in errors] == ["not found", "not found"]:
+    if FILE_SYSTEMS[file_system].shows_all and [error.kind for error in errors] == ["not found", "not found"]:
         return UsersFolder(frozenset(), "whole")
     if not listings:
         told = "%s:/Users cannot be listed, homes in other letter case are not found: %s"
@@ -471,7 +471,7 @@ def read_users_folder(file_system: str, answers: list[Listing | DatabricksError]
     found = [{path.removeprefix(f"{USERS_FOLDER}/") for path in each} for each in paths]  # a file is a home, too
     names = frozenset().union(*found)
     odd = any(listing.totals.failures for listing in listings) or any("/" in name for name in names)
-    nothing = FILE_SYSTEMS[file_system].optional and not names  # `{}`: where nobody has a home, DBFS answers 404
+    nothing = FILE_SYSTEMS[file_system].shows_all and not names  # `{}`: where nobody has a home, DBFS answers 404
     whole = len(found) == 2 and found[0] == found[1] and not odd and not nothing
     return UsersFolder(frozenset(name for name in names if "/" not in name), "whole" if whole else "doubtful")
 
@@ -484,7 +484,7 @@ def assign_homes(usernames: Iterable[str], folders: Folders, admin: bool) -> tup
     for file_system, folder in folders.items():
         # In other letter case only where one home and one name are alike; in the Workspace for admins alone: others may
         # not be shown the very one.
-        use_case = admin or FILE_SYSTEMS[file_system].optional
+        use_case = admin or FILE_SYSTEMS[file_system].shows_all
         same_names = group_alike(names.keys() - folder.names)
         same_homes = group_alike(folder.names - names.keys())
         for name in names:
@@ -514,10 +514,10 @@ def home_of_exactly(name: str, file_system: str, folder: UsersFolder, admin: boo
     if name in folder.names:
         return Home.listed(name)
     if folder.state == "not listed":
-        return Home(path, not_found=NOT_LISTED)
-    if FILE_SYSTEMS[file_system].optional:
+        return Home(path, if_404=NOT_LISTED)
+    if FILE_SYSTEMS[file_system].shows_all:
         return Home() if folder.state == "whole" else Home(path)
-    return Home(path, not_found="" if admin else NOT_READABLE)
+    return Home(path, if_404="" if admin else NOT_READABLE)
 
 
 def nobodys_homes(folders: Folders, nobodys: dict[str, set[str]]) -> Homes:
@@ -593,7 +593,7 @@ def has_homes(kept: dict[str, str | None], homes: dict[str, Home]) -> bool:
     """Whether a user who was scanned with the homes `kept`, None where none was found, would get the same ones now."""
     return kept.keys() == homes.keys() and all(
         not home.problem  # and none that is gone: what was in it may be in another user's home by now
-        and (not home.is_listed if path is None else path == home.path and (home.is_listed or home.not_found))
+        and (not home.is_listed if path is None else path == home.path and (home.is_listed or home.if_404))
         for path, home in ((kept[name], homes[name]) for name in homes)
     )
 
@@ -819,7 +819,7 @@ class OpenUser:
     scan: str
     pending: int = 0  # directories in the frontier, in flight or in a batch
     failed_once: list[Directory] = field(default_factory=list)
-    not_found: dict[Known, list[Directory]] = field(default_factory=dict)  # by parent
+    answered_404: dict[Known, list[Directory]] = field(default_factory=dict)  # by parent, which decides about them
 
 
 class Tally:
@@ -829,9 +829,9 @@ class Tally:
     totals, and its directories become ready; the files go to the journal, too. Failed, it waits and becomes ready again
     (Crawler.retry()), until it has no attempts left: then it goes once more in its user's last round, when nothing
     else of that user is left. Failed there, or refused at any time, it is one of the user's failures.
-    Answered 404, it is decided in that round by its parent, which is listed a second time: what the parent still has
-    is a failure, the rest was deleted or renamed meanwhile, and what the parent has now for the first time is listed.
-    A parent that answers 404 itself leaves it to its own parent.
+    Answered 404, it is kept (take_404()) until that round, in which its parent is listed a second time (settle()), and
+    decides (compare(), decide()): what the parent still has is a failure, the rest was deleted or renamed meanwhile,
+    and what it has now for the first time is listed. A parent that answers 404 itself leaves it to its own parent.
     """
 
     def __init__(self, homes: Homes, statistics: Counter[str], admin: bool, journal: Journal):
@@ -863,7 +863,7 @@ class Tally:
             left = begun.left.pop(file_system)
             user.pending += len(left)
             # A home that hardly is there is asked for here: a worker's 404 would be asked for here once more.
-            is_likely = home.is_listed or home.not_found == NOT_LISTED
+            is_likely = home.is_listed or home.if_404 == NOT_LISTED
             for path, parent in left.items():
                 not_for_workers = parent is None and not is_likely
                 self.frontier.push(Directory(number, file_system, path, parent, not_for_workers=not_for_workers))
@@ -915,7 +915,7 @@ class Tally:
             directory.failed_at = None
             self.open[directory.user].failed_once.append(directory)
         elif error.kind == "not found":
-            self.not_found(directory)
+            self.take_404(directory)
         elif directory.missing:  # nobody can tell about what answered 404
             paths = {missing.path for missing in directory.missing}
             self.decide(directory, paths, f"404, and of its directory: {error}")
@@ -923,21 +923,21 @@ class Tally:
             self.give_up(directory, str(error))
         self.settle(directory.user)
 
-    def not_found(self, directory: Directory) -> None:
+    def take_404(self, directory: Directory) -> None:
         """A 404. About any directory but a home its parent decides, listed once more; homes may not be there at all."""
         user = self.open[directory.user]
         home = user.homes[directory.file_system]
         if directory.is_new:  # found by a second listing, which is not made once more for it
             self.statistics["vanished"] += 1
         elif directory.parent:
-            user.not_found.setdefault(directory.parent, []).append(directory)
+            user.answered_404.setdefault(directory.parent, []).append(directory)
         elif directory.missing and not directory.gone:
             directory.gone = True
             user.failed_once.append(directory)
         elif directory.missing:  # all that was in the home is gone with it
             self.decide(directory, set(), "")
-        elif home.not_found:
-            self.give_up(directory, home.not_found)
+        elif home.if_404:
+            self.give_up(directory, home.if_404)
         else:
             user.homes[directory.file_system] = Home()
 
@@ -965,11 +965,11 @@ class Tally:
         if user.pending:
             return
         again = user.failed_once
-        for known, missing in user.not_found.items():
+        for known, missing in user.answered_404.items():
             decides = Directory(number, missing[0].file_system, known.path, known.parent, known=known)
             decides.missing, decides.not_for_workers = missing, True
             again.append(decides)
-        user.failed_once, user.not_found = [], {}
+        user.failed_once, user.answered_404 = [], {}
         user.pending = len(again)
         for directory in again:
             self.frontier.push(directory)
@@ -1144,7 +1144,7 @@ class Crawler:
         else:
             pacer.answered(now)
             home = self.tally.open[directory.user].homes[directory.file_system]
-            something_was_listed = pacer.listed_last or home.not_found != NOT_LISTED  # in this run, or /Users before
+            something_was_listed = pacer.listed_last or home.if_404 != NOT_LISTED  # in this run, or /Users before
             if row_of(answer) and something_was_listed:
                 pacer.lengthen("refusals", now)
             self.tally.failed(directory, answer)
@@ -1799,7 +1799,7 @@ class Journal:
             elif scan in begun:
                 begun[scan].take(record)
 
-    def keep(self, homes: Homes, admin: bool) -> None:
+    def forget_outdated(self, homes: Homes, admin: bool) -> None:
         """Of these users, who are to be scanned, forgets those who have to begin anew, and says why."""
         dropped: dict[str, list[str]] = {}
         for name in sorted(homes.keys() & self.in_progress.keys()):
@@ -2799,7 +2799,7 @@ def scan_left(
 ) -> Cluster | None:
     """Scans and saves the tally's users; returns the cluster that may have helped."""
     left = dict(tally.users)
-    tally.journal.keep(left, tally.admin)
+    tally.journal.forget_outdated(left, tally.admin)
     tell_kept(checkpoint, list(left))
     tell_homes({name: left[name] for name in left if name not in tally.journal.in_progress})
     cluster = choose_cluster(args, client.config)
