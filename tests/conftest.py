@@ -108,8 +108,8 @@ def list_users(run: Callable[..., Result]) -> Callable[..., Result]:
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Waits of a tenth, on the workers too: what the functions refer to goes with them."""
-    helpers.set_constants(monkeypatch, RETRIES=helpers.shorter_waits(10), FIRST_QUESTION=0.3)
+    """Waits of a thirtieth, on the workers too: what the functions refer to goes with them."""
+    helpers.set_constants(monkeypatch, RETRIES=helpers.shorter_waits(30), FIRST_QUESTION=0.1)
 
 
 @pytest.fixture

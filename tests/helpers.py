@@ -69,17 +69,17 @@ def until(condition: Callable[[], object], seconds: float = 20) -> None:
 @contextmanager
 def slow_until(
     server: FakeDatabricks, condition: Callable[[], object], then: Callable[[], object] = lambda: None,
-    latency: float = 0.3,
+    slow: float = 0.2,
 ) -> Iterator[None]:  # fmt: skip
     """So slow that no run ends before something has happened; `then` is done, and the rest is fast."""
-    server.change(latency=latency)
+    server.change(slow=slow)
 
     def hurry() -> None:
         try:
             until(condition, 180)
             then()
         finally:
-            server.change(latency=0.0)
+            server.change(latency=0.0, slow=0.0)
 
     thread = threading.Thread(target=hurry)
     thread.start()

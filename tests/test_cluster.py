@@ -54,8 +54,8 @@ LIMITS = {"seconds": 2.0, "grace": 5.0, "connect": 5, "read": 5, "bytes": 8 * 10
 
 @pytest.fixture
 def many():
-    """Forty users with about twenty directories each."""
-    with FakeDatabricks(users=40, shape="small") as server:
+    """Twenty users with about twenty directories each."""
+    with FakeDatabricks(users=20, shape="small") as server:
         yield server
 
 
@@ -75,8 +75,8 @@ def log(caplog):
 def scanned(log):
     """scanned(session, server, condition, then): the warnings of a scan whose results are the truth; see slow_until."""
 
-    def scan(spark, server, condition=None, then=lambda: None, latency=0.15, config=None, threads=4):
-        with slow_until(server, condition or workers_help(server), then, latency):
+    def scan(spark, server, condition=None, then=lambda: None, config=None, threads=4, slow=0.2):
+        with slow_until(server, condition or workers_help(server), then, slow):
             results = list(process_user_batch_parallel(spark, server.user_names, config or config_of(server), threads))
         assert len(results) == len(server.user_names)
         assert_all_true(server, {result.username: result for result in results})
@@ -148,8 +148,8 @@ def test_a_worker_asks_an_api_nothing_more_that_refuses_or_fails():
 
 def test_a_worker_starts_nothing_after_its_time_and_waits_for_nothing_that_hangs():
     faults = [Fault("hang", path="/0", seconds=600.0)]
-    with FakeDatabricks(users=1, shape="small", latency=0.5, faults=faults) as server:
-        answers = fetched(server, [(DBFS, f"/{number}") for number in range(40)], seconds=1.2, grace=0.6, read=600)
+    with FakeDatabricks(users=1, shape="small", latency=0.25, faults=faults) as server:
+        answers = fetched(server, [(DBFS, f"/{number}") for number in range(40)], seconds=0.6, grace=0.5, read=600)
         assert server.total_requests <= 1 + 3 * 3
         assert answers.count(None) == 40 - server.total_requests
     assert answers[0] == (0, "no answer")
@@ -196,16 +196,16 @@ def test_what_spark_says_is_told_as_a_sentence(text, told):
 
 
 @pytest.fixture
-def run_here(many, log, monkeypatch, capsys):
+def run_here(small, log, monkeypatch, capsys):
     """run_here(condition, *words): what the command in this process has said; its results are the truth."""
 
     def run(condition, *words):
         logging.getLogger("databricks_user_files").addHandler(log.handler)  # commands let nothing through to others
-        log_in(monkeypatch, many)
-        write_users(many.user_names)
-        with slow_until(many, condition, latency=0.1):
+        log_in(monkeypatch, small)
+        write_users(small.user_names)
+        with slow_until(small, condition):
             assert scanner.main([*WORDS, *words]) == 0
-        assert Path("out.csv").read_bytes() == true_csv(many)
+        assert Path("out.csv").read_bytes() == true_csv(small)
         return capsys.readouterr().err
 
     return run
@@ -229,10 +229,10 @@ BY_ID, BY_URL = ("--cluster-id", "c"), ("--spark-remote", "sc://localhost:1")
     (BY_URL, "pyspark.sql.connect.client.core", {}, ["pyspark", "pip install"]),
 ])  # fmt: skip
 def test_a_command_without_a_cluster_warns_once_and_goes_on(
-    many, run_here, log, monkeypatch, words, without, clusters, texts
+    small, run_here, log, monkeypatch, words, without, clusters, texts
 ):
     set_constants(monkeypatch, SPARK_RETRIES=1)
-    many.change(clusters=clusters)
+    small.change(clusters=clusters)
     if without:
         monkeypatch.setitem(sys.modules, without, None)
     err = run_here(lambda: "not available" in log.text, *words)
@@ -243,13 +243,13 @@ def test_a_command_without_a_cluster_warns_once_and_goes_on(
 
 
 @pytest.mark.parametrize("words", [BY_ID, BY_URL, ()], ids=" ".join)
-def test_no_parallel_wins(many, run_here, monkeypatch, words):
+def test_no_parallel_wins(small, run_here, monkeypatch, words):
     """Nothing of Spark is touched: pyspark cannot even be imported, and nothing is said about it."""
     monkeypatch.setitem(sys.modules, "pyspark", None)
     monkeypatch.setenv("SPARK_REMOTE", "local[2]")
     err = run_here(lambda: True, "--no-parallel", *words)
     assert ("sequential" in err, "warning" in err, "SPARK_REMOTE" in err) == (True, False, False)
-    assert not any(api == "clusters" for api, _ in many.requests)
+    assert not any(api == "clusters" for api, _ in small.requests)
 
 
 @pytest.mark.parametrize("text", ["local[2]", "localhost:15002"])
@@ -285,11 +285,11 @@ def test_a_server_that_never_answers_leaves_no_thread(run_here, log, silent):
     assert set(os.environ) - environment == {"DATABRICKS_HOST", "DATABRICKS_TOKEN"}
 
 
-def test_a_session_that_comes_when_nobody_waits_any_more_is_closed(many, log, silent):
+def test_a_session_that_comes_when_nobody_waits_any_more_is_closed(small, log, silent):
     over = threading.Event()
     cluster = scanner.Cluster(build_channel=lambda: over.wait(60) and scanner.build_channel(silent))
-    with slow_until(many, lambda: "not available" in log.text, latency=0.1):
-        list(scanner.scan_users(many.user_names, config_of(many), cluster=cluster))
+    with slow_until(small, lambda: "not available" in log.text):
+        list(scanner.scan_users(small.user_names, config_of(small), cluster=cluster))
     over.set()
     until(lambda: cluster.spark and cluster.spark.client.is_closed)
 
@@ -457,28 +457,28 @@ def test_a_refusal_is_an_answer_and_no_sign_of_a_lost_cluster(workers, many, sca
 
 
 def test_names_without_a_home_cost_no_worker_a_request_and_the_cluster_stays(workers, scanned):
-    names = [f"ghost{number}" for number in range(200)]
-    with FakeDatabricks(users=[*names, "ann"], shape="none", shapes={200: "bench"}, directories=400) as server:
-        assert scanned(workers, server, latency=0.05) == []
+    names = [f"ghost{number}" for number in range(24)]
+    with FakeDatabricks(users=[*names, "ann"], shape="none", shapes={24: "bench"}, directories=160) as server:
+        assert scanned(workers, server) == []
         assert {server.requests["workspace", f"/Users/{name}"] for name in names} == {1}
 
 
-def test_requests_of_workers_are_counted_and_a_429_of_theirs_waits(workers, many, monkeypatch):
+def test_requests_of_workers_are_counted_and_a_429_of_theirs_waits(workers, small, monkeypatch):
     """As long as it says. And all hands together never make more requests at a time than there may be."""
     set_constants(monkeypatch, FIRST_RATE=500.0, MOST_IN_FLIGHT=8)
     at = {}
     asked = Fault("500")
     asked.applies = lambda api, path, _: path != "/Users" and at.setdefault((api, path), []).append(time.monotonic())
     when = {"of_workers": True, "times": 1, "when": lambda: workers.probed}
-    many.change(faults=[asked, Fault("429", headers={"Retry-After": "1"}, **when)])
-    client = DatabricksClient(config_of(many), 4)
-    with slow_until(many, workers_help(many), latency=0.15):
-        assert len(list(process_user_batch_parallel(workers, many.user_names, client.config, 4, client=client))) == 40
+    small.change(faults=[asked, Fault("429", headers={"Retry-After": "1"}, **when)])
+    client = DatabricksClient(config_of(small), 4)
+    with slow_until(small, workers_help(small)):
+        assert len(list(process_user_batch_parallel(workers, small.user_names, client.config, 4, client=client))) == 12
     [(first, second)] = [times for times in at.values() if len(times) == 2]
     assert second - first >= 1.0
-    assert client.statistics["requests"] == many.total_requests - workers.slots  # the probe's
+    assert client.statistics["requests"] == small.total_requests - workers.slots  # the probe's
     assert client.statistics["rate_limited"] == 1
-    assert many.max_in_flight <= 8
+    assert small.max_in_flight <= 8
 
 
 @pytest.mark.soak
@@ -520,7 +520,7 @@ def workers_that_wait(server):
 
 def test_one_giant_user_is_spread_over_the_workers(spark, scanned):
     with FakeDatabricks(users=1, shape="bench", directories=2000) as server:
-        scanned(spark, server, lambda: sum(number > 5 for number in server.workers.values()) >= 4, latency=0.3)
+        scanned(spark, server, lambda: sum(number > 5 for number in server.workers.values()) >= 4, slow=0.5)
         more = {path for (_, path), number in server.requests.items() if number > 1}
         assert len(more - {"/Users"}) <= 1  # the probe's
 
@@ -607,7 +607,7 @@ def test_the_callers_own_session_survives_a_scan_with_another_server(connect_ser
     text = GUEST.format(root=str(ROOT), words=[*WORDS, "--spark-remote", connect_server.remote])
     environment = {**os.environ, **login(many), "PYSPARK_PYTHON": sys.executable}
     command = [sys.executable, "-c", text]
-    with slow_until(many, workers_help(many)):
+    with slow_until(many, workers_help(many), slow=0.5):
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert Path("out.csv").read_bytes() == true_csv(many)
@@ -622,7 +622,7 @@ def test_workers_of_another_python_version(connect_server, many, scanned, log):
         pytest.skip("there is no other Python 3 on this machine")
     with connect_server.workers(others[version]):
         session = connect_server.session()
-        [warning] = scanned(session, many, lambda: "mismatch" in log.text, latency=0.3)
+        [warning] = scanned(session, many, lambda: "mismatch" in log.text, slow=0.5)
         session.stop()
     assert f"Python version mismatch: client {own}, cluster {version}." in warning
     assert many.workers == {}
@@ -639,7 +639,7 @@ def test_the_token_is_nowhere_on_the_server(spark, many, connect_server, scanned
 
     monkeypatch.setattr(DataFrame, "collect", explain_and_collect)
     many.change(token=token)
-    scanned(spark, many, latency=0.3)
+    scanned(spark, many, slow=0.5)
     assert len(plans) >= 2
     assert all("Physical Plan" in plan for plan in plans)
     configuration = str([tuple(row) for row in spark.sql("SET -v").collect()])

@@ -105,7 +105,7 @@ def test_also_where_workers_list(workers, monkeypatch):
     """But for those in which it matters what is listed first."""
     cases = [case for case in CASES if " after " not in case and "looks" not in case]
     set_constants(monkeypatch, CLUSTER_DELAY=0.0)
-    with server_of(cases) as server, slow_until(server, workers_help(server), latency=0.1):
+    with server_of(cases) as server, slow_until(server, workers_help(server), slow=0.1):
         results = list(process_user_batch_parallel(workers, cases, config_of(server), 2))
     assert {result.username: told(result) for result in results} == {
         case: [*CASES[case][3:5], CASES[case][6]] for case in cases

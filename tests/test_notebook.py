@@ -121,7 +121,7 @@ def test_a_recipe_on_spark(connect_server, new_kernel):
     with FakeDatabricks(users=20, shape="bench", directories=40) as server:
         bring_in(kernel, server)
         run_all(kernel, server, [SPARK.format(remote=connect_server.remote)])
-        with helpers.slow_until(server, helpers.workers_help(server), latency=1.0):
+        with helpers.slow_until(server, helpers.workers_help(server), slow=1.0):
             cells = [cell.replace("session = None", "session = spark") for cell in WITH_SPARK]
             done = run_all(kernel, server, cells)
         assert any("parallel: this machine, and the Spark session of the caller" in cell.err for cell in done)

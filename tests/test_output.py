@@ -218,9 +218,7 @@ def test_an_output_that_fails_keeps_no_other_from_being_written_and_is_kept(
     assert lines == {"-o": users + 1, "--details": users, "--files": 1}
     write_users(long_names(users))
     err = scan(nobody, "--users-file", "users.txt", *words).err  # which has a checkpoint
-    assert (
-        f"{fails}the same command with --resume and another name writes all again\n{users} of {users} user" in err
-    )
+    assert f"{fails}the same command with --resume and another name writes all again\n{users} of {users} user" in err
     assert [*temporary_folder.iterdir()] == [kept]
     monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
     if option != "--files":  # which needs one for itself

@@ -38,6 +38,7 @@ class Settings:
     """What a test can change while the server runs.
 
     latency: seconds before each answer, and up to latency_spread more: answers overtake each other.
+    slow: seconds more before an answer about what is in a home, and a fifth of it before one to a cluster's worker.
     limits: requests per second and family; `limit` in change() sets all three.
     windows: limits hold from each whole second to the next. retry_after: whole seconds, on the answers of the limits.
     expire_after_requests: the token is refused after so many; setting it or token starts the count again.
@@ -51,6 +52,7 @@ class Settings:
 
     latency: float = 0.0
     latency_spread: float = 0.0
+    slow: float = 0.0
     limits: dict[str, float | None] = field(default_factory=dict)
     windows: bool = False
     retry_after: int | None = None
@@ -220,6 +222,8 @@ class FakeDatabricks:
             form = settings.forms[crc32(str(path).encode()) % len(settings.forms)]
             answer = in_form(answer, form, settings.encoding)
         latency = settings.latency + settings.latency_spread * random.random()
+        if str(path).startswith("/Users/"):
+            latency += settings.slow / 5 if request.worker else settings.slow
         if latency:
             connection.later(latency, connection.send, answer)
         else:
