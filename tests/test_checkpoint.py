@@ -382,14 +382,14 @@ def test_with_all_homes_one_that_is_gone_keeps_no_checkpoint(scan):
 
 @needs_posix
 @pytest.mark.parametrize(("size", "checkpoint", "files", "says"), [
-    ("64k", "disk/c.json", None, "nothing can be kept here (No space left"),
-    ("64k", "disk/c.json", "files.csv", "nothing can be kept here (No space left"),
-    ("16k", "c.json", "disk/f.csv.gz", "disk/f.csv.gz cannot be written: No space left"),
+    ("28k", "disk/c.json", None, "nothing can be kept here (No space left"),
+    ("32k", "disk/c.json", "files.csv", "nothing can be kept here (No space left"),
+    ("8k", "c.json", "disk/f.csv.gz", "disk/f.csv.gz cannot be written: No space left"),
 ], ids=["journal", "journal with rows", "gzipped"])  # fmt: skip
 def test_where_the_disk_is_full_nothing_saved_is_lost(scan, small_disk, size, checkpoint, files, says):
     small_disk(f"size={size}")
     words = (*WORDS, "--checkpoint", checkpoint, *(("--files", files) if files else ()))
-    with FakeDatabricks(users=40, shape="small") as server:
+    with FakeDatabricks(users=20, shape="small") as server:
         write_users(server.user_names)
         done = scan(server, *words)
         assert (done.code, says in done.err, Path("out.csv").exists()) == (2, True, "written" in says), done

@@ -68,6 +68,13 @@ def work(profiles):
         f"host          = {server.url}/?o=1\nclient_id     = the-client\nclient_secret = {SECRET}\n")  # fmt: skip
 
 
+@pytest.fixture
+def sdk_clock(monkeypatch, clock):
+    """Between its attempts databricks-sdk waits by the fake clock."""
+    for name, call in (("time", clock), ("sleep", clock.sleep)):
+        monkeypatch.setattr(f"databricks.sdk.clock.RealClock.{name}", lambda _, *words, call=call: call(*words))
+
+
 def login(*arguments, **keywords):
     config = load_databricks_config(*arguments, **keywords)
     return config.host, config.token
@@ -185,7 +192,9 @@ GONE = f"[__settings__]\nhost={A}\ntoken=t\ndefault_profile=gone\n[prod]\nhost={
     ("", None, {"RUNTIME_VERSION": "15.4"}, "no login found in ", "DATABRICKS_TOKEN"),  # beside a notebook
     ("", None, {"CONFIG_FILE": "x" * 300}, "no login found in ", "DATABRICKS_TOKEN"),  # no name, as a closed HOME
 ])  # fmt: skip
-def test_a_profile_without_a_login_says_what_is_missing(profiles, environment, text, profile, variables, begin, end):
+def test_a_profile_without_a_login_says_what_is_missing(
+    profiles, environment, sdk_clock, text, profile, variables, begin, end
+):
     profiles(text)
     environment(**variables)
     message = message_of(profile)

@@ -10,7 +10,7 @@ from tests.pace import outcomes
     ("bucket, and 1% of stray 429s", 0.85), ("bucket, to a third and back", 0.85),
 ])  # fmt: skip
 def test_the_goodput_is_near_the_limit_whatever_its_kind(kind, goodput):
-    for case, outcome in outcomes(kind, limits=(8, 45), latencies=(0.1,)).items():
+    for case, outcome in outcomes(kind, limits=(8, 30), latencies=(0.1,)).items():
         assert outcome.goodput >= goodput, (case, outcome)
         assert outcome.limited <= 0.06, (case, outcome)
         assert (outcome.outages, outcome.failed) == (0, 0), (case, outcome)

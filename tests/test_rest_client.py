@@ -370,7 +370,7 @@ ODD_ANSWERS = {  # of a home: pieces, the status of its row, and what is said
 
 
 def test_an_odd_answer_is_no_empty_listing_and_nothing_outside_the_home_is_asked_for(hurried, monkeypatch):
-    set_constants(monkeypatch, LONGEST_BODY=2**18, LONGEST_OUTAGE=60.0)
+    set_constants(monkeypatch, LONGEST_BODY=2**17, LONGEST_OUTAGE=60.0)
     names = {f"u{number}": kind for number, kind in enumerate(ODD_ANSWERS)}
     with homes_of({name: partial(ODD_ANSWERS[kind][0], f"/Users/{name}") for name, kind in names.items()}) as server:
         done = hurried(server, *names, "--dbfs-only", "-o", "out.csv")
