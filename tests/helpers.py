@@ -79,7 +79,7 @@ def slow_until(
             until(condition, 180)
             then()
         finally:
-            server.change(latency=0.0, slow=0.0)
+            server.hurry()
 
     thread = threading.Thread(target=hurry)
     thread.start()

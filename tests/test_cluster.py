@@ -59,6 +59,13 @@ def many():
         yield server
 
 
+@pytest.fixture
+def few():
+    """Five of them."""
+    with FakeDatabricks(users=5, shape="small") as server:
+        yield server
+
+
 @pytest.fixture(autouse=True)
 def early(monkeypatch):
     """The cluster joins at once."""
@@ -196,16 +203,16 @@ def test_what_spark_says_is_told_as_a_sentence(text, told):
 
 
 @pytest.fixture
-def run_here(small, log, monkeypatch, capsys):
+def run_here(few, log, monkeypatch, capsys):
     """run_here(condition, *words): what the command in this process has said; its results are the truth."""
 
     def run(condition, *words):
         logging.getLogger("databricks_user_files").addHandler(log.handler)  # commands let nothing through to others
-        log_in(monkeypatch, small)
-        write_users(small.user_names)
-        with slow_until(small, condition):
+        log_in(monkeypatch, few)
+        write_users(few.user_names)
+        with slow_until(few, condition, slow=1.0):
             assert scanner.main([*WORDS, *words]) == 0
-        assert Path("out.csv").read_bytes() == true_csv(small)
+        assert Path("out.csv").read_bytes() == true_csv(few)
         return capsys.readouterr().err
 
     return run
@@ -229,10 +236,10 @@ BY_ID, BY_URL = ("--cluster-id", "c"), ("--spark-remote", "sc://localhost:1")
     (BY_URL, "pyspark.sql.connect.client.core", {}, ["pyspark", "pip install"]),
 ])  # fmt: skip
 def test_a_command_without_a_cluster_warns_once_and_goes_on(
-    small, run_here, log, monkeypatch, words, without, clusters, texts
+    few, run_here, log, monkeypatch, words, without, clusters, texts
 ):
     set_constants(monkeypatch, SPARK_RETRIES=1)
-    small.change(clusters=clusters)
+    few.change(clusters=clusters)
     if without:
         monkeypatch.setitem(sys.modules, without, None)
     err = run_here(lambda: "not available" in log.text, *words)
@@ -243,13 +250,13 @@ def test_a_command_without_a_cluster_warns_once_and_goes_on(
 
 
 @pytest.mark.parametrize("words", [BY_ID, BY_URL, ()], ids=" ".join)
-def test_no_parallel_wins(small, run_here, monkeypatch, words):
+def test_no_parallel_wins(few, run_here, monkeypatch, words):
     """Nothing of Spark is touched: pyspark cannot even be imported, and nothing is said about it."""
     monkeypatch.setitem(sys.modules, "pyspark", None)
     monkeypatch.setenv("SPARK_REMOTE", "local[2]")
     err = run_here(lambda: True, "--no-parallel", *words)
     assert ("sequential" in err, "warning" in err, "SPARK_REMOTE" in err) == (True, False, False)
-    assert not any(api == "clusters" for api, _ in small.requests)
+    assert not any(api == "clusters" for api, _ in few.requests)
 
 
 @pytest.mark.parametrize("text", ["local[2]", "localhost:15002"])
@@ -285,11 +292,11 @@ def test_a_server_that_never_answers_leaves_no_thread(run_here, log, silent):
     assert set(os.environ) - environment == {"DATABRICKS_HOST", "DATABRICKS_TOKEN"}
 
 
-def test_a_session_that_comes_when_nobody_waits_any_more_is_closed(small, log, silent):
+def test_a_session_that_comes_when_nobody_waits_any_more_is_closed(few, log, silent):
     over = threading.Event()
     cluster = scanner.Cluster(build_channel=lambda: over.wait(60) and scanner.build_channel(silent))
-    with slow_until(small, lambda: "not available" in log.text):
-        list(scanner.scan_users(small.user_names, config_of(small), cluster=cluster))
+    with slow_until(few, lambda: "not available" in log.text, slow=1.0):
+        list(scanner.scan_users(few.user_names, config_of(few), cluster=cluster))
     over.set()
     until(lambda: cluster.spark and cluster.spark.client.is_closed)
 
@@ -431,15 +438,15 @@ def test_false_reports_make_no_row_wrong(workers, many, scanned, log, monkeypatc
 
 
 @pytest.mark.parametrize("kind", ["hang", "reset", "body"])
-def test_workers_that_lose_the_network_in_mid_run_are_left_alone(workers, many, scanned, log, monkeypatch, kind):
+def test_workers_that_lose_the_network_in_mid_run_are_left_alone(workers, small, scanned, log, monkeypatch, kind):
     """Most of a batch is not even asked for then."""
     set_constants(monkeypatch, GRACE_SECONDS=0.2, BATCH_SECONDS=0.3, FIRST_BATCH_SECONDS=0.3)
-    repeated = json.dumps({key: [{"path": many.settings.token, "file_size": 1}] for key in ("files", "objects")})
-    fault = Fault(kind, body=repeated, seconds=600.0, of_workers=True, when=lambda: many.workers.total() > 40)
-    many.change(faults=[fault])
-    [warning] = scanned(workers, many, lambda: "left alone" in log.text)
+    repeated = json.dumps({key: [{"path": small.settings.token, "file_size": 1}] for key in ("files", "objects")})
+    fault = Fault(kind, body=repeated, seconds=600.0, of_workers=True, when=lambda: small.workers.total() > 40)
+    small.change(faults=[fault])
+    [warning] = scanned(workers, small, lambda: "left alone" in log.text)
     assert warning.startswith("The cluster is left alone, 4 batches in a row failed: nothing was listed: ")
-    assert many.settings.token not in warning
+    assert small.settings.token not in warning
 
 
 def test_fewer_batches_that_fail_in_a_row_than_there_are_slots_may_be_one_broken_worker(workers, many, scanned):

@@ -94,8 +94,8 @@ def test_where_no_more_threads_are_to_be_had_it_goes_on_with_those_there_are(mon
 def test_threads_are_as_many_as_file_descriptors_allow(monkeypatch, clock, caplog, limit, most, told):
     """Those left, less 32; -1 is no limit."""
     monkeypatch.setattr("resource.getrlimit", lambda _: (limit, limit))
-    with wide_server(70, latency=0.02) as server:
-        assert crawl(server, clock, threads=64)[ANN].file_count == 70
+    with wide_server(50, latency=0.02) as server:
+        assert crawl(server, clock, threads=64)[ANN].file_count == 50
         assert server.max_in_flight <= most
     assert ("ulimit -n" in caplog.text) == told
 

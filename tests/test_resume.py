@@ -263,7 +263,7 @@ def test_what_saw_a_part_is_scanned_again_for_an_admin(scan, stopped):
 
 
 @pytest.mark.parametrize("stopped", [(), ("--files", "files.csv")], ids=["rows", "files"], indirect=True)
-@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.soak), 101])
+@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.soak), 151])
 def test_a_journal_that_is_cut_or_damaged_at_any_byte(scan, stopped, step):
     """Right rows come of it, and of the whole one what it has is not asked for again."""
     server, words = stopped

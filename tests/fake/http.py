@@ -69,6 +69,7 @@ class Connection(asyncio.Protocol):
         self.request: Request | None = None
         self.api = ""
         self.timer: asyncio.TimerHandle | None = None
+        self.answer: Answer | None = None  # that waits for its time
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -97,8 +98,19 @@ class Connection(asyncio.Protocol):
         """Does something after a while, unless the connection ends before."""
         self.timer = self.loop.call_later(seconds, action, *values)
 
+    def send_later(self, seconds: float, answer: Answer) -> None:
+        self.answer = answer
+        self.later(seconds, self.send, answer)
+
+    def hurry(self) -> None:
+        """Sends what waits for its time."""
+        if self.timer is not None and self.answer is not None:
+            self.timer.cancel()
+            self.send(self.answer)
+
     def send(self, answer: Answer) -> None:
         """Sends an answer, or fails to in the way it says."""
+        self.answer = None
         if self.transport.is_closing() or self.request is None:
             return
         if answer.cut:

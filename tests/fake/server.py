@@ -202,6 +202,11 @@ class FakeDatabricks:
         for name, value in values.items():
             setattr(self.settings, name, value)
 
+    def hurry(self) -> None:
+        """From now on nothing is slow, and what waits for its time is sent."""
+        self.change(latency=0.0, slow=0.0)
+        self.loop.call_soon_threadsafe(lambda: [connection.hurry() for connection in list(self.connections)])
+
     def revoke(self) -> None:
         """Refuses all OAuth tokens that were issued until now."""
         self.issued = dict.fromkeys(self.issued, -math.inf)
@@ -225,7 +230,7 @@ class FakeDatabricks:
         if str(path).startswith("/Users/"):
             latency += settings.slow / 5 if request.worker else settings.slow
         if latency:
-            connection.later(latency, connection.send, answer)
+            connection.send_later(latency, answer)
         else:
             connection.send(answer)
 
