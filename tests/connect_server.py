@@ -3,10 +3,12 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -95,6 +97,35 @@ class ConnectServer:
         """As a machine that is gone: no farewell to the client."""
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+
+
+class Wire:
+    """A way to a server of this machine, closed, it is as if that server's machine were gone."""
+
+    def __init__(self, port: int):
+        self.to, self.ends = port, [socket.create_server(("127.0.0.1", 0))]
+        self.port = self.ends[0].getsockname()[1]
+        threading.Thread(target=self.connect, daemon=True).start()
+
+    def connect(self) -> None:
+        with suppress(OSError):
+            while True:
+                near, far = self.ends[0].accept()[0], socket.create_connection(("127.0.0.1", self.to))
+                self.ends += [near, far]
+                for pair in ((near, far), (far, near)):
+                    threading.Thread(target=self.carry, args=pair, daemon=True).start()
+
+    def carry(self, come: socket.socket, go: socket.socket) -> None:
+        with suppress(OSError):
+            while data := come.recv(65536):
+                go.sendall(data)
+            go.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        for end in self.ends:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)  # which ends what a thread waits for
+            end.close()
 
 
 def why_not() -> str | None:

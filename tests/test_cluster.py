@@ -26,6 +26,7 @@ import responses
 import databricks_user_files_simple as scanner
 from databricks_user_files_simple import process_user_batch_parallel
 from databricks_user_list import DatabricksClient, DatabricksConfig, InventoryError
+from tests.connect_server import Wire
 from tests.fake import FakeDatabricks, Fault
 from tests.helpers import (
     ROOT,
@@ -576,17 +577,16 @@ def test_interrupting_leaves_the_users_own_queries_alone(spark, monkeypatch, tmp
     assert [row[0] for row in answers] == ["done"]
 
 
-def test_a_connect_server_that_is_killed_and_stays_away(connect_servers, tmp_path, login):
+def test_a_connect_server_that_is_lost_and_stays_away(connect_server, login):
     """The rest is scanned from here, and at the end nobody waits long for a server that is gone."""
-    with connect_servers(tmp_path, "local[4]") as connect, FakeDatabricks(users=60, shape="small") as server:
+    with FakeDatabricks(users=40, shape="small", slow=0.5) as server, closing(Wire(connect_server.port)) as wire:
         write_users(server.user_names)
-        server.change(latency=0.3)
-        with running(server, login, *WORDS, "--spark-remote", connect.remote) as process:
+        with running(server, login, *WORDS, "--spark-remote", f"sc://127.0.0.1:{wire.port}") as process:
             until(lambda: process.poll() is not None or server.workers.total() > 40, 180)
-            connect.kill()
-            server.change(latency=1.0)
+            wire.close()
+            server.change(slow=1.0)
             said = next(line for line in process.stderr if line.startswith("warning: "))
-            server.change(latency=0.0)
+            server.hurry()
             _, err = process.communicate(timeout=60)  # pyspark itself looks for its server for minutes
         assert process.returncode == 0, err
         assert "left alone" in said

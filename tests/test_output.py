@@ -42,7 +42,7 @@ def files_here():
 
 
 def long_names(number):
-    """Whose rows, of sixty, are more than the buffers of a stream or 8 KB of disk hold."""
+    """Sixty rows with these are more than the buffers of a stream or 8 KB of disk hold, 400 more than a pipe."""
     return [f"{user:0200}" for user in range(number)]
 
 
@@ -276,13 +276,13 @@ def test_idle_connections_are_closed_before_outputs_are_written(scan, list_users
 @pytest.mark.skipif(not shutil.which("bash"), reason="a shell with PIPESTATUS")
 @pytest.mark.parametrize("script", [SCANNER, USER_LIST])
 @pytest.mark.parametrize(("stream", "code", "says", "saved"), [
-    ("{} >/dev/full", 2, "stdout cannot be written: No space left on device; the", 3000),
+    ("{} >/dev/full", 2, "stdout cannot be written: No space left on device; the", 400),
     ("{} >&-", 2, "stdout cannot be written: it is closed; name a file with --output", 0),
     ("{} | true; exit ${{PIPESTATUS[0]}}", 0, "", 0),
 ])  # fmt: skip
 def test_a_stdout_that_cannot_be_written_is_a_line_and_needs_no_reader(login, script, stream, code, says, saved):
-    """3,000 rows are more than a pipe holds."""
-    with FakeDatabricks(users=3000, shape="none", file_systems=("dbfs",)) as server:
+    """400 rows of long names are more than a pipe holds."""
+    with FakeDatabricks(users=long_names(400), shape="none", file_systems=("dbfs",)) as server:
         write_users(server.user_names)
         words = "--users-file users.txt --dbfs-only --threads 32" if script == SCANNER else ""
         text = stream.format(f"'{sys.executable}' -B '{ROOT / script}' {words}")
@@ -296,7 +296,7 @@ def test_a_stdout_that_cannot_be_written_is_a_line_and_needs_no_reader(login, sc
 
 @needs_posix
 def test_a_stdout_that_does_not_block_gets_every_row(login, nobody):
-    write_users(map(str, range(3000)))
+    write_users(long_names(400))
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     words = [sys.executable, "-B", ROOT / SCANNER, "--users-file", "users.txt", "-q"]
@@ -304,7 +304,7 @@ def test_a_stdout_that_does_not_block_gets_every_row(login, nobody):
         until(lambda: not select.select([], [writer], [], 0)[1])  # it is full
         os.close(writer)
         with open(reader) as file:
-            assert (len(file.readlines()), process.wait(20)) == (3001, 0)
+            assert (len(file.readlines()), process.wait(20)) == (401, 0)
 
 
 def test_what_a_narrow_stream_has_no_sign_for_is_escaped_and_the_summary_is_there(scan, nobody, monkeypatch):
