@@ -205,7 +205,11 @@ class FakeDatabricks:
     def hurry(self) -> None:
         """From now on nothing is slow, and what waits for its time is sent."""
         self.change(latency=0.0, slow=0.0)
-        self.loop.call_soon_threadsafe(lambda: [connection.hurry() for connection in list(self.connections)])
+        self.loop.call_soon_threadsafe(self.send_waiting)
+
+    def send_waiting(self) -> None:
+        for connection in list(self.connections):
+            connection.hurry()
 
     def revoke(self) -> None:
         """Refuses all OAuth tokens that were issued until now."""
