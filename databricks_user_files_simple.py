@@ -76,11 +76,11 @@ YEAR_3000 = 32_503_680_000_000  # ms; later times are none that every system kno
 WORKSPACE_OBJECT_SIZE = 10_000  # bytes; an estimate for what workspace/list gives no size of, which is the rule
 MOST_WAITING = 1_000_000  # directories to be listed, of one file system: about 300 MB
 FIRST_RATE, LOWEST_RATE = 20.0, 1.0  # requests/s; the former after the first 429, unless more was just being achieved
-GROWTH = 0.0005  # of the rate, with each success: of about 50 answers one is a 429 then, whatever the limit
+GROWTH, MOST_GROWTH = 0.0005, 0.1  # of the rate, and requests/s, with each success: of about 50 answers one is a 429
 QUIET_GROWTH = 0.15  # requests/s, where there was no 429 for QUIET_SECONDS and for as long as QUIET_REQUESTS take
 QUIET_SECONDS, QUIET_REQUESTS, RECENT_SECONDS = 3.0, 50, 3.0
 LATE_SECONDS = 0.05  # by which a thread may wake up late, and make up for it
-FIRST_REST, LONGEST_REST = 0.1, 3.0  # seconds, after the second 429 in a row; doubled with each
+FIRST_REST, LONGEST_REST = 0.1, 3.0  # seconds after the second 429 in a row, two requests at least; doubled with each
 UNPACED_RATE = 1000.0  # requests/s, from which on there is no delay
 LONGEST_ROW = 10  # of failures, or of refusals, of one API
 LONGEST_OUTAGE = 15 * 60.0  # seconds
@@ -604,18 +604,19 @@ def has_homes(kept: dict[str, str | None], homes: dict[str, Home]) -> bool:
 def next_rate(rate: float, limited: bool, achieved: float, row: int, quiet: float) -> float:
     """The pacer's rule, in requests/s (inf: no delay); `row` successes and `quiet` seconds since the last 429.
 
-    A 429 after so many successes says that about one request in so many was too much: the rate falls by that share, by
-    a tenth at most. Each success raises it a little, more where there was no 429 for long: the limit is far away then.
-    It grows only while it is what limits: beyond twice of what is achieved it would run away.
+    A 429 after so many successes says that about one request in so many was too much: the rate falls by that share;
+    by less in a row of 429s, which may be the end of a window of time. Each success raises it a little, more where
+    there was no 429 for long: the limit is far away then. It grows only while it is what limits: beyond twice of what
+    is achieved it would run away.
     """
     reached = max(achieved, FIRST_RATE)
     if limited and rate > 2 * reached:
         return reached
     if limited:
-        return max(rate * (1 - 1 / (row + 10)), LOWEST_RATE)
+        return max(rate * (1 - 1 / (row + 10 if row else 15)), LOWEST_RATE)
     if rate < 2 * reached:
         is_quiet = quiet > QUIET_SECONDS + QUIET_REQUESTS / rate
-        rate += max(GROWTH * rate, QUIET_GROWTH if is_quiet else 0.0)
+        rate += max(min(GROWTH * rate, MOST_GROWTH), QUIET_GROWTH if is_quiet else 0.0)
     return rate if rate < UNPACED_RATE else math.inf
 
 
@@ -677,7 +678,7 @@ class Pacer:
         self.row = 0
         self.changed_at = now
         self.next_at = now + max(1 / self.rate, self.rest)
-        self.rest = min(max(2 * self.rest, FIRST_REST), LONGEST_REST)
+        self.rest = min(max(2 * self.rest, FIRST_REST, 2 / self.rate), LONGEST_REST)
         return True
 
     def achieved(self) -> float:
