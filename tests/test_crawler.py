@@ -160,12 +160,14 @@ def test_a_rate_limited_file_system_does_not_hold_up_the_other(clock, recorder, 
     (inf, False, 100.0, 9, inf, inf, inf),  # no delay before the first 429
     (inf, True, 0.0, 0, 0, 20, 20),  # 50 ms apart
     (inf, True, 45.0, 9, 0, 45, 45),  # less where more was just being achieved
-    (20.0, True, 100.0, 0, 0, 18, 18),  # a tenth less, where 429s come one after the other
+    (20.0, True, 100.0, 1, 0, 18.1, 18.2),  # an eleventh less: every second answer is one
+    (20.0, True, 100.0, 0, 0, 18.6, 18.7),  # a fifteenth less, where 429s come one after the other
     (20.0, True, 100.0, 90, 0, 19.8, 19.8),  # hardly less, after so many successes
     (1.05, True, 0.0, 0, 0, 1, 1),  # never more than 1 s apart
     (20.0, False, 0.0, 1, 5, 20.01, 20.01),
     (20.0, False, 0.0, 110, 6, 20.15, 20.15),  # a limit that has been far away for a while
-    (400.0, False, 300.0, 900, 6, 400.2, 400.2),
+    (400.0, False, 300.0, 900, 6, 400.15, 400.15),
+    (400.0, False, 300.0, 900, 0, 400.1, 400.1),  # at high rates slower, for the sake of windows of time
     (60.0, False, 30.0, 90, 9, 60, 60),  # grows only while it is what limits
     (999.99, False, 900.0, 1, 0, inf, inf),  # eased to no delay at all
 ])  # fmt: skip
