@@ -383,13 +383,18 @@ def test_a_probe_for_which_a_run_does_not_wait_is_cancelled(workers, small, scan
     assert cancelled
 
 
+def queries():
+    """The threads that wait for Spark."""
+    return [thread for thread in threading.enumerate() if thread.name.startswith("inventory-")]
+
+
 def test_what_waits_for_a_caller_who_is_away_is_not_late(workers, small, clock, caplog):
     """Ten minutes pass after each result; by then the probe, and every batch, has its answer."""
-    client, idle, found = make_client(small, clock, 2), threading.active_count() + 2, {}
+    client, found = make_client(small, clock, 2), {}
     small.change(latency=0.02)
     for result in process_user_batch_parallel(workers, small.user_names, client.config, 2, client=client):
         found[result.username] = result
-        until(lambda: threading.active_count() <= idle)
+        until(lambda: not queries())
         clock.now += 600
     assert_all_true(small, found)
     assert sum(number > 1 for (_, path), number in small.requests.items() if path != "/Users") <= 1  # the probe's
@@ -554,8 +559,7 @@ def test_interrupting_leaves_the_users_own_queries_alone(spark, monkeypatch, tmp
 
         def all_hangs():
             """No answer is under way, and no query of ours on its way to the server."""
-            queries = [thread for thread in threading.enumerate() if thread.name.startswith("inventory-")]
-            return gate.hits == server.in_flight and 0 < len(queries) <= len(workers_that_wait(server))
+            return gate.hits == server.in_flight and 0 < len(queries()) <= len(workers_that_wait(server))
 
         def interrupt():
             try:
