@@ -2553,18 +2553,17 @@ def tag(name: str, text: str) -> str:
 
 
 def read_usernames(named: list[str], users_file: str | None) -> dict[str, bool]:
-    """The names given and those in the file, each once, and whether it says that they are deactivated."""
-    users = [("command line", name, False) for name in named]
+    """The names given and those in the file, each once, and whether all of its lines say that they are deactivated."""
+    users: list[tuple[str, str, bool | None]] = [("command line", name, None) for name in named]
     if users_file is not None:
         users += read_users_file(users_file)
-    names: dict[str, bool] = {}
-    for place, name, deactivated in users:
+    for place, name, _ in users:
         try:
             check_username(name)
         except ValueError as error:
             raise InventoryError(f"{place}: {error}") from None
-        names[name] = names.get(name, False) or deactivated
-    return names
+    gone, active = ({name for _, name, deactivated in users if deactivated is wanted} for wanted in (True, False))
+    return {name: name in gone and name not in active for _, name, _ in users}
 
 
 def read_users_file(path: str) -> list[tuple[str, str, bool]]:
