@@ -242,6 +242,7 @@ class UserResult:
     homes: dict[str, str | None] = field(default_factory=dict)  # paths by file system; None where none was found
     scan: str = ""  # an id that no other scan has, of this or another user
     admin: bool = True  # whether the login was an admin's; others may not see all
+    certain: bool = True  # or there is no home, and nobody could tell whether anybody has this name
 
     @property
     def scanned(self) -> dict[str, FileSystemTotals]:
@@ -293,7 +294,7 @@ class UserResult:
 
     def as_dict(self) -> dict[str, Any]:
         head: dict[str, Any] = {key: getattr(self, key) for key in ("username", "scanned_at", "status", "scan")}
-        head |= {} if self.admin else {"admin": False}
+        head |= {key: False for key in ("admin", "certain") if not getattr(self, key)}
         return head | {name: dict(vars(totals)) for name, totals in self.scanned.items()} | {"homes": self.homes}
 
     @classmethod
@@ -532,14 +533,19 @@ def nobodys_homes(folders: Folders, nobodys: dict[str, set[str]]) -> Homes:
 
 
 def find_unknown(client: DatabricksClient, homes: Homes, folders: Folders) -> dict[str, str]:
-    """The names that neither a user of the workspace nor a home has, and what their rows say if no home is found."""
+    """The names that neither a user of the workspace nor a home has, and what their rows say if no home is found.
+
+    Where nobody can tell, these are all names without a home in /Users, and the rows say nothing.
+    """
     there = {name.lower(): name for folder in folders.values() for name in folder.names}
     names = [name for name in homes if name.lower() not in there and not APPLICATION_ID.fullmatch(name)]
     if not names:
         return {}
     logger.info("looking among the workspace's users for %s without a home", counted(len(names), "name"))
     users = known_users(client)
-    unknown = [name for name in names if users is not None and name.lower() not in users]
+    if users is None:
+        return dict.fromkeys(names, "")
+    unknown = [name for name in names if name.lower() not in users]
     if all(folder.state == "whole" for folder in folders.values()):
         for name in unknown:
             homes[name] = dict.fromkeys(folders, Home())  # nothing is asked for
@@ -582,11 +588,15 @@ def whose(client: DatabricksClient, homes: Homes) -> dict[str, str]:
     return nobodys | {name: "service principals" for name in homes if APPLICATION_ID.fullmatch(name)}
 
 
-def tell_unknown(result: UserResult, unknown: dict[str, str]) -> None:
-    """Makes the row of a name that nobody has a failure, if no home was found."""
-    if result.username in unknown and result.status == "empty" and not any(result.homes.values()):
-        failure = {"path": f"{USERS_FOLDER}/{result.username}", "error": unknown[result.username]}
-        next(iter(result.scanned.values())).failures.append(failure)
+def tell_unknown(result: UserResult, unknown: dict[str, str]) -> UserResult:
+    """Without a home, the row of a name that nobody has is a failure; where nobody can tell, it is not certain."""
+    if result.username not in unknown or result.status != "empty" or any(result.homes.values()):
+        return result
+    if not unknown[result.username]:
+        return UserResult(**vars(result) | {"certain": False})
+    failure = {"path": f"{USERS_FOLDER}/{result.username}", "error": unknown[result.username]}
+    next(iter(result.scanned.values())).failures.append(failure)
+    return result
 
 
 def has_homes(kept: dict[str, str | None], homes: dict[str, Home]) -> bool:
@@ -977,8 +987,9 @@ class Tally:
         if not again:
             scanned_at = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
             homes = {name: home.path for name, home in user.homes.items()}
+            totals: dict[str, Any] = user.totals
             self.finished.append(
-                UserResult(user.username, scanned_at, **user.totals, homes=homes, scan=user.scan, admin=self.admin)
+                UserResult(user.username, scanned_at, **totals, homes=homes, scan=user.scan, admin=self.admin)
             )
             del self.open[number]
 
@@ -2147,8 +2158,8 @@ def scan_users(
     with open_checkpoint(None, {}, False, None if files is None else str(files)) as checkpoint:
         journal = checkpoint.journal
         tally = Tally(left, client.statistics, admin, journal)
-        for result in Crawler(client, tally, threads, cluster, rate).run(on_tick):
-            tell_unknown(result, unknown)
+        for listed in Crawler(client, tally, threads, cluster, rate).run(on_tick):
+            result = tell_unknown(listed, unknown)
             journal.want(result)
             journal.in_progress.pop(result.username, None)
             yield result
@@ -2807,18 +2818,17 @@ def scan_left(
     results = Crawler(client, tally, args.threads, cluster, args.rate).run(progress.tick)
     with closing(progress), closing(results):  # an interrupt ends the cluster before it is told
         for result in results:
-            tell_unknown(result, unknown)
-            checkpoint.save(result)
+            checkpoint.save(tell_unknown(result, unknown))
     return cluster
 
 
 def is_kept(checkpoint: Checkpoint, name: str, homes: dict[str, Home], admin: bool) -> bool:
-    """Whether the user is complete in the checkpoint, with the homes of now, for this login, with the rows of files."""
+    """Whether the user is complete in the checkpoint for good, with the homes of now, this login, and rows of files."""
     if not checkpoint.done(name):
         return False
     result = checkpoint.load(name)
     has_rows = checkpoint.csv_path is None or checkpoint.journal.rows[result.scan] == result.file_count
-    return has_homes(result.homes, homes) and (result.admin or not admin) and has_rows
+    return has_homes(result.homes, homes) and result.certain and (result.admin or not admin) and has_rows
 
 
 def tell_kept(checkpoint: Checkpoint, left: list[str]) -> None:
@@ -2831,8 +2841,8 @@ def tell_kept(checkpoint: Checkpoint, left: list[str]) -> None:
     if parts:
         logger.info("kept from the checkpoint: %s; to scan: %s", ", ".join(parts), counted(len(left), "user"))
     if again := sum(map(checkpoint.done, left)):
-        users = counted(again, "complete user")
-        logger.info("%s to scan again: other homes, no admin's login before, or no rows for --files", users)
+        why = "other homes, no admin's login or no list of users before, or no rows for --files"
+        logger.info("%s to scan again: %s", counted(again, "complete user"), why)
 
 
 def tell_homes(left: Homes) -> None:

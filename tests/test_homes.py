@@ -248,6 +248,17 @@ def test_where_users_cannot_be_told_a_name_without_a_home_is_empty(users, clock,
     assert [line for line in caplog.text.splitlines() if "which names are no user's" in line and why in line]
 
 
+def test_an_empty_row_that_nobody_could_tell_anything_about_is_not_kept(inventory_of, users):
+    words = ["--resume", "--checkpoint", "progress", GHOST, BEN, "cy@example.com", ANN]
+    users.change(faults=[Fault("403", path=HOME), Fault("403", api="scim", path=1)])
+    users.add_tree("workspace", {"/Users/cy@example.com": []})
+    assert inventory_of(users, *words, code=1)[0][GHOST]["status"] == "empty"
+    users.change(faults=[Fault("403", path=HOME)])
+    rows, said = inventory_of(users, *words, code=1)
+    assert rows[GHOST]["error"].startswith(NOBODY)
+    assert "2 complete users to scan again" in said  # Ben has no home, too
+
+
 @pytest.mark.parametrize(("fault", "tree", "status", "error"), [
     (Fault("body", body="{}", api="dbfs", path="/Users"), {}, "error", NOBODY),
     (Fault("body", body="{}", api="dbfs", path="/Users"), {f"/Users/{GHOST}": []}, "empty", ""),
