@@ -88,6 +88,7 @@ FIRST_QUESTION, LAST_QUESTION = 2.0, 60.0  # seconds until an API that pauses is
 LONGEST_WAIT = 0.2  # seconds that the gathering thread waits for an answer: no signal comes through then (Windows)
 DEFAULT_THREADS, MOST_THREADS, MOST_RATE = 16, 64, 1000  # of --threads and --rate
 SPARE_DESCRIPTORS = 32  # for outputs, checkpoint, lookups and a cluster
+MOST_LOOKS = 5  # second listings of a directory that each find what is gone when it is asked for
 OPEN_USERS = 500  # scanned at the same time at most: bounds the memory
 CHECKPOINT_FILE = ".checkpoint_progress.json"
 SYNC_SECONDS = 1.0
@@ -770,7 +771,7 @@ class Directory:
     failed_at: float | None = None
     last_round: bool = False
     not_for_workers: bool = False  # only this process lists it
-    is_new: bool = False  # a second listing found it
+    looks: int = 0  # second listings that led to it, one after the other: nobody's first listing had it
     known: Known | None = None  # what the first listing had
     missing: Sequence[Directory] = ()
     gone: bool = False  # a home that answered 404 itself then: it is asked once more
@@ -886,12 +887,12 @@ class Tally:
         found, new = self.compare(directory, known, listing) if known else (listing.totals, listing.directories)
         self.journal.add(user, directory, found, listing, new)  # first: what is in the totals is in the journal, too
         user.totals[directory.file_system].merge(found)
-        is_new = known is not None
+        looks = directory.looks + 1 if known else 0
         known = known or Known(directory.path, directory.parent, directories=listing.directories)
         known.files = len(listing.files)
         user.pending += len(new)
         for path in new:
-            self.frontier.push(Directory(directory.user, directory.file_system, path, known, is_new=is_new))
+            self.frontier.push(Directory(directory.user, directory.file_system, path, known, looks=looks))
         self.settle(directory.user)
 
     def compare(self, directory: Directory, known: Known, listing: Listing) -> tuple[FileSystemTotals, list[str]]:
@@ -938,8 +939,8 @@ class Tally:
         """A 404. About any directory but a home its parent decides, listed once more; homes may not be there at all."""
         user = self.open[directory.user]
         home = user.homes[directory.file_system]
-        if directory.is_new:  # found by a second listing, which is not made once more for it
-            self.statistics["vanished"] += 1
+        if directory.looks == MOST_LOOKS:  # else it might come to no end
+            self.give_up(directory, "changed while it was scanned: 404, as what its folder had at earlier looks")
         elif directory.parent:
             user.answered_404.setdefault(directory.parent, []).append(directory)
         elif directory.missing and not directory.gone:
@@ -979,6 +980,7 @@ class Tally:
         for known, missing in user.answered_404.items():
             decides = Directory(number, missing[0].file_system, known.path, known.parent, known=known)
             decides.missing, decides.not_for_workers = missing, True
+            decides.looks = max(directory.looks for directory in missing)
             again.append(decides)
         user.failed_once, user.answered_404 = [], {}
         user.pending = len(again)

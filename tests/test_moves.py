@@ -88,7 +88,9 @@ def test_what_moves_is_counted_once_or_said(clock, case):
 
 @pytest.mark.parametrize(("moves", "expected"), [
     ([("a", {"b": DEEP, "c": {"k": 1}}), ("b/g", {"c": {"k": 1}})], ["success", 2, ""]),  # c is new once
-    ([(name, {then: DEEP}) for name, then in pairwise("abcdef")], ["empty", 0, ""]),  # at each look: it ends
+    ([(name, {then: DEEP}) for name, then in pairwise("abcdef")], ["success", 2, ""]),  # at each look
+    ([(name, {then: DEEP}) for name, then in pairwise("abcdefgh")],
+     ["partial", 0, "changed while it was scanned: 404, as what its folder had at earlier looks"]),  # it ends
     # b was counted, is away at the second look at the home, and there again at the third
     ([("", {"a": {"c": {"d": MANY}}, "b": DEEP}), ("b/g", {"a": {"c": {"d": MANY}}}), ("a/c/d", {}),
       ("a", {"b": DEEP}, 2)], ["success", 1, ""]),
