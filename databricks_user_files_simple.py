@@ -776,6 +776,10 @@ class Directory:
     missing: Sequence[Directory] = ()
     gone: bool = False  # a home that answered 404 itself then: it is asked once more
 
+    def never_listed(self) -> Iterator[str]:
+        """Its own path; where it decides about others, those that were missing at first."""
+        yield from itertools.chain(*(one.never_listed() for one in self.missing)) if self.missing else [self.path]
+
 
 class Frontier:
     """What is still to be listed: earlier users first, of one user the newest first; failed ones await their time."""
@@ -1764,6 +1768,10 @@ class Begun:
             if known is None:
                 return
             known.files = record["files_now"]
+            gone = set(record["gone"])
+            known.directories = [one for one in known.directories if one not in gone]
+            for one in gone:
+                left.pop(one, None)
         elif path in left:
             known = Known(path, left.pop(path), found.files)
         else:
@@ -1851,10 +1859,10 @@ class Journal:
         record["found"] = {name: value for name, value in vars(found).items() if value}
         record["directories"] = [path[len(directory.path) + 1 :] for path in new]
         if directory.known:
-            lowest = directory
-            while lowest.missing:
-                lowest = lowest.missing[0]
-            record |= {"files_now": len(listing.files), "below": lowest.path}
+            there = {*listing.directories, *(entry.path for entry in listing.files)}
+            gone = [path for one in directory.missing if one.path not in there for path in one.never_listed()]
+            below = next(directory.never_listed())
+            record |= {"files_now": len(listing.files), "below": below, "gone": gone}
         elif self.csv_path is not None and listing.files:
             start = f"{csv_cell(safe_cell(user.username))},{directory.file_system}"
             record |= {"rows": found.files, "csv": "".join([file_row(start, entry) for entry in listing.files])}

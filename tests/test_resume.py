@@ -246,6 +246,21 @@ def test_what_a_second_listing_found_is_not_listed_or_told_twice(scan, world):
         assert ("dbfs", "/Users/cy/b") not in listings(server)
 
 
+def test_what_is_renamed_back_before_it_goes_on_is_not_counted_twice_in_silence(scan, world):
+    below = Folder({"f": 1, "g": Folder({"h": 1})})
+    world.add_user("cy", Folder({"a": below}))
+    words = ("cy", "-o", "out.csv", "--checkpoint", NAME, "--threads", "1")
+    with FakeDatabricks(world) as server:
+        rename = Fault("404", path="/Users/cy/a")
+        rename.when = lambda: world.add_folder("dbfs", "/Users/cy", Folder({"b": below})) is None
+        server.change(faults=[rename, Fault("401", path="/Users/cy/b/g")])
+        assert "1 user in progress, 2 directories listed" in scan(server, *words).err
+        world.add_folder("dbfs", "/Users/cy", Folder({"a": below}))
+        server.change(faults=[Fault("404", path=path) for path in ("/Users/cy/b", "/Users/cy/b/g")])
+        done = scan(server, *words, "--resume")
+        assert rows_of()[0]["error"].endswith("b, which was counted, is gone, and a is new"), done
+
+
 def test_what_saw_a_part_is_scanned_again_for_an_admin(scan, stopped):
     """A row, and a user in progress."""
     server, words = stopped
