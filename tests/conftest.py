@@ -30,33 +30,28 @@ FIXTURES_OF = {  # marker -> the fixtures of which a test with this marker uses 
     "process": {"command", "login", "shell", "processes"},
     "browser": {"browse"},
 }
-GROUPS = {  # whose tests run in one process of several: fixtures and markers of which a test has one
-    "spark": {"connect_servers", "runtimes"},  # one server is enough; environments are made once
-    "workers": {"worker_processes"},
-}
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """The whole folder is run by two processes, where pytest-xdist is there and no -n says how many."""
+    """The whole folder is run by two processes, where pytest-xdist is there and no -n says how many; each takes files.
+
+    So a process has one Spark server, and the environments of test_runtimes.py are made once.
+    """
     options = config.option
     if "PYTEST_XDIST_WORKER" in os.environ or options.usepdb or not config.pluginmanager.hasplugin("xdist"):
         return
     if options.numprocesses is None and [Path(name).resolve() for name in config.args] == [Path(__file__).parent]:
         options.numprocesses = 2
     if options.numprocesses and options.dist == "no":
-        options.dist = "loadgroup"
+        options.dist = "loadfile"
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Function]) -> None:
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
     for item in items:
         for marker, fixtures in FIXTURES_OF.items():
             if fixtures.intersection(item.fixturenames):
                 item.add_marker(marker)
-        for group, names in GROUPS.items() if config.pluginmanager.hasplugin("xdist") else ():
-            if names.intersection([*item.fixturenames, *item.keywords]):
-                item.add_marker(pytest.mark.xdist_group(group))
 
 
 # Under nohup, or as a shell's background job, these are ignored, and the processes that tests start inherit it.
