@@ -532,7 +532,7 @@ def workers_that_wait(server):
 
 
 def test_one_giant_user_is_spread_over_the_workers(spark, scanned):
-    with FakeDatabricks(users=1, shape="bench", directories=2000) as server:
+    with FakeDatabricks(users=1, shape="bench", directories=1000) as server:
         scanned(spark, server, lambda: sum(number > 5 for number in server.workers.values()) >= 4, slow=0.5)
         more = {path for (_, path), number in server.requests.items() if number > 1}
         assert len(more - {"/Users"}) <= 1  # the probe's
@@ -583,10 +583,11 @@ def test_interrupting_leaves_the_users_own_queries_alone(spark, monkeypatch, tmp
 
 def test_a_connect_server_that_is_lost_and_stays_away(connect_server, login):
     """The rest is scanned from here, and at the end nobody waits long for a server that is gone."""
-    with FakeDatabricks(users=40, shape="small", slow=0.5) as server, closing(Wire(connect_server.port)) as wire:
+    server = FakeDatabricks(users=8, shape="bench", directories=150, slow=0.5)
+    with server, closing(Wire(connect_server.port)) as wire:
         write_users(server.user_names)
         with running(server, login, *WORDS, "--spark-remote", f"sc://127.0.0.1:{wire.port}") as process:
-            until(lambda: process.poll() is not None or server.workers.total() > 40, 180)
+            until(lambda: process.poll() is not None or len(workers_that_wait(server)) == 8, 180)
             wire.close()
             server.change(slow=1.0)
             said = next(line for line in process.stderr if line.startswith("warning: "))
