@@ -476,22 +476,23 @@ def test_names_without_a_home_cost_no_worker_a_request_and_the_cluster_stays(wor
         assert {server.requests["workspace", f"/Users/{name}"] for name in names} == {1}
 
 
-def test_requests_of_workers_are_counted_and_a_429_of_theirs_waits(workers, small, monkeypatch):
+def test_requests_of_workers_are_counted_and_a_429_of_theirs_waits(workers, many, monkeypatch):
     """As long as it says. And all hands together never make more requests at a time than there may be."""
     set_constants(monkeypatch, FIRST_RATE=500.0, MOST_IN_FLIGHT=8)
     at = {}
     asked = Fault("500")
     asked.applies = lambda api, path, _: path != "/Users" and at.setdefault((api, path), []).append(time.monotonic())
     when = {"of_workers": True, "times": 1, "when": lambda: workers.probed}
-    small.change(faults=[asked, Fault("429", headers={"Retry-After": "1"}, **when)])
-    client = DatabricksClient(config_of(small), 4)
-    with slow_until(small, workers_help(small)):
-        assert len(list(process_user_batch_parallel(workers, small.user_names, client.config, 4, client=client))) == 12
+    many.change(faults=[asked, Fault("429", headers={"Retry-After": "1"}, **when)])
+    many.change(latency=0.1)
+    client = DatabricksClient(config_of(many), 4)
+    with slow_until(many, workers_help(many)):
+        assert len(list(process_user_batch_parallel(workers, many.user_names, client.config, 4, client=client))) == 20
     [(first, second)] = [times for times in at.values() if len(times) == 2]
     assert second - first >= 1.0
-    assert client.statistics["requests"] == small.total_requests - workers.slots  # the probe's
+    assert client.statistics["requests"] == many.total_requests - workers.slots  # the probe's
     assert client.statistics["rate_limited"] == 1
-    assert small.max_in_flight <= 8
+    assert many.max_in_flight <= 8
 
 
 @pytest.mark.soak
