@@ -725,8 +725,8 @@ class Pacer:
     def unanswered(self, error: DatabricksError, now: float) -> None:
         """The question failed, too: an outage. Raises InventoryError after LONGEST_OUTAGE."""
         if not self.is_outage:
-            told = FILE_SYSTEMS[self.file_system].label, self.rows[self.doubt], self.doubt, error
-            logger.warning("%s: %d %s in a row, the last: %s. Waiting until the service is back", *told)
+            told = FILE_SYSTEMS[self.file_system].label, self.rows[self.doubt], error
+            logger.warning("%s: %d failures in a row, the last: %s. Waiting until the service is back", *told)
             self.is_outage = True
         if now - self.paused_at > LONGEST_OUTAGE:
             raise InventoryError(f"no success for {LONGEST_OUTAGE / 60:.0f} minutes; the last failure: {error}")
