@@ -96,7 +96,7 @@ LONGEST_PROGRESS = 7 * 86_400.0  # seconds from a user's first listing, until th
 # Batches for a cluster. A Spark query costs about 0.1 s beyond its requests.
 CLUSTER_DELAY = 2.0  # seconds from the start; most runs on a few users end before, and pyspark takes a second to import
 SMALLEST_BATCH, LARGEST_BATCH = 8, 128  # directories; narrow trees have no more ready
-BATCH_SECONDS, FIRST_BATCH_SECONDS = 2.0, 0.5  # of asking; the latter until every slot has been tried
+BATCH_SECONDS, FIRST_BATCH_SECONDS = 2.0, 0.5  # of asking; the latter until a pace is known, or every slot tried
 GRACE_SECONDS, OVERDUE_SECONDS = 5.0, 10.0  # after its time: a worker waits no longer, a batch is listed here
 LOWEST_BATCH_RATE = 5.0  # requests/s of an API: less is better kept here
 MOST_IN_FLIGHT = 256  # requests, over all hands
@@ -1365,7 +1365,7 @@ class Cluster:
         self.began: float | None = None  # of the run, and then of the start
         self.slots = 0
         self.threads = 1  # of each worker
-        self.most_out = 1  # batches: doubled with each that comes back, so that a pace is found gently
+        self.most_out = 1  # batches: one more with each that comes back, so that a pace is found gently
         self.out: list[Batch] = []
         self.failures = 0  # batches in a row
         self.listed = 0  # directories
@@ -1460,7 +1460,8 @@ class Cluster:
         size = size_of_batch(sum(lengths.values()), crawler.threads, idle)
         if not size:
             return False
-        seconds = BATCH_SECONDS if self.most_out >= self.slots else FIRST_BATCH_SECONDS
+        is_known = self.most_out >= self.slots or min(rates.values()) < math.inf
+        seconds = BATCH_SECONDS if is_known else FIRST_BATCH_SECONDS
         directories = []
         for name, length in lengths.items():
             most = min(size * length / sum(lengths.values()), rates[name] * seconds)  # what it may ask for in its time
@@ -1479,7 +1480,7 @@ class Cluster:
             return
         self.out.remove(batch)
         self.failures = 0
-        most_out = min(self.most_out * 2, self.slots)
+        most_out = min(self.most_out + 1, self.slots)
         now = crawler.client.clock()
         worker, outcomes = report
         for (_, directory), outcome in zip(batch.timed, outcomes, strict=True):
