@@ -460,6 +460,19 @@ def test_while_the_token_endpoint_fails_or_does_not_answer_the_old_token_serves(
             assert config.current_token(refused=config.token) != config.token
 
 
+def test_a_token_endpoint_that_fails_is_not_asked_for_each_request(work, often, monkeypatch):
+    fault = Fault("400", path=TOKEN_URL)
+    with FakeDatabricks(users=1, **ALWAYS_NEW) as server:
+        work(server)
+        config = load_databricks_config("work")
+        set_constants(monkeypatch, FAILED_SECONDS=60.0)
+        server.change(faults=[fault])
+        for _ in range(3):
+            with pytest.raises(DatabricksError, match="no token from profile work"):
+                config.current_token(refused=config.token)
+        assert fault.hits == 1
+
+
 # Which login of databricks-sdk it is
 
 

@@ -43,6 +43,9 @@ def test_without_a_terminal_lines_tell_how_far_it_is_and_what_is_to_come(scan, m
     assert 0 < max(longest) < max(waiting)
     assert lines[0][5] == small.user_names[0]  # named until that one is done
     assert " users, " not in scan(small, *small.user_names, "-q", "-o", "out.csv").err
+    set_constants(monkeypatch, PROGRESS_SECONDS=0.1)
+    said = scan(small, small.user_names[0], "--rate", "10", "-o", "out.csv").err  # of each file system
+    assert 3 <= max(map(int, re.findall(r" (\d+) requests/s", said))) <= 60, said
 
 
 def test_a_user_in_progress_has_no_homes_that_are_still_to_be_listed(scan, server, login):
