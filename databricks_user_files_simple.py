@@ -2214,7 +2214,8 @@ def check_places(outputs: list[str], users_file: str | None, checkpoint: Path | 
     for path in filter(None, outputs + others):
         place = place_of(path)
         if place in places:
-            both = f"{shown(places[place])} and {shown(path)} are one"
+            first, second = shown(places[place]), shown(path)
+            both = f"{first} and {second} are one" if first != second else f"two of these go to {first}"
             raise InventoryError(f"{both}: outputs, --users-file and --checkpoint must be different files")
         places[place] = path
     for path in outputs:
