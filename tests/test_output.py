@@ -171,6 +171,13 @@ def test_what_went_to_our_own_stdout_before_stays_there(login, nobody, name, mod
     assert files_here() == {"all.csv", "link"}
 
 
+def test_what_a_python_caller_has_printed_comes_before_the_rows(login, nobody):
+    code = "from databricks_user_files_simple import user_files; print('before'); user_files(['a', '-q'])"
+    environment = {**os.environ, **login(nobody), "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""}
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment, check=True)
+    assert done.stdout.decode() == f"before\n{CSV}"
+
+
 def test_temporary_files_of_others_stay_and_two_at_a_time_do_not_mix():
     """In two containers each run may be process 1 of the same folder."""
 
