@@ -2797,7 +2797,7 @@ def scan_into(
         homes |= others
         nobodys = {}
     checkpoint.asked = list(homes)
-    left = {name: homes[name] for name in homes if not is_kept(checkpoint, name, homes[name], admin)}
+    left = {name: homes[name] for name in homes if not is_kept(checkpoint, name, homes[name], admin, client)}
     unknown = find_unknown(client, left, folders)
     cluster = scan_left(checkpoint, Tally(left, client.statistics, admin, checkpoint.journal), unknown, client, args)
     client.close()  # what idle connections hold, the outputs may need
@@ -2834,13 +2834,14 @@ def scan_left(
     return cluster
 
 
-def is_kept(checkpoint: Checkpoint, name: str, homes: dict[str, Home], admin: bool) -> bool:
-    """Whether the user is complete in the checkpoint for good, with the homes of now, this login, and rows of files."""
+def is_kept(checkpoint: Checkpoint, name: str, homes: dict[str, Home], admin: bool, client: DatabricksClient) -> bool:
+    """Whether the user is complete in the checkpoint, with the homes of now, for this login, with the rows of files."""
     if not checkpoint.done(name):
         return False
     result = checkpoint.load(name)
     has_rows = checkpoint.csv_path is None or checkpoint.journal.rows[result.scan] == result.file_count
-    return has_homes(result.homes, homes) and result.certain and (result.admin or not admin) and has_rows
+    is_certain = result.certain or known_users(client) is None  # else it can be told by now
+    return has_homes(result.homes, homes) and (result.admin or not admin) and has_rows and is_certain
 
 
 def tell_kept(checkpoint: Checkpoint, left: list[str]) -> None:

@@ -252,7 +252,10 @@ def test_an_empty_row_that_nobody_could_tell_anything_about_is_not_kept(inventor
     words = ["--resume", "--checkpoint", "progress", GHOST, BEN, "cy@example.com", ANN]
     users.change(faults=[Fault("403", path=HOME), Fault("403", api="scim", path=1)])
     users.add_tree("workspace", {"/Users/cy@example.com": []})
-    assert inventory_of(users, *words, code=1)[0][GHOST]["status"] == "empty"
+    for again in (False, True):
+        rows, said = inventory_of(users, *words, code=1)
+        assert (rows[GHOST]["status"], "to scan again" in said) == ("empty", False)
+        assert users.requests["workspace", f"/Users/{GHOST}"] == 1 - again
     users.change(faults=[Fault("403", path=HOME)])
     rows, said = inventory_of(users, *words, code=1)
     assert rows[GHOST]["error"].startswith(NOBODY)
