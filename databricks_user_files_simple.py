@@ -99,6 +99,7 @@ SMALLEST_BATCH, LARGEST_BATCH = 8, 128  # directories; narrow trees have no more
 BATCH_SECONDS, FIRST_BATCH_SECONDS = 2.0, 0.5  # of asking; the latter until a pace is known, or every slot tried
 GRACE_SECONDS, OVERDUE_SECONDS = 5.0, 10.0  # after its time: a worker waits no longer, a batch is listed here
 LOWEST_BATCH_RATE = 5.0  # requests/s of an API: less is better kept here
+FIRST_BATCHES = 4  # at the same time
 MOST_IN_FLIGHT = 256  # requests, over all hands
 LARGEST_BODIES, LARGEST_REPORT = 8 * 1024**2, 64 * 1024**2  # bytes: bodies in a report, and the whole report unzipped
 WORKER_FAILURES = 3  # in a row, after which a worker asks an API nothing more
@@ -1365,7 +1366,7 @@ class Cluster:
         self.began: float | None = None  # of the run, and then of the start
         self.slots = 0
         self.threads = 1  # of each worker
-        self.most_out = 1  # batches: one more with each that comes back, so that a pace is found gently
+        self.most_out = FIRST_BATCHES  # one more with each that comes back, so that a pace is found gently
         self.out: list[Batch] = []
         self.failures = 0  # batches in a row
         self.listed = 0  # directories
