@@ -321,6 +321,10 @@ class Listing:
     directories: list[str] = field(default_factory=list)
     totals: FileSystemTotals = field(default_factory=lambda: FileSystemTotals(directories=1))
 
+    @property
+    def paths(self) -> set[str]:
+        return {*self.directories, *(entry.path for entry in self.files)}
+
     def add_file(self, entry: FileEntry) -> None:
         self.files.append(entry)
         self.totals.files += 1
@@ -470,8 +474,7 @@ def read_users_folder(file_system: str, answers: list[Listing | DatabricksError]
         told = "%s:/Users cannot be listed, homes in other letter case are not found: %s"
         logger.warning(told, file_system, errors[0])
         return UsersFolder(frozenset(), "not listed")
-    paths = [[*listing.directories, *(entry.path for entry in listing.files)] for listing in listings]
-    found = [{path.removeprefix(f"{USERS_FOLDER}/") for path in each} for each in paths]  # a file is a home, too
+    found = [{path.removeprefix(f"{USERS_FOLDER}/") for path in each.paths} for each in listings]  # files, too
     names = frozenset().union(*found)
     odd = any(listing.totals.failures for listing in listings) or any("/" in name for name in names)
     nothing = FILE_SYSTEMS[file_system].shows_all and not names  # `{}`: where nobody has a home, DBFS answers 404
@@ -906,7 +909,7 @@ class Tally:
         What cannot be counted right is a failure: what is unclear or odd for the first time, further files, and new
         directories that may be those of one that was listed already, under another name.
         """
-        there = {*listing.directories, *(entry.path for entry in listing.files)}
+        there = listing.paths
         self.decide(directory, there, "404, though listed")
         never_listed = {missing.path for missing in directory.missing if not missing.known}
         gone = [path for path in known.directories if path not in there and path not in never_listed]
@@ -1861,7 +1864,7 @@ class Journal:
         record["found"] = {name: value for name, value in vars(found).items() if value}
         record["directories"] = [path[len(directory.path) + 1 :] for path in new]
         if directory.known:
-            there = {*listing.directories, *(entry.path for entry in listing.files)}
+            there = listing.paths
             gone = [path for one in directory.missing if one.path not in there for path in one.never_listed()]
             below = next(directory.never_listed())
             record |= {"files_now": len(listing.files), "below": below, "gone": gone}
