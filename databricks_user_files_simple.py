@@ -1773,7 +1773,7 @@ class Begun:
             if known is None:
                 return
             known.files = record["files_now"]
-            gone = set(record["gone"])
+            gone = set(record.get("gone", ()))  # not there in a journal of before
             known.directories = [one for one in known.directories if one not in gone]
             for one in gone:
                 left.pop(one, None)
