@@ -871,7 +871,8 @@ def write_output(path: str, write: Callable[[TextIO], object], saved: bool = Fal
             # A cell's output is not what the descriptor gets, and a console has an encoding of its own.
             write(cast(TextIO, SimpleNamespace(write=partial(write_fitting, sys.stdout))))
         elif stream := stream_of(path):
-            print(end="", flush=True)  # what a Python caller has said there comes first
+            if stream == 1:
+                print(end="", flush=True)  # what a Python caller has said there comes first
             write_text(io.BufferedWriter(PatientFile(stream, "w", closefd=stream == path)), path, write)
         else:
             target = os.path.realpath(path)
