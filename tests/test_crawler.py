@@ -280,8 +280,8 @@ def test_a_service_that_is_away_costs_nothing_however_many_directories_are_left(
 
 @pytest.mark.parametrize(("header", "first"), [(None, 2), ("30", 30)])
 @pytest.mark.parametrize("listed", [0, 5])
-def test_an_api_that_is_away_is_asked_one_question_ever_more_rarely(clock, recorder, header, first, listed):
-    """For the directory that was listed last; where none was, for /Users."""
+def test_an_api_that_is_away_is_asked_one_question_ever_more_rarely(clock, recorder, caplog, header, first, listed):
+    """For the directory that was listed last; where none was, for /Users. That it waits is said once."""
     with wide_server(60) as server:
         away = of_dbfs("503", lambda: server.requests["dbfs", f"{HOME}/d0055"] or not listed)
         away.headers = {"Retry-After": header} if header else {}
@@ -297,6 +297,7 @@ def test_an_api_that_is_away_is_asked_one_question_ever_more_rarely(clock, recor
     assert gaps[: len(doubled)] == pytest.approx(doubled, abs=0.3)
     assert 900 <= times[-1] - times[0] + first <= 991
     assert {path for now, api, path in recorder.seen if api == "dbfs" and now >= times[0]} == {asked}
+    assert caplog.text.count(TOLD) == 1
 
 
 @pytest.mark.parametrize(("kind", "failures", "other", "away"), [
