@@ -483,13 +483,13 @@ def test_requests_of_workers_are_counted_and_a_429_of_theirs_waits(workers, many
     asked = Fault("500")
     asked.applies = lambda api, path, _: path != "/Users" and at.setdefault((api, path), []).append(time.monotonic())
     when = {"of_workers": True, "times": 1, "when": lambda: workers.probed}
-    many.change(faults=[asked, Fault("429", headers={"Retry-After": "1"}, **when)])
+    many.change(faults=[asked, Fault("429", headers={"Retry-After": "2"}, **when)])
     many.change(latency=0.1)
     client = DatabricksClient(config_of(many), 4)
     with slow_until(many, workers_help(many)):
         assert len(list(process_user_batch_parallel(workers, many.user_names, client.config, 4, client=client))) == 20
     [(first, second)] = [times for times in at.values() if len(times) == 2]
-    assert second - first >= 1.0
+    assert second - first >= 2.0
     assert client.statistics["requests"] == many.total_requests - workers.slots  # the probe's
     assert client.statistics["rate_limited"] == 1
     assert many.max_in_flight <= 8
