@@ -48,7 +48,6 @@ from html import escape
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from random import random as random_fraction
 from string import Template
 from typing import IO, Any, Literal, NamedTuple, TextIO
 from urllib.parse import urlsplit
@@ -1470,7 +1469,7 @@ class Cluster:
         for name, length in lengths.items():
             most = min(size * length / sum(lengths.values()), rates[name] * seconds)  # what it may ask for in its time
             directories += frontier.pop_for_workers(name, math.ceil(most))
-        batch = Batch(schedule(directories, rates, random_fraction()), rates, seconds, now)
+        batch = Batch(schedule(directories, rates, crawler.client.jitter()), rates, seconds, now)
         self.out.append(batch)
         self.beside(crawler, partial(self.bring, crawler.client, batch), partial(self.take_report, crawler, batch))
         return True
