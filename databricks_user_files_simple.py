@@ -1326,10 +1326,14 @@ def outcome_of(directory: Directory, answer: Any) -> Outcome:
         return 0, str(error)
 
 
-def share_of_pace(rate: float, lent: float, idle: int) -> float:
-    """Requests/s of an API for a batch, which so many idle slots and this process share; 0: better kept here."""
+def share_of_pace(rate: float, lent: float, batches: int, idle: int) -> float:
+    """Requests/s of an API for a batch: what idle slots and this process share, while so many batches may be out.
+
+    No more than half as much again as each would have, since a worker may not reach that. 0: better kept here.
+    """
     free = rate - lent
-    return max(free / (idle + 1), LOWEST_BATCH_RATE) if free >= 2 * LOWEST_BATCH_RATE else 0.0
+    share = min(free / (idle + 1), 1.5 * rate / (batches + 1))
+    return max(share, LOWEST_BATCH_RATE) if free >= 2 * LOWEST_BATCH_RATE else 0.0
 
 
 def size_of_batch(ready: int, threads: int, idle: int) -> int:
@@ -1368,7 +1372,8 @@ class Cluster:
         self.began: float | None = None  # of the run, and then of the start
         self.slots = 0
         self.threads = 1  # of each worker
-        self.most_out = FIRST_BATCHES  # one more with each that comes back, so that a pace is found gently
+        self.most_out = FIRST_BATCHES  # one more with each that comes back without a 429
+        self.fewer_at = -math.inf
         self.out: list[Batch] = []
         self.failures = 0  # batches in a row
         self.listed = 0  # directories
@@ -1448,14 +1453,15 @@ class Cluster:
 
     def send_batch(self, crawler: Crawler, now: float) -> bool:
         """Sends one, if there are a free slot, enough to do, and pace to share."""
-        idle = min(self.slots, self.most_out) - len(self.out)
+        most_out = min(self.slots, self.most_out)
+        idle = most_out - len(self.out)
         if idle < 1 or self.state != "ready":
             return False
         frontier = crawler.frontier
         while sum(map(len, frontier.ready.values())) < (idle + 1) * LARGEST_BATCH and crawler.tally.open_user():
             pass  # until there is enough for all
         rates = {
-            name: share_of_pace(pacer.rate, pacer.lent, idle)
+            name: share_of_pace(pacer.rate, pacer.lent, most_out, idle)
             for name, pacer in crawler.pacers.items()
             if not pacer.doubt and frontier.ready[name]
         }
@@ -1483,7 +1489,7 @@ class Cluster:
             return
         self.out.remove(batch)
         self.failures = 0
-        most_out = min(self.most_out + 1, self.slots)
+        most_out = self.most_out + 1
         now = crawler.client.clock()
         worker, outcomes = report
         for (_, directory), outcome in zip(batch.timed, outcomes, strict=True):
@@ -1496,15 +1502,17 @@ class Cluster:
                 directory.not_before = now + retry_after_seconds(outcome[1])
                 crawler.client.statistics["rate_limited"] += 1
                 pacer = crawler.pacers[directory.file_system]
-                is_first = pacer.rate == pacer.ceiling
-                if not is_first and pacer.limited_here_at < batch.sent_at:  # only workers are limited: fewer of them
-                    most_out = max(self.most_out // 2, 1)
-                elif pacer.limited(batch.sent_at, now) and is_first:
-                    most_out = self.most_out = 1
+                most_out = min(most_out, self.most_out)
+                if pacer.rate == pacer.ceiling or pacer.limited_here_at >= batch.sent_at:
+                    pacer.limited(batch.sent_at, now)
+                elif self.fewer_at < batch.sent_at:  # only workers are limited: fewer of them, once for all that left
+                    most_out = self.most_out // 2
             elif outcome:  # any failure
                 directory.not_for_workers = True
             crawler.frontier.push(directory)
-        self.most_out = most_out
+        if most_out < self.most_out:
+            self.fewer_at = now
+        self.most_out = min(max(most_out, 1), self.slots)
         logger.debug("batch of %d directories on %s, after %.1f s", len(outcomes), worker, now - batch.sent_at)
 
     def fail(self, crawler: Crawler, batch: Batch, reason: str) -> None:

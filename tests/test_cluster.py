@@ -28,26 +28,11 @@ from databricks_user_files_simple import process_user_batch_parallel
 from databricks_user_list import DatabricksClient, DatabricksConfig, InventoryError
 from tests.connect_server import Wire
 from tests.fake import FakeDatabricks, Fault
-from tests.helpers import (
-    ROOT,
-    SCANNER,
-    WORDS,
-    assert_all_true,
-    block_imports,
-    config_of,
-    find_python,
-    hang_when,
-    log_in,
-    make_client,
-    running,
-    set_constants,
-    slow_until,
-    spellings,
-    true_csv,
-    until,
-    workers_help,
-    write_users,
-)
+
+from tests.helpers import (  # isort: skip
+    ROOT, SCANNER, WORDS, assert_all_true, block_imports, config_of, find_python, hang_when, log_in, make_client,
+    running, set_constants, slow_until, spellings, true_csv, until, workers_help, write_users,
+)  # fmt: skip
 
 DBFS, WORKSPACE = "dbfs", "workspace"
 LIMITS = {"seconds": 2.0, "grace": 5.0, "connect": 5, "read": 5, "bytes": 8 * 1024**2, "failures": 3}
@@ -97,30 +82,21 @@ def scanned(log):
 # The rules of a batch
 
 
-@pytest.mark.parametrize(("rate", "lent", "idle", "share"), [
-    (inf, 0, 8, inf),  # no limit is known
-    (100, 60, 3, 10),  # this process counts as a slot more
-    (100, 0, 32, 5),  # more slots than the pace feeds
-    (30, 21, 8, 0),  # the rest is better kept here
-    (20, 10, 1, 5),
+@pytest.mark.parametrize(("rate", "lent", "batches", "idle", "share"), [
+    (inf, 0, 8, 8, inf),  # no limit is known
+    (100, 60, 4, 3, 10),  # this process counts as a slot more
+    (100, 20, 4, 1, 30),  # more than a worker may reach
+    (100, 0, 32, 32, 5),  # more slots than the pace feeds
+    (30, 21, 8, 8, 0),  # the rest is better kept here
 ])  # fmt: skip
-def test_a_batch_takes_its_share_of_the_pace(rate, lent, idle, share):
-    assert scanner.share_of_pace(rate, lent, idle) == share
+def test_a_batch_takes_its_share_of_the_pace(rate, lent, batches, idle, share):
+    assert scanner.share_of_pace(rate, lent, batches, idle) == share
 
 
 def test_a_batch_has_its_size():
     """Below 16 + 8: what this process takes next stays here."""
     sizes = [scanner.size_of_batch(ready, threads=16, idle=8) for ready in (16 + 7, 16 + 8, 16 + 8 * 20, 10_000)]
     assert sizes == [0, 8, 20, 128]
-
-
-def test_places_are_spaced_by_the_share_of_their_api():
-    places = [(DBFS, "/a"), (DBFS, "/b"), (WORKSPACE, "/c"), (DBFS, "/d"), (WORKSPACE, "/e")]
-    directories = [scanner.Directory(0, *place) for place in places]
-    timed = scanner.schedule(directories, {DBFS: 10.0, WORKSPACE: inf}, 0.5)
-    assert [(offset, at.file_system, at.path) for offset, at in timed] == [
-        (0.0, WORKSPACE, "/c"), (0.0, WORKSPACE, "/e"), (0.05, DBFS, "/a"), (0.15, DBFS, "/b"), (0.25, DBFS, "/d")
-    ]  # fmt: skip
 
 
 # What a worker does, run here
@@ -493,18 +469,6 @@ def test_requests_of_workers_are_counted_and_a_429_of_theirs_waits(workers, many
     assert client.statistics["requests"] == many.total_requests - workers.slots  # the probe's
     assert client.statistics["rate_limited"] == 1
     assert many.max_in_flight <= 8
-
-
-@pytest.mark.soak
-def test_429s_that_only_workers_get_do_not_slow_this_process(workers):
-    """All that they ask is answered so: this process alone would take as long."""
-    with FakeDatabricks(users=20, shape="bench", directories=60, latency=0.05) as server:
-        server.change(faults=[Fault("429", of_workers=True)])
-        names, config, times = server.user_names, config_of(server), [time.monotonic()]
-        for results in (scanner.scan_users(names, config, 4), process_user_batch_parallel(workers, names, config, 4)):
-            assert {result.status for result in results} == {"success"}
-            times.append(time.monotonic())
-    assert times[2] - times[1] < 1.6 * (times[1] - times[0])
 
 
 def test_each_batch_leaves_with_the_token_of_the_moment(workers, small, scanned):
