@@ -1372,8 +1372,8 @@ class Cluster:
         self.began: float | None = None  # of the run, and then of the start
         self.slots = 0
         self.threads = 1  # of each worker
-        self.most_out = FIRST_BATCHES  # one more with each that comes back without a 429
-        self.fewer_at = -math.inf
+        self.most_out = 0  # batches at the same time: one more with each that comes back without a 429
+        self.fewer_at = -math.inf  # when these were halved last
         self.out: list[Batch] = []
         self.failures = 0  # batches in a row
         self.listed = 0  # directories
@@ -1432,6 +1432,7 @@ class Cluster:
         self.state = "ready"
         own = crawler.threads
         self.slots = min(slots, MOST_IN_FLIGHT - own)
+        self.most_out = min(FIRST_BATCHES, self.slots)
         self.threads = min(own, (MOST_IN_FLIGHT - own) // self.slots)
         self.idle_because = "this machine alone reaches what the service allows, or has no more to ask than it can"
 
@@ -1453,15 +1454,14 @@ class Cluster:
 
     def send_batch(self, crawler: Crawler, now: float) -> bool:
         """Sends one, if there are a free slot, enough to do, and pace to share."""
-        most_out = min(self.slots, self.most_out)
-        idle = most_out - len(self.out)
+        idle = self.most_out - len(self.out)
         if idle < 1 or self.state != "ready":
             return False
         frontier = crawler.frontier
         while sum(map(len, frontier.ready.values())) < (idle + 1) * LARGEST_BATCH and crawler.tally.open_user():
             pass  # until there is enough for all
         rates = {
-            name: share_of_pace(pacer.rate, pacer.lent, most_out, idle)
+            name: share_of_pace(pacer.rate, pacer.lent, self.most_out, idle)
             for name, pacer in crawler.pacers.items()
             if not pacer.doubt and frontier.ready[name]
         }
