@@ -552,7 +552,7 @@ def test_a_connect_server_that_is_lost_and_stays_away(connect_server, login):
     with server, closing(Wire(connect_server.port)) as wire:
         write_users(server.user_names)
         with running(server, login, *WORDS, "--spark-remote", f"sc://127.0.0.1:{wire.port}") as process:
-            until(lambda: process.poll() is not None or len(workers_that_wait(server)) == 8, 180)
+            until(lambda: process.poll() is not None or workers_help(server)(), 180)
             wire.close()
             server.change(slow=1.0)
             said = next(line for line in process.stderr if line.startswith("warning: "))
