@@ -88,6 +88,7 @@ def scanned(log):
     (100, 20, 4, 1, 30),  # more than a worker may reach
     (100, 0, 32, 32, 5),  # more slots than the pace feeds
     (30, 21, 8, 8, 0),  # the rest is better kept here
+    (20, 10, 1, 1, 5),
 ])  # fmt: skip
 def test_a_batch_takes_its_share_of_the_pace(rate, lent, batches, idle, share):
     assert scanner.share_of_pace(rate, lent, batches, idle) == share
