@@ -27,6 +27,7 @@ HANDLING_SECONDS = 0.0002  # of the gathering thread, for each departure and eac
 QUERY_SECONDS = 0.1  # of a batch, beyond its requests
 TREE = 10  # directories of each user
 SECONDS, FEWEST_REQUESTS = 120, 2000  # of a case
+Limits = dict[str, "Bucket | Window"]  # by file system
 
 
 class Bucket:
@@ -77,9 +78,6 @@ def stray(limit: Bucket | Window) -> Bucket | Window:
     return limit
 
 
-Limits = dict[str, Bucket | Window]  # by file system
-
-
 class Service:
     """In place of the crawler's two queues: takes what is to be listed, and hands over the answers as time goes by.
 
@@ -101,10 +99,9 @@ class Service:
         self.slots, self.most_out, self.cluster = slots, 0, Cluster("no session")
         self.cluster.beside = self.beside  # type: ignore[method-assign]
         tally = Tally(homes, client.statistics, True, journal)
-        crawler: Any = Crawler(client, tally, hands, self.cluster if slots else None, rate)
-        crawler.work = crawler.answers = self
-        crawler.started = hands
-        self.crawler = crawler
+        self.crawler: Any = Crawler(client, tally, hands, self.cluster if slots else None, rate)
+        self.crawler.work = self.crawler.answers = self
+        self.crawler.started = hands
 
     def put(self, task: tuple[str, str, Any] | None) -> None:
         if task:
@@ -205,9 +202,8 @@ def simulate(limits: Limits, latency: float, requests: int, hands: int = HANDS, 
                 failed -= result.status in ("success", "empty")
         except InventoryError as error:
             print(error)
-    most = sum(limit.most(service.succeeded_at) for limit in limits.values())
-    if not slots:
-        most = min(most, hands * service.succeeded_at / latency)
+    by_hands = float("inf") if slots else hands * service.succeeded_at / latency
+    most = min(sum(limit.most(service.succeeded_at) for limit in limits.values()), by_hands)
     asked, listed, outages = (service.counts[name] for name in ("requests", "listed", "outages"))
     most_in_10_s = max(sum(service.each_second[second + k] for k in range(10)) for second in list(service.each_second))
     found = service.succeeded_at, service.most_out, most_in_10_s

@@ -95,9 +95,14 @@ def test_a_batch_takes_its_share_of_the_pace(rate, lent, batches, idle, share):
 
 
 def test_a_batch_has_its_size():
-    """Below 16 + 8: what this process takes next stays here."""
     sizes = [scanner.size_of_batch(ready, threads=16, idle=8) for ready in (16 + 7, 16 + 8, 16 + 8 * 20, 10_000)]
-    assert sizes == [0, 8, 20, 128]
+    assert sizes == [0, 8, 20, 128]  # below 16 + 8, what this process takes next stays here
+
+
+def test_places_are_spaced_by_the_share_of_their_api():
+    places = [(DBFS, "/a"), (DBFS, "/b"), (WORKSPACE, "/c"), (WORKSPACE, "/d")]
+    timed = scanner.schedule([scanner.Directory(0, *place) for place in places], {DBFS: 10.0, WORKSPACE: inf}, 0.5)
+    assert [(at, one.path) for at, one in timed] == [(0.0, "/c"), (0.0, "/d"), (0.05, "/a"), (0.15, "/b")]
 
 
 # What a worker does, run here
