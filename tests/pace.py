@@ -99,9 +99,10 @@ class Service:
         self.slots, self.most_out, self.cluster = slots, 0, Cluster("no session")
         self.cluster.beside = self.beside  # type: ignore[method-assign]
         tally = Tally(homes, client.statistics, True, journal)
-        self.crawler: Any = Crawler(client, tally, hands, self.cluster if slots else None, rate)
-        self.crawler.work = self.crawler.answers = self
-        self.crawler.started = hands
+        crawler: Any = Crawler(client, tally, hands, self.cluster if slots else None, rate)
+        crawler.work = crawler.answers = self
+        crawler.started = hands
+        self.crawler = crawler
 
     def put(self, task: tuple[str, str, Any] | None) -> None:
         if task:
